@@ -1,0 +1,361 @@
+"""One ``Calibrator`` for every partition of the grid; it computes a ``Calibration``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpseg import ranks
+from cpseg.checks import (
+    SCORES_FIX,
+    check_alpha,
+    check_background,
+    check_ignore_index,
+    check_labels,
+    check_not_empty,
+    check_probs,
+    check_unit_interval,
+    in_unit_interval,
+    labels_outside,
+    message,
+    shape,
+)
+from cpseg.groups import check_groups, is_pixelwise, to_grid
+from cpseg.scores import check_score, true_class_score
+from cpseg.stores import BinnedScores, ClassScores, TopScores
+from cpseg.thresholds import Calibration
+
+__all__ = ["Calibration", "Calibrator"]
+
+
+class Calibrator:
+    """Streaming calibration: thresholds from labelled images, exact for any split or order.
+
+    Args:
+        groups: which cells share a threshold, integer ``[H, W]``, from :mod:`cpseg.groups`. Where
+            every cell is its own group the largest scores are kept and the result is exact; else
+            scores are counted in bins and the threshold is rounded up by less than 1 % in odds.
+        alpha: miscoverage rate in (0, 1), the largest that ``compute`` will be asked for.
+        background: index of a dominant class that selection suppresses, or None.
+        num_classes: number of classes; read off the first update where not given.
+        per_class: a threshold for every class apart.
+        max_images: an upper bound on the number of images; pixel-wise it bounds the memory to
+            ``floor(alpha (max_images + 1))`` floats a cell, and without it all scores are kept.
+        score: the nonconformity score, ``"lac"``.
+        ignore_index: the label of void pixels.
+
+    Raises:
+        ValueError: a value outside its range.
+        TypeError: groups that are not integer.
+
+    Guarantee:
+        See :class:`Calibration`, whose thresholds this computes.
+
+    Reference:
+        ConformalSAM (ICCV 2025), section 3.3.1; Brunekreef et al. (2024) for the variants.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> calibrator = Calibrator(groups.pixel((2, 2)), alpha=0.1, background=0)
+        >>> for _ in range(10):
+        ...     probs = torch.rand(2, 3, 2, 2, generator=generator).softmax(1)
+        ...     calibrator.update(probs, torch.randint(3, (2, 2, 2), generator=generator))
+        >>> calibration = calibrator.compute()
+        >>> calibration.num_images, calibration.infinite_share
+        (20, 0.0)
+        >>> calibration.pseudo_labels(probs).shape
+        torch.Size([2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        groups: Tensor,
+        *,
+        alpha: float | str | Fraction = 0.05,
+        background: int | None = None,
+        num_classes: int | None = None,
+        per_class: bool = False,
+        max_images: int | None = None,
+        score: str = "lac",
+        ignore_index: int = 255,
+    ) -> None:
+        where = "Calibrator"
+        check_groups(where, groups)
+        self.alpha = check_alpha(where, alpha)
+        check_score(where, score)
+        if max_images is not None and max_images < 1:
+            raise ValueError(message(where, "max_images >= 1", str(max_images), "or leave it out"))
+        if num_classes is not None:
+            _check_classes(where, num_classes, background, ignore_index)
+        self.groups = groups.to(torch.int64)
+        self.background = background
+        self.num_classes = num_classes
+        self.per_class = per_class
+        self.max_images = max_images
+        self.score = score
+        self.ignore_index = ignore_index
+        self._pixelwise = is_pixelwise(groups)
+        self._store: TopScores | ClassScores | BinnedScores | None = None
+        # On an accelerator a look at the values would wait for the device: a batch with bad ones
+        # counts for nothing there, and `compute` says so.
+        self._bad_batches = torch.zeros((), dtype=torch.int64)
+        self._synced = False
+
+    @property
+    def num_images(self) -> int:
+        """Images seen so far."""
+        return 0 if self._store is None else self._store.images
+
+    def update(self, probs: Tensor, labels: Tensor) -> None:
+        """Score a batch of labelled images.
+
+        Args:
+            probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size: the
+                score map is brought to the grid by nearest sampling.
+            labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
+
+        Raises:
+            ValueError: wrong rank or shape, an empty batch, another device or number of classes
+                than before, scores outside [0, 1] or NaN, labels that are neither class nor void,
+                more than ``max_images`` images. Nothing of the batch is counted. On an accelerator
+                the two checks on values are reported by ``compute``.
+            TypeError: wrong dtypes.
+        """
+        where = "Calibrator.update"
+        check_probs(where, probs)
+        check_labels(where, labels, probs)
+        num_classes = probs.shape[-3]
+        if self.num_classes is None:
+            _check_classes(where, num_classes, self.background, self.ignore_index)
+        elif num_classes != self.num_classes:
+            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
+            raise ValueError(message(where, expected, got, "use one calibrator a model"))
+        probs = probs.detach()
+        if probs.ndim == 3:
+            probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
+        self._check_room(where, len(probs), probs.device)
+        if probs.device.type == "cpu":
+            check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
+            scores = true_class_score(where, probs, labels, self.ignore_index)
+        else:
+            bad = labels_outside(labels, num_classes, self.ignore_index)
+            labels = labels.masked_fill(bad, self.ignore_index)
+            scores = true_class_score(where, probs, labels, self.ignore_index)
+            scores = self._without_bad(scores, bad.any() | ~in_unit_interval(probs))
+        self.num_classes = num_classes
+        scores = to_grid(scores, self._grid)
+        classes = None
+        if self.per_class:  # void pixels may have any: their score is NaN
+            classes = to_grid(labels.to(torch.int64), self._grid).masked_fill(scores.isnan(), 0)
+        self._ensure_store(probs.device).update(scores, classes)
+
+    def update_scores(self, scores: Tensor) -> None:
+        """Take nonconformity scores made elsewhere.
+
+        Args:
+            scores: float ``[B, h, w]`` or ``[h, w]``, NaN where there is none; in [0, 1] unless
+                every cell is its own group.
+
+        Raises:
+            ValueError: wrong rank, an empty batch, another device, scores outside [0, 1] for
+                pooled groups, thresholds per class (which need labels), too many images.
+            TypeError: not floating point.
+        """
+        where = "Calibrator.update_scores"
+        if self.per_class:
+            fix = "call update, or calibrate without per_class"
+            raise ValueError(message(where, "probs and labels per class", "scores", fix))
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            got = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
+            raise TypeError(message(where, "floating-point scores", got, "convert to float32"))
+        if scores.ndim not in (2, 3):
+            fix = "pass one score a pixel"
+            raise ValueError(message(where, "scores [B, H, W] or [H, W]", shape(scores), fix))
+        check_not_empty(where, scores, name="scores")
+        scores = scores.detach().reshape(-1, *scores.shape[-2:]).to(torch.float32)
+        self._check_room(where, len(scores), scores.device)
+        if not self._pixelwise:
+            present = scores.nan_to_num(nan=0.0)
+            if scores.device.type == "cpu":
+                fix = "pooled groups count scores in bins of [0, 1]"
+                check_unit_interval(where, present, name="scores", fix=fix)
+            else:
+                scores = self._without_bad(scores, ~in_unit_interval(present))
+        # The store keeps the tensor: it must not be the caller's.
+        self._ensure_store(scores.device).update(to_grid(scores, self._grid).clone(), None)
+
+    def merge(self, other: Calibrator) -> None:
+        """Take all that another calibrator of the same settings has seen; it stays as it is.
+
+        Raises:
+            ValueError: other settings, another device, or more than ``max_images`` together.
+        """
+        where = "Calibrator.merge"
+        if not isinstance(other, Calibrator):
+            fix = "merge calibrators"
+            raise TypeError(message(where, "a Calibrator", type(other).__name__, fix))
+        if other is self:
+            raise ValueError(message(where, "another calibrator", "itself", "merge each one once"))
+        own, theirs = self._settings(), other._settings()
+        if self.num_classes is None or other.num_classes is None:
+            own["num_classes"] = theirs["num_classes"] = None
+        for name, value in own.items():
+            if theirs[name] != value:
+                expected, got = f"the same {name} ({value})", str(theirs[name])
+                raise ValueError(message(where, expected, got, "build both alike"))
+        if other._store is None:
+            return
+        self._check_room(where, other.num_images, other._bad_batches.device)
+        self.num_classes = other.num_classes if self.num_classes is None else self.num_classes
+        store: Any = self._ensure_store(other._bad_batches.device)
+        store.merge(other._store)
+        self._bad_batches += other._bad_batches
+
+    def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Merge over the ranks of ``torch.distributed``; every rank then holds the whole.
+
+        Call it once, after the last update: a second call would count every image again. A rank
+        without images takes part like the others. Does nothing where no process group is set up.
+
+        Args:
+            process_group: the ranks to merge over; all by default.
+
+        Raises:
+            ValueError: settings differ between ranks (said by every rank), more than
+                ``max_images`` together, or a second call.
+        """
+        where = "Calibrator.sync"
+        if not ranks.active():
+            return
+        if self._synced:
+            fix = "sync once, after the last update"
+            raise ValueError(message(where, "one call", "a second one", fix))
+        device = self._bad_batches.device
+        if self._store is None:
+            device = ranks.device_without_data(process_group)
+        if self._agree(where, device, process_group):
+            self._ensure_store(device).sync(process_group)
+            self._bad_batches = ranks.total(self._bad_batches, process_group)
+        self._synced = True
+
+    def compute(self, alpha: float | str | Fraction | None = None) -> Calibration:
+        """The thresholds for ``alpha``, by default the one given at the start.
+
+        Raises:
+            ValueError: nothing but void so far, ``alpha`` above the one that the kept scores
+                suffice for, or (on an accelerator) batches with bad values among the updates.
+        """
+        where = "Calibrator.compute"
+        exact = self.alpha if alpha is None else check_alpha(where, alpha)
+        if self._store is None:
+            raise ValueError(message(where, "labelled images", "none", "call update first"))
+        bounded = self._pixelwise and not self.per_class and self.max_images is not None
+        if bounded and exact > self.alpha:
+            expected = f"alpha <= {float(self.alpha):g}, the scores kept with max_images allow"
+            fix = f"build the calibrator with alpha={float(exact):g}"
+            raise ValueError(message(where, expected, f"{float(exact):g}", fix))
+        if int(self._bad_batches) > 0:
+            expected = f"probs in [0, 1] and labels among the classes or {self.ignore_index}"
+            got = f"{int(self._bad_batches)} batches with other values (left out)"
+            raise ValueError(message(where, expected, got, SCORES_FIX))
+        threshold, count = self._store.quantile(exact)
+        if not bool(count.any()):
+            got = f"only void pixels in {self.num_images} images"
+            fix = f"check ignore_index ({self.ignore_index})"
+            raise ValueError(message(where, "at least one labelled pixel", got, fix))
+        return Calibration(
+            threshold,
+            count,
+            alpha=float(exact),
+            num_images=self.num_images,
+            num_classes=self.num_classes,
+            background=self.background,
+            score=self.score,
+            ignore_index=self.ignore_index,
+            variant="pixel" if self._pixelwise else "groups",
+        )
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.groups.shape[0], self.groups.shape[1]
+
+    def _check_room(self, where: str, images: int, device: torch.device) -> None:
+        """A batch fits: not after ``sync``, on the device of those before, not too many images."""
+        if self._synced:
+            fix = "sync after the last update, or start a new calibrator and merge"
+            raise ValueError(message(where, "updates before sync", "one after it", fix))
+        if self._store is not None and device != self._bad_batches.device:
+            expected = f"tensors on {self._bad_batches.device} as before"
+            raise ValueError(message(where, expected, str(device), "move them with .to(device)"))
+        if self.max_images is not None and self.num_images + images > self.max_images:
+            expected = f"at most max_images={self.max_images} images"
+            got = f"{self.num_images + images}"
+            raise ValueError(message(where, expected, got, "build it with a larger max_images"))
+
+    def _ensure_store(self, device: torch.device) -> TopScores | ClassScores | BinnedScores:
+        if self._store is None:
+            self._bad_batches = self._bad_batches.to(device)
+            layers = self.num_classes if self.per_class else None
+            if not self._pixelwise:
+                self._store = BinnedScores(self.groups, num_classes=layers, device=device)
+            elif layers is not None:
+                self._store = ClassScores(self._grid, num_classes=layers, device=device)
+            else:
+                self._store = TopScores(
+                    self._grid, alpha=self.alpha, max_images=self.max_images, device=device
+                )
+        return self._store
+
+    def _without_bad(self, scores: Tensor, bad: Tensor) -> Tensor:
+        """No score where the batch is bad, and note it, without waiting for the device."""
+        self._bad_batches = self._bad_batches.to(scores.device) + bad
+        return scores.masked_fill(bad, torch.nan)
+
+    def _settings(self) -> dict[str, Any]:
+        """What two calibrators must share to be merged."""
+        cells = self.groups.cpu().numpy().tobytes()
+        return {
+            "grid": list(self._grid),
+            "groups": hashlib.sha256(cells).hexdigest()[:16],
+            "alpha": str(self.alpha),
+            "background": self.background,
+            "num_classes": self.num_classes,
+            "per_class": self.per_class,
+            "max_images": self.max_images,
+            "score": self.score,
+            "ignore_index": self.ignore_index,
+        }
+
+    def _agree(self, where: str, device: torch.device, group: dist.ProcessGroup | None) -> bool:
+        """Raise on every rank alike unless all can be merged; whether there is any image."""
+        settings = json.dumps({**self._settings(), "num_classes": None}).encode()
+        digest = int.from_bytes(hashlib.sha256(settings).digest()[:7], "big")
+        classes = 0 if self.num_classes is None else self.num_classes
+        each = ranks.everyone([digest, classes, self.num_images], device, group)
+        if len({values[0] for values in each}) > 1:
+            got = "ranks with other ones"
+            raise ValueError(message(where, "the same settings on all ranks", got, "build alike"))
+        known = {values[1] for values in each} - {0}
+        if len(known) > 1:
+            expected, got = "the same number of classes on all ranks", str(sorted(known))
+            raise ValueError(message(where, expected, got, "use one model"))
+        images = sum(values[2] for values in each)
+        if self.max_images is not None and images > self.max_images:
+            expected, got = f"at most max_images={self.max_images} images", f"{images} on all ranks"
+            raise ValueError(message(where, expected, got, "build it with a larger max_images"))
+        self.num_classes = known.pop() if known else None
+        return images > 0
+
+
+def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        fix = "count the class scores of a pixel"
+        raise ValueError(message(where, "num_classes >= 1", str(num_classes), fix))
+    check_background(where, background, num_classes)
+    check_ignore_index(where, ignore, num_classes)

@@ -1,0 +1,185 @@
+"""Argument checks: the only place that writes the standard messages.
+
+Every message is one line, ``function: expected <what>, got <what>; <fix>``. Shapes and dtypes are
+free to look at and always checked; values cost a pass over the data (and, on an accelerator, a
+synchronisation) and are checked where data enters: ``Calibrator.update``, the file readers, the
+command.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def message(where: str, expected: str, got: str, fix: str) -> str:
+    """The standard error line."""
+    return f"{where}: expected {expected}, got {got}; {fix}"
+
+
+def shape(tensor: Tensor) -> str:
+    """``[2, 21, 64, 64]``, for messages."""
+    return str(list(tensor.shape))
+
+
+def check_probs(where: str, probs: Tensor, *, name: str = "probs") -> None:
+    """Class scores: floating point, ``[B, K, H, W]`` or ``[K, H, W]``, nothing empty."""
+    if not isinstance(probs, Tensor):
+        got, fix = type(probs).__name__, "convert it with torch.as_tensor"
+        raise TypeError(message(where, f"{name} as a tensor", got, fix))
+    if not probs.is_floating_point():
+        fix = "divide uint8 maps by 255 and convert the rest to float32"
+        raise TypeError(message(where, f"floating-point {name}", str(probs.dtype), fix))
+    if probs.ndim not in (3, 4):
+        fix = "pass class scores with a class axis"
+        raise ValueError(message(where, f"{name} [B, K, H, W] or [K, H, W]", shape(probs), fix))
+    check_not_empty(where, probs, name=name)
+
+
+def check_not_empty(where: str, tensor: Tensor, *, name: str) -> None:
+    """No axis of length 0."""
+    if 0 in tensor.shape:
+        fix = "skip empty batches"
+        raise ValueError(message(where, f"at least one element in {name}", shape(tensor), fix))
+
+
+def check_integer(where: str, labels: Tensor, *, name: str = "labels") -> None:
+    """An integer tensor, of any width."""
+    if not isinstance(labels, Tensor):
+        got, fix = type(labels).__name__, "convert them with torch.as_tensor"
+        raise TypeError(message(where, f"{name} as a tensor", got, fix))
+    if labels.dtype not in _INTEGERS:
+        fix = "convert class indices to an integer dtype"
+        raise TypeError(message(where, f"integer {name}", str(labels.dtype), fix))
+
+
+def check_labels(where: str, labels: Tensor, probs: Tensor, *, name: str = "labels") -> None:
+    """Integer labels of the size and on the device of ``probs``."""
+    check_integer(where, labels, name=name)
+    expected = (*probs.shape[:-3], *probs.shape[-2:])
+    if labels.shape != expected:
+        raise ValueError(
+            message(
+                where,
+                f"{name} {list(expected)} for probs {shape(probs)}",
+                shape(labels),
+                "resize the labels (nearest) or pass scores at the labels' size",
+            )
+        )
+    check_same_device(where, labels, probs, name=name, reference="probs")
+
+
+def check_same_device(
+    where: str, tensor: Tensor, other: Tensor, *, name: str, reference: str
+) -> None:
+    """Two tensors that meet lie on one device."""
+    if tensor.device != other.device:
+        expected = f"{name} on the device of {reference} ({other.device})"
+        raise ValueError(message(where, expected, str(tensor.device), "move one with .to(device)"))
+
+
+def check_same_shape(where: str, tensor: Tensor, other: Tensor, *, name: str, ref: str) -> None:
+    """Two tensors of the same shape, without broadcasting."""
+    if tensor.shape != other.shape:
+        expected = f"{name} of the shape of {ref} {shape(other)}"
+        raise ValueError(message(where, expected, shape(tensor), "resize one of them (nearest)"))
+
+
+def check_alpha(where: str, alpha: object, *, name: str = "alpha") -> Fraction:
+    """A rate strictly between 0 and 1, as the exact decimal that the caller wrote."""
+    try:
+        exact = Fraction(str(alpha))
+    except ValueError:
+        exact = None
+    if exact is None or not 0 < exact < 1:
+        fix = "pass a miscoverage rate such as 0.05"
+        raise ValueError(message(where, f"{name} in (0, 1)", str(alpha), fix))
+    return exact
+
+
+def check_background(where: str, background: int | None, num_classes: int) -> None:
+    """``None`` or a class index that leaves at least one other class."""
+    if background is None:
+        return
+    if isinstance(background, bool) or not isinstance(background, int):
+        fix = "pass the index of the dominant class, or None where every class counts"
+        raise TypeError(message(where, "background as int or None", repr(background), fix))
+    if not 0 <= background < num_classes:
+        expected = f"background in 0..{num_classes - 1} or None"
+        fix = "pass the index of the dominant class, or None where every class counts"
+        raise ValueError(message(where, expected, str(background), fix))
+    if num_classes == 1:
+        fix = "pass background=None, or the scores of the other classes too"
+        raise ValueError(message(where, "a class besides the background", "1 class", fix))
+
+
+def check_ignore_index(where: str, ignore_index: int, num_classes: int) -> None:
+    """The void value must not be a class."""
+    if 0 <= ignore_index < num_classes:
+        expected = f"an ignore_index outside the classes 0..{num_classes - 1}"
+        raise ValueError(message(where, expected, str(ignore_index), "pass ignore_index=-1"))
+
+
+def check_threshold(where: str, threshold: Tensor | float, probs: Tensor) -> Tensor:
+    """A number or tensor ``[]``, ``[H, W]`` or ``[K, H, W]`` that belongs to ``probs``."""
+    if not isinstance(threshold, Tensor):
+        return torch.tensor(float(threshold), dtype=torch.float32, device=probs.device)
+    if not threshold.is_floating_point():
+        fix = "pass the threshold of a Calibration or a number"
+        raise TypeError(message(where, "a float32 threshold", str(threshold.dtype), fix))
+    allowed = (torch.Size(()), probs.shape[-2:], probs.shape[-3:])
+    if threshold.shape not in allowed:
+        expected = f"threshold [], {list(allowed[1])} or {list(allowed[2])}"
+        fix = "bring it to the image's size with Calibration.resize"
+        raise ValueError(
+            message(where, f"{expected} for probs {shape(probs)}", shape(threshold), fix)
+        )
+    check_same_device(where, threshold, probs, name="threshold", reference="probs")
+    return threshold.to(torch.float32)
+
+
+_ONE_AS_BITS = 0x3F800000
+
+
+def in_unit_interval(values: Tensor) -> Tensor:
+    """Bool ``[]``: every value lies in [0, 1]; NaN does not. One pass, no synchronisation."""
+    low, high = values.aminmax()
+    return (low >= 0) & (high <= 1)
+
+
+def check_unit_interval(where: str, values: Tensor, *, name: str, fix: str) -> None:
+    """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator."""
+    if values.dtype == torch.float32:
+        # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care
+        # for NaN and are read faster. What fails here (-0.0 too) is looked at again below.
+        least, most = values.view(torch.int32).aminmax()
+        if int(least) >= 0 and int(most) <= _ONE_AS_BITS:
+            return
+    if not bool(in_unit_interval(values)):
+        low, high = (float(end) for end in values.aminmax())
+        got = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
+        raise ValueError(message(where, f"{name} in [0, 1]", got, fix))
+
+
+def check_label_values(
+    where: str, labels: Tensor, num_classes: int, ignore_index: int, *, name: str = "labels"
+) -> None:
+    """Raise where a label is neither a class nor void. Synchronises on an accelerator."""
+    stray = labels_outside(labels, num_classes, ignore_index)
+    if bool(stray.any()):
+        expected = f"{name} in 0..{num_classes - 1} or {ignore_index} (ignore_index)"
+        got = str(int(labels[stray][0]))
+        raise ValueError(message(where, expected, got, "map other values to ignore_index"))
+
+
+def labels_outside(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Bool, where a label is neither a class nor void."""
+    index = labels.to(torch.int64)
+    return ((index < 0) | (index >= num_classes)) & (index != ignore_index)
+
+
+SCORES_FIX = "apply softmax or sigmoid to logits, and bound a head that sums over queries"

@@ -1,0 +1,493 @@
+"""Data and model of the built-in demo: real handwriting in two domains.
+
+Scenes are composed from the 1797 handwritten digits that ship inside scikit-learn
+(``load_digits``, nothing is downloaded).  The *source* domain is clean: dark ink on nearly
+flat paper.  The *target* domain is what a bad photograph makes of it: faint ink, several
+scales of texture, stains, ruled lines, stray strokes and uneven light.  A small network
+trained on source scenes alone plays the foundation model, so the gap it meets on the target
+domain is a real one.
+
+Classes: 0 is background, digit ``d`` is class ``d + 1``, 255 is void (a thin rim around
+every object, as in Pascal VOC).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = [
+    "CLASS_NAMES",
+    "HEIGHT",
+    "NUM_CLASSES",
+    "VOID",
+    "WIDTH",
+    "class_scores",
+    "scenes",
+    "train_foundation",
+]
+
+Domain = Literal["source", "target"]
+Digits = Literal["train", "test"]
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+HEIGHT = 96
+WIDTH = 128
+NUM_CLASSES = 11
+VOID = 255
+CLASS_NAMES: tuple[str, ...] = ("background", *(str(d) for d in range(10)))
+
+_PATCH = 64  # side of the square in which one digit is drawn
+# Where each part starts and ends in a fixed shuffle of the 1797 digits; no digit is in two.
+_PARTS: dict[tuple[str, str], tuple[int, int]] = {
+    ("source", "train"): (0, 900),
+    ("source", "test"): (900, 1097),
+    ("target", "train"): (1097, 1447),
+    ("target", "test"): (1447, 1797),
+}
+_SHUFFLE_SEED = 8128
+
+_POOL = 800  # source scenes the network is trained on
+_BATCH = 8
+_RATE = 3e-3
+_WARM = 0.65  # share of the steps that train the encoder alone
+
+
+@dataclass(frozen=True)
+class _Style:
+    """What one domain looks like; pairs are the ends of a uniform draw."""
+
+    count: tuple[int, int]  # digits per scene, both ends included
+    size: tuple[float, float]  # height of a digit in pixels
+    paper: tuple[float, float]
+    ink: tuple[float, float]  # how much darker than the paper, 0 to 1
+    texture: float  # strength of the texture at several scales
+    shade: float  # strength of the uneven light
+    lines: tuple[int, int]
+    blobs: tuple[int, int]
+    strokes: tuple[int, int]
+    clutter: tuple[float, float]  # how much darker (or lighter) the clutter is
+    noise: float  # standard deviation of the pixel noise
+
+
+_STYLES: dict[str, _Style] = {
+    "source": _Style(
+        count=(3, 5),
+        size=(26.0, 44.0),
+        paper=(0.70, 0.95),
+        ink=(0.35, 0.80),
+        texture=0.025,
+        shade=0.10,
+        lines=(0, 3),
+        blobs=(0, 3),
+        strokes=(0, 1),
+        clutter=(0.03, 0.10),
+        noise=0.02,
+    ),
+    "target": _Style(
+        count=(5, 7),
+        size=(26.0, 40.0),
+        paper=(0.60, 0.90),
+        ink=(0.14, 0.22),
+        texture=0.035,
+        shade=0.15,
+        lines=(2, 5),
+        blobs=(2, 5),
+        strokes=(1, 3),
+        clutter=(0.03, 0.12),
+        noise=0.02,
+    ),
+}
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[F32, I64]:
+    """Return the 8 x 8 digits scaled to 0..1, shuffled once and for all, and their values."""
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ImportError(
+            "the demo draws its scenes from scikit-learn's digits: pip install cpseg[demo]"
+        ) from error
+    bunch = load_digits()
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(bunch.target))
+    images = (np.asarray(bunch.images, dtype=np.float32) / 16.0)[order]
+    return images, np.asarray(bunch.target, dtype=np.int64)[order]
+
+
+def scenes(count: int, *, domain: Domain, seed: int, digits: Digits = "train") -> tuple[U8, U8]:
+    """Compose ``count`` scenes of one domain from the digits of one part.
+
+    Returns RGB images ``[N, H, W, 3]`` and label maps ``[N, H, W]`` with 255 as void.  The
+    four parts (two domains, ``train`` and ``test``) share no digit.
+    """
+    if (domain, digits) not in _PARTS:
+        raise ValueError(f"no digits for domain {domain!r} and part {digits!r}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    part = sorted(_PARTS).index((domain, digits))
+    rng = np.random.default_rng([seed, part])
+    return _compose(count, _STYLES[domain], _PARTS[domain, digits], rng)
+
+
+def _compose(
+    count: int, style: _Style, part: tuple[int, int], rng: np.random.Generator
+) -> tuple[U8, U8]:
+    """Place digits on backgrounds, ``count`` times."""
+    images, values = _digits()
+    per_scene = rng.integers(style.count[0], style.count[1] + 1, count)
+    total = int(per_scene.sum())
+    picks = rng.integers(part[0], part[1], total)
+    sizes = rng.uniform(*style.size, total)
+    patches = _draw_digits(images[picks], sizes, rng)
+    masks = _stroke_masks(patches)
+
+    gray = _backgrounds(count, style, rng)
+    depth = rng.uniform(*style.ink, total).astype(np.float32)
+    labels = np.zeros((count, HEIGHT, WIDTH), dtype=np.uint8)
+    radii = 0.5 * sizes
+    start = 0
+    for n in range(count):
+        stop = start + int(per_scene[n])
+        for k, (y, x) in _place(radii[start:stop], rng):
+            m = start + k
+            _paste(
+                gray[n],
+                labels[n],
+                patches[m],
+                masks[m],
+                int(values[picks[m]]) + 1,
+                float(depth[m]),
+                y,
+                x,
+            )
+        start = stop
+
+    gray *= _light(count, style.shade, rng)
+    gray += style.noise * rng.standard_normal(gray.shape, dtype=np.float32)
+    tint = 1.0 + rng.uniform(-1.0, 1.0, (count, 1, 1, 3)).astype(np.float32) * np.array(
+        [0.03, 0.0, 0.06], dtype=np.float32
+    )
+    rgb = np.clip(gray[..., None] * tint, 0.0, 1.0)
+    return np.rint(rgb * 255.0).astype(np.uint8), labels
+
+
+def _draw_digits(small: F32, sizes: npt.NDArray[np.float64], rng: np.random.Generator) -> F32:
+    """Redraw 8 x 8 digits smoothly at their sizes, turned and sheared: ``[M, P, P]``."""
+    m = len(small)
+    angle = np.deg2rad(rng.uniform(-15.0, 15.0, m))
+    shear = rng.uniform(-0.2, 0.2, m)
+    aspect = rng.uniform(0.85, 1.15, m)
+    # From a patch pixel back to the digit: undo the turn, the shear, then the scale.
+    cos, sin = np.cos(angle), np.sin(angle)
+    scale_y = _PATCH / sizes
+    scale_x = scale_y / aspect
+    theta = np.zeros((m, 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = scale_x * (cos + shear * sin)
+    theta[:, 0, 1] = scale_x * (sin - shear * cos)
+    theta[:, 1, 0] = -scale_y * sin
+    theta[:, 1, 1] = scale_y * cos
+    padded = np.zeros((m, 1, 12, 12), dtype=np.float32)
+    padded[:, 0, 2:10, 2:10] = small
+    theta *= 8.0 / 12.0
+    grid = F.affine_grid(torch.from_numpy(theta), [m, 1, _PATCH, _PATCH], align_corners=False)
+    drawn = F.grid_sample(
+        torch.from_numpy(padded), grid, mode="bicubic", padding_mode="zeros", align_corners=False
+    )[:, 0].clamp(0.0, 1.0)
+    # A soft threshold turns the blurred copy into a stroke with an even edge.
+    inked: F32 = torch.sigmoid((drawn - 0.42) * 14.0).numpy()
+    inked[inked < 0.02] = 0.0
+    return inked
+
+
+def _stroke_masks(patches: F32) -> U8:
+    """1 on the stroke (dilated by a pixel), 2 on the void rim, 0 elsewhere."""
+    stroke = torch.from_numpy((patches > 0.35).astype(np.float32))[:, None]
+    fat = F.max_pool2d(stroke, 3, 1, 1)
+    rim = F.max_pool2d(fat, 3, 1, 1)
+    masks: U8 = (2.0 * rim - fat)[:, 0].numpy().astype(np.uint8)
+    return masks
+
+
+def _place(
+    radii: npt.NDArray[np.float64], rng: np.random.Generator
+) -> list[tuple[int, tuple[int, int]]]:
+    """Centres that do not overlap, largest digit first; one that finds no room is left out."""
+    placed: list[tuple[int, tuple[int, int]]] = []
+    tries = rng.uniform(size=(len(radii), 30, 2))
+    for k in np.argsort(-radii, kind="stable"):
+        r = radii[k]
+        inset = 0.5 * r  # a digit may be cut a little by the border
+        ys = inset + tries[k, :, 0] * (HEIGHT - 2 * inset)
+        xs = inset + tries[k, :, 1] * (WIDTH - 2 * inset)
+        free = np.ones(len(ys), dtype=bool)
+        for other, (y, x) in placed:
+            free &= np.hypot(ys - y, xs - x) > 0.95 * (r + radii[other])
+        if free.any():
+            first = int(np.argmax(free))
+            placed.append((int(k), (int(ys[first]), int(xs[first]))))
+    return placed
+
+
+def _paste(
+    gray: F32, label: U8, patch: F32, mask: U8, value: int, depth: float, y: int, x: int
+) -> None:
+    """Darken ``gray`` by one digit centred at ``(y, x)`` and write its label, in place."""
+    half = _PATCH // 2
+    top, left = max(0, y - half), max(0, x - half)
+    bottom, right = min(HEIGHT, y + half), min(WIDTH, x + half)
+    rows = slice(top - y + half, bottom - y + half)
+    cols = slice(left - x + half, right - x + half)
+    gray[top:bottom, left:right] *= 1.0 - depth * patch[rows, cols]
+    region = label[top:bottom, left:right]
+    part = mask[rows, cols]
+    region[(part == 2) & (region == 0)] = VOID
+    region[part == 1] = value
+
+
+def _smooth_noise(count: int, cells: tuple[int, int], rng: np.random.Generator) -> F32:
+    """Unit-variance noise on a coarse grid, enlarged to the scene size."""
+    coarse = torch.from_numpy(rng.standard_normal((count, 1, *cells), dtype=np.float32))
+    field: F32 = F.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bicubic", align_corners=True)[
+        :, 0
+    ].numpy()
+    return field
+
+
+def _light(count: int, strength: float, rng: np.random.Generator) -> F32:
+    """Return a light that falls off in one direction and in soft patches, around 1."""
+    yy, xx = _axes()
+    angle = rng.uniform(0.0, 2.0 * np.pi, (count, 1, 1)).astype(np.float32)
+    ramp = np.cos(angle) * xx + np.sin(angle) * yy
+    patches = np.tanh(_smooth_noise(count, (3, 4), rng))
+    return np.asarray(1.0 + strength * (0.8 * ramp + 0.5 * patches), dtype=np.float32)
+
+
+def _axes() -> tuple[F32, F32]:
+    """Pixel coordinates: rows in -0.75..0.75, columns in -1..1."""
+    yy = (np.arange(HEIGHT, dtype=np.float32)[:, None] - HEIGHT / 2) / (WIDTH / 2)
+    xx = (np.arange(WIDTH, dtype=np.float32)[None, :] - WIDTH / 2) / (WIDTH / 2)
+    return yy, xx
+
+
+def _backgrounds(count: int, style: _Style, rng: np.random.Generator) -> F32:
+    """Paper with texture at three scales, ruled lines, stains and stray strokes."""
+    gray = np.empty((count, HEIGHT, WIDTH), dtype=np.float32)
+    gray[:] = rng.uniform(*style.paper, (count, 1, 1))
+    for cells, weight in (((6, 8), 0.6), ((16, 21), 0.5), ((40, 54), 0.4)):
+        gray += style.texture * weight * _smooth_noise(count, cells, rng)
+    yy, xx = _axes()
+    for n in range(count):
+        for _ in range(int(rng.integers(style.blobs[0], style.blobs[1] + 1))):
+            _blob(gray[n], yy, xx, style, rng)
+        for _ in range(int(rng.integers(style.lines[0], style.lines[1] + 1))):
+            _line(gray[n], yy, xx, style, rng)
+        for _ in range(int(rng.integers(style.strokes[0], style.strokes[1] + 1))):
+            _stroke(gray[n], style, rng)
+    return gray
+
+
+def _amount(style: _Style, rng: np.random.Generator, lighter: float) -> float:
+    """How much a piece of clutter darkens the paper; negative with chance ``lighter``."""
+    amount = float(rng.uniform(*style.clutter))
+    return -amount if rng.uniform() < lighter else amount
+
+
+def _blob(gray: F32, yy: F32, xx: F32, style: _Style, rng: np.random.Generator) -> None:
+    """Lay a soft elliptical stain on ``gray``, in place."""
+    cy, cx = rng.uniform(-0.75, 0.75), rng.uniform(-1.0, 1.0)
+    ry, rx = rng.uniform(0.08, 0.35, 2)
+    inside = 1.0 - np.hypot((yy - cy) / ry, (xx - cx) / rx)
+    gray *= 1.0 - np.float32(_amount(style, rng, 0.4)) * np.clip(inside * 4.0, 0.0, 1.0)
+
+
+def _line(gray: F32, yy: F32, xx: F32, style: _Style, rng: np.random.Generator) -> None:
+    """Rule a thin straight line across ``gray``, in place."""
+    angle = rng.uniform(0.0, np.pi)
+    offset, width = rng.uniform(-0.8, 0.8), rng.uniform(0.008, 0.02)
+    away = np.abs(np.float32(np.cos(angle)) * xx + np.float32(np.sin(angle)) * yy - offset)
+    gray *= 1.0 - np.float32(_amount(style, rng, 0.3)) * np.clip(2.0 - away / width, 0.0, 1.0)
+
+
+def _stroke(gray: F32, style: _Style, rng: np.random.Generator) -> None:
+    """Draw a curved distractor, about as wide as a digit's stroke, on ``gray``, in place."""
+    t = np.linspace(0.0, 1.0, 24, dtype=np.float32)[:, None]
+    centre = rng.uniform((0.0, 0.0), (HEIGHT, WIDTH))
+    a, b, c = (centre + rng.uniform(-18.0, 18.0, (3, 2))).astype(np.float32)
+    path = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
+    width = rng.uniform(1.2, 2.4)
+    low = np.maximum(np.floor(path.min(axis=0) - 6), 0).astype(int)
+    high = np.minimum(np.ceil(path.max(axis=0) + 6), (HEIGHT, WIDTH)).astype(int)
+    if (high <= low).any():
+        return
+    ys = np.arange(low[0], high[0], dtype=np.float32)[:, None, None]
+    xs = np.arange(low[1], high[1], dtype=np.float32)[None, :, None]
+    away = np.sqrt(((ys - path[:, 0]) ** 2 + (xs - path[:, 1]) ** 2).min(axis=2))
+    gray[low[0] : high[0], low[1] : high[1]] *= 1.0 - np.float32(
+        _amount(style, rng, 0.2)
+    ) * np.clip(1.5 - away / np.float32(width), 0.0, 1.0)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions with a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm1(self.first(x)))
+        return F.relu(x + self.norm2(self.second(y)))
+
+
+def _step(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class _Foundation(nn.Module):
+    """A small U-shaped network: gray ``[N, 1, H, W]`` in, logits ``[N, 11, H, W]`` out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _step(1, 16, 5, 2)
+        self.down4 = nn.Sequential(_step(16, 40, 3, 2), _Block(40))
+        self.down8 = nn.Sequential(_step(40, 96, 3, 2), _Block(96), _Block(96))
+        self.up4 = _step(96, 40, 1)
+        self.join4 = nn.Sequential(_step(80, 40), _Block(40))
+        self.up2 = _step(40, 16, 1)
+        self.join2 = _step(32, 24)
+        self.head = nn.Conv2d(24, NUM_CLASSES, 1)
+        self.coarse_head = nn.Conv2d(96, NUM_CLASSES, 1)
+
+    def coarse(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits per cell of 8 x 8 pixels; only training asks for them."""
+        logits: torch.Tensor = self.coarse_head(self.down8(self.down4(self.stem(x))))
+        return logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.stem(x)
+        b = self.down4(a)
+        c = self.down8(b)
+        b = self.join4(torch.cat([_double(self.up4(c)), b], dim=1))
+        a = self.join2(torch.cat([_double(self.up2(b)), a], dim=1))
+        logits: torch.Tensor = _double(self.head(a))
+        return logits
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _to_input(images: U8) -> torch.Tensor:
+    """Gray, centred, one channel: the network sees contrast, not colour."""
+    gray = images.astype(np.float32).mean(axis=3) / 255.0
+    gray -= gray.mean(axis=(1, 2), keepdims=True)
+    return torch.from_numpy(gray * 5.0)[:, None]
+
+
+def _cells(labels: torch.Tensor) -> torch.Tensor:
+    """Return the object class in each cell of 8 x 8 pixels, 0 for none, void for several."""
+    classes = torch.where(labels == VOID, 0, labels)[:, None].float()
+    most = F.max_pool2d(classes, 8)
+    least = -F.max_pool2d(-torch.where(classes == 0, 99.0, classes), 8)
+    return torch.where((most > 0) & (least != most), float(VOID), most)[:, 0].long()
+
+
+def train_foundation(
+    *,
+    seed: int,
+    steps: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Train the stand-in for a foundation model on source scenes only.
+
+    The loss is plain cross-entropy without class weights.  The first steps train the encoder
+    alone, to name the digit in each cell of 8 x 8 pixels: recognition comes much faster that
+    way than through the decoder.  ``progress`` is called with the number of steps done and
+    the number of all steps.  The global random state is left as it was.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = _Foundation()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for head in (model.head, model.coarse_head):
+        nn.init.normal_(head.weight, std=0.05, generator=generator)
+
+    pool = min(_POOL, steps * _BATCH)
+    images, labels = scenes(pool, domain="source", seed=seed)
+    inputs = _to_input(images).to(memory_format=torch.channels_last)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    warm = int(_WARM * steps)
+    phases = ((warm, model.coarse, _cells(targets)), (steps - warm, model.forward, targets))
+    done = 0
+    for length, forward, wanted in phases:
+        if length == 0:
+            continue
+        optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate_at, length=length))
+        for batch in _batches(length, pool, generator):
+            loss = F.cross_entropy(forward(inputs[batch]), wanted[batch], ignore_index=VOID)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if progress is not None:
+                progress(done, steps)
+    return model.eval()
+
+
+def _rate_at(step: int, length: int) -> float:
+    """Return the share of the learning rate at ``step``: up for a fifth, then a cosine down."""
+    done = (step + 0.5) / length
+    return done / 0.2 if done < 0.2 else 0.5 * (1.0 + math.cos(math.pi * (done - 0.2) / 0.8))
+
+
+def _batches(count: int, pool: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Scene numbers for ``count`` batches, reshuffled whenever the pool runs out."""
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(count):
+        if len(order) < _BATCH:
+            order = torch.randperm(pool, generator=generator)
+        yield order[:_BATCH]
+        order = order[_BATCH:]
+
+
+def class_scores(model: nn.Module, images: U8, *, batch: int = 32) -> F32:
+    """Softmax class scores ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
+    training = model.training
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            logits = model(_to_input(images[start : start + batch]))
+            parts.append(logits.softmax(dim=1).numpy())
+    model.train(training)
+    scores: F32 = np.concatenate(parts)
+    return scores

@@ -1,0 +1,248 @@
+"""From class scores and thresholds to prediction sets and pseudo-labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpseg.best import best_of_classes
+from cpseg.checks import (
+    check_background,
+    check_ignore_index,
+    check_probs,
+    check_threshold,
+    message,
+    shape,
+)
+from cpseg.scores import class_scores
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What selection by one threshold a pixel needs, whatever the number of classes.
+
+    Two class scores and a class index a pixel: with them any alpha and any variant can be tried
+    later without the model's full output.
+
+    Attributes:
+        best: largest score among the classes other than the background, as given, ``[B, H, W]``
+            or ``[H, W]``.
+        best_class: its class, the lowest index among ties, uint8 (int16 above 255 classes).
+        background_score: the score of the background, None without one.
+        background: index of the background class, or None.
+        num_classes: number of classes K.
+    """
+
+    best: Tensor
+    best_class: Tensor
+    background_score: Tensor | None
+    background: int | None
+    num_classes: int
+
+    def pseudo_labels(
+        self,
+        threshold: Tensor | float,
+        *,
+        ignore_index: int = 255,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
+        """The labels that :func:`pseudo_labels` gives for the scores behind this evidence.
+
+        Args:
+            threshold: a number, ``[]`` or ``[H, W]``; thresholds per class need all scores.
+            ignore_index: the label of pixels whose set is empty.
+            dtype: integer dtype of the labels.
+
+        Returns:
+            Labels, the shape of ``best``.
+
+        Raises:
+            ValueError: a threshold per class or of another size, an unfit ``ignore_index``.
+
+        Reference:
+            ConformalSAM (ICCV 2025), eq. 4.
+
+        Example:
+            >>> probs = torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1)
+            >>> evidence(probs, background=0).pseudo_labels(0.75)
+            tensor([[1]])
+        """
+        where = "Evidence.pseudo_labels"
+        if isinstance(threshold, Tensor) and threshold.ndim == 3:
+            expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
+            raise ValueError(message(where, expected, shape(threshold), fix))
+        threshold = check_threshold(where, threshold, self.best.unsqueeze(-3))
+        _check_output(where, ignore_index, dtype, self.num_classes)
+        inside = _inside(self.best, threshold)
+        # Bytes as long as the ignored value fits: the labels are written once, at the end.
+        narrow = self.best_class.dtype
+        fits = 0 <= ignore_index <= torch.iinfo(narrow).max
+        label = self.best_class if fits else self.best_class.to(torch.int64)
+        rest = torch.full_like(label, ignore_index)
+        if self.background_score is not None and self.background is not None:
+            # Where the best is outside, the larger of both is inside just if the background is.
+            # A NaN score spreads into it: such a pixel is ignored.
+            top = torch.maximum(self.best, self.background_score)
+            rest = rest.masked_fill(_inside(top, threshold), self.background)
+        return torch.where(inside, label, rest).to(dtype)
+
+    def argmax(self) -> Tensor:
+        """The most probable class of every pixel, int64; the lowest index among ties.
+
+        Example:
+            >>> evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0).argmax()
+            tensor([[0]])
+        """
+        label = self.best_class.to(torch.int64)
+        if self.background_score is None or self.background is None:
+            return label
+        tied = (self.background_score == self.best) & (label > self.background)
+        return torch.where((self.background_score > self.best) | tied, self.background, label)
+
+
+def prediction_set(probs: Tensor, threshold: Tensor | float) -> Tensor:
+    """The set of classes whose nonconformity ``1 - p`` is at most the threshold.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``; +inf takes every class.
+
+    Returns:
+        bool, the shape of ``probs``.
+
+    Raises:
+        ValueError: shapes or devices do not belong together.
+        TypeError: ``probs`` is not floating point.
+
+    Guarantee:
+        With the threshold of a pixel-wise calibration, the true class at a given cell of a new
+        image is in the set with probability in [1 - alpha, 1 - alpha + 1/(n + 1)], over the draw
+        of the n calibration images and the new one, if they are exchangeable and the score
+        function was fixed before.
+
+    Reference:
+        ConformalSAM (ICCV 2025), section 3.3.1.
+
+    Example:
+        >>> prediction_set(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), 0.75).flatten()
+        tensor([ True,  True, False])
+    """
+    check_probs("prediction_set", probs)
+    return class_scores(probs) <= check_threshold("prediction_set", threshold, probs)
+
+
+def pseudo_labels(
+    probs: Tensor,
+    threshold: Tensor | float,
+    *,
+    background: int | None,
+    ignore_index: int = 255,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """Labels for the pixels that the calibration stands behind; the rest are ignored.
+
+    The most probable class of the prediction set other than the background, the background where
+    it stands alone in the set, ``ignore_index`` where the set is empty. Ties go to the lowest
+    index.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``. A pixel with a NaN
+            among its scores is ignored.
+        threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``.
+        background: index of a dominant class to suppress (VOC: 0), or None where every class
+            counts (ADE20K). A wrong choice is silent and dear.
+        ignore_index: the label of pixels whose set is empty.
+        dtype: integer dtype of the labels.
+
+    Returns:
+        Labels ``[B, H, W]`` or ``[H, W]``.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, ``background`` is not a class,
+            ``ignore_index`` is one or does not fit ``dtype``.
+        TypeError: ``probs`` is not floating point.
+
+    Guarantee:
+        None for the chosen label: coverage is a promise about the set.
+
+    Reference:
+        ConformalSAM (ICCV 2025), eq. 4; its printed second case means that 0 is in C.
+
+    Example:
+        >>> probs = torch.tensor([[0.6, 0.3, 0.1], [0.9, 0.1, 0.0], [0.2, 0.2, 0.2]])
+        >>> probs = probs.T.reshape(3, 1, 3)  # three pixels
+        >>> pseudo_labels(probs, 0.75, background=0)
+        tensor([[  1,   0, 255]])
+    """
+    where = "pseudo_labels"
+    check_probs(where, probs)
+    threshold = check_threshold(where, threshold, probs)
+    check_background(where, background, probs.shape[-3])
+    if threshold.ndim < 3:
+        found = evidence(probs, background=background)
+        return found.pseudo_labels(threshold, ignore_index=ignore_index, dtype=dtype)
+    _check_output(where, ignore_index, dtype, probs.shape[-3])
+    # The best of the classes inside their own threshold: scores outside it lie below all others.
+    found = _find(probs, background, threshold)
+    rest: int | Tensor = ignore_index
+    if background is not None:
+        kept = _inside(probs.select(-3, background), threshold[background])
+        rest = torch.where(kept, background, ignore_index)
+    label = torch.where(found.best > -torch.inf, found.best_class.to(torch.int64), rest)
+    return torch.where(found.best.isnan(), ignore_index, label).to(dtype)
+
+
+def evidence(probs: Tensor, *, background: int | None) -> Evidence:
+    """The best score besides the background, its class, and the background's score.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        background: index of a dominant class to suppress, or None where every class counts.
+
+    Returns:
+        An :class:`Evidence`, whatever K is two scores and an index a pixel.
+
+    Raises:
+        ValueError: wrong rank, an empty batch, ``background`` is not a class or the only one.
+        TypeError: ``probs`` is not floating point.
+
+    Example:
+        >>> found = evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0)
+        >>> found.best.item(), found.best_class.item(), found.background_score.item()
+        (0.30000001192092896, 1, 0.6000000238418579)
+    """
+    check_probs("evidence", probs)
+    check_background("evidence", background, probs.shape[-3])
+    return _find(probs, background, None)
+
+
+def _inside(p: Tensor, threshold: Tensor) -> Tensor:
+    """Membership: the score that calibration ranked, in float32, against the threshold."""
+    return 1 - p.to(torch.float32) <= threshold
+
+
+def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> Evidence:
+    """Evidence; with a threshold per class, among the classes inside theirs (-inf: none is)."""
+    batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
+    best, best_class = best_of_classes(batch, background, threshold)
+    num_classes = probs.shape[-3]
+    best_class = best_class.to(torch.uint8 if num_classes <= 255 else torch.int16)
+    if probs.ndim == 3:
+        best, best_class = best[0], best_class[0]
+    # A copy: evidence that held a view would hold all scores.
+    back = None if background is None else probs.detach().select(-3, background).clone()
+    return Evidence(best, best_class, back, background, num_classes)
+
+
+def _check_output(where: str, ignore_index: int, dtype: torch.dtype, num_classes: int) -> None:
+    check_ignore_index(where, ignore_index, num_classes)
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        fix = "pass torch.int64 or torch.uint8"
+        raise TypeError(message(where, "an integer dtype", str(dtype), fix))
+    info = torch.iinfo(dtype)
+    low, high = min(ignore_index, 0), max(ignore_index, num_classes - 1)
+    if low < info.min or high > info.max:
+        expected = f"a dtype that holds labels {low}..{high}"
+        raise ValueError(message(where, expected, str(dtype), "pass torch.int64"))

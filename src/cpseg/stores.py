@@ -1,0 +1,284 @@
+"""Streaming stores: what a calibration keeps of the scores it has seen.
+
+All three take ``update(scores, classes)``, merge exactly, and give the same quantile for every
+split of the images into batches, orders, merge trees and ranks.
+
+- :class:`TopScores`: one score per image and cell; the largest few of each cell, exact.
+- :class:`ClassScores`: the same, apart for every class; keeps all scores with their class, exact.
+- :class:`BinnedScores`: many scores per image and group; counts in fixed bins, rounded up.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpseg.quantiles import from_top, from_top_of_counts, top_quantile
+from cpseg.ranks import everyone, gather_blocks, gather_rows, tiles, total
+
+Size = tuple[int, int]
+
+
+def _total_images(own: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
+    return sum(images[0] for images in everyone([own], device, group))
+
+
+def _stack(blocks: list[Tensor], cells: slice) -> Tensor:
+    """One tile of several ``[n, cells]`` blocks as ``[rows, tile]``."""
+    return torch.cat([block[:, cells] for block in blocks])
+
+
+class TopScores:
+    """The largest scores of every cell of a grid, where each image has at most one score a cell.
+
+    With ``max_images`` N the ``floor(alpha (N + 1))`` largest are kept, which is exact for every
+    alpha up to the one given; without it all are kept. New images wait in ``_pending`` and are
+    absorbed a few dozen at a time, tile by tile, so that a step costs little more than the copy.
+    """
+
+    def __init__(
+        self, size: Size, *, alpha: Fraction, max_images: int | None, device: torch.device
+    ) -> None:
+        self.size = size
+        self.images = 0
+        self.keep = None if max_images is None else from_top(max_images, alpha)
+        self._room = 0 if self.keep is None else max(16, self.keep // 8)
+        cells = size[0] * size[1]
+        self._top = torch.empty(0 if self.keep is None else self.keep, cells, device=device)
+        self._filled = 0
+        self._count = torch.zeros(cells, dtype=torch.int64, device=device)
+        self._pending: list[Tensor] = []
+
+    def update(self, scores: Tensor, classes: Tensor | None) -> None:
+        """Take scores ``[B, H, W]``, NaN where there is none; the tensor is kept, not copied."""
+        self.images += len(scores)
+        self._pending.append(scores.flatten(1))
+        self._absorb_if_full()
+
+    def merge(self, other: TopScores) -> None:
+        """Take all that ``other`` has seen; ``other`` stays as it is."""
+        self.images += other.images
+        self._count += other._count
+        self._absorb([other._top[: other._filled]])
+        self._pending += other._pending
+        self._absorb_if_full()
+
+    def sync(self, group: dist.ProcessGroup | None) -> None:
+        """Merge over the ranks of ``group``; every rank then holds the whole."""
+        if self.keep is None:
+            self._pending = gather_blocks(self._pending, self._top, torch.nan, group)
+        else:
+            self._absorb_pending()
+            self._sync_top(self.keep, group)
+        self._count = total(self._count, group)
+        self.images = _total_images(self.images, self._count.device, group)
+
+    def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:
+        """Threshold and number of scores of every cell, ``[H, W]`` each."""
+        blocks = [self._top[: self._filled], *self._pending]
+        rows = sum(map(len, blocks))
+        count = self._count + sum((_present(block) for block in self._pending), 0)
+        threshold = torch.full_like(count, torch.inf, dtype=torch.float32)
+        if rows > 0:
+            for cells in tiles(len(count), rows):
+                scores = _stack(blocks, cells)
+                scores.masked_fill_(scores.isnan(), -torch.inf)
+                threshold[cells] = top_quantile(scores, count[cells], alpha, most=self.images)
+        return threshold.reshape(self.size), count.reshape(self.size)
+
+    def _sync_top(self, keep: int, group: dist.ProcessGroup | None) -> None:
+        counts = everyone([self._filled], self._top.device, group)
+        most = max(count[0] for count in counts)
+        rows = most * len(counts)
+        own, self._filled = self._filled, min(keep, rows)
+        for cells in tiles(self._top.shape[1] if rows else 0, rows):
+            scores = gather_rows(self._top[:own, cells], most, -torch.inf, group)
+            self._top[: self._filled, cells] = _largest(scores, self._filled)
+
+    def _absorb_if_full(self) -> None:
+        if self.keep is not None and sum(map(len, self._pending)) >= self._room:
+            self._absorb_pending()
+
+    def _absorb_pending(self) -> None:
+        for block in self._pending:
+            self._count += _present(block)
+        pending, self._pending = self._pending, []
+        self._absorb(pending)
+
+    def _absorb(self, blocks: list[Tensor]) -> None:
+        """Keep the largest of what is there and what comes, in place."""
+        rows = self._filled + sum(map(len, blocks))
+        if not self.keep or rows == self._filled:
+            return
+        filled = min(rows, self.keep)
+        for cells in tiles(len(self._count), rows):
+            scores = _stack([self._top[: self._filled], *blocks], cells)
+            scores.masked_fill_(scores.isnan(), -torch.inf)
+            self._top[:filled, cells] = _largest(scores, filled)
+        self._filled = filled
+
+
+def _largest(scores: Tensor, rows: int) -> Tensor:
+    """The ``rows`` largest of every column, in any order."""
+    if rows == len(scores):
+        return scores
+    if rows == 1:
+        return scores.amax(0, keepdim=True)
+    # Contiguous columns: selecting along a strided axis costs twice as much.
+    return scores.T.contiguous().topk(rows, sorted=False).values.T
+
+
+def _present(block: Tensor) -> Tensor:
+    """How many scores each cell has in ``[n, cells]``."""
+    return (~block.isnan()).sum(0)
+
+
+class ClassScores:
+    """All scores of every cell with the class they belong to: pixel and class apart.
+
+    Keeping the largest few of every class would hold as much: at most one score per image and
+    cell, whatever its class.
+    """
+
+    def __init__(self, size: Size, *, num_classes: int, device: torch.device) -> None:
+        self.size = size
+        self.num_classes = num_classes
+        self.images = 0
+        self._device = device
+        self._scores: list[Tensor] = []
+        self._classes: list[Tensor] = []
+
+    def update(self, scores: Tensor, classes: Tensor | None) -> None:
+        """Take scores ``[B, H, W]``, NaN where there is none, with their classes."""
+        assert classes is not None
+        self.images += len(scores)
+        # Void pixels get a class of their own, behind the others.
+        classes = classes.masked_fill(scores.isnan(), self.num_classes)
+        self._scores.append(scores.flatten(1))
+        self._classes.append(classes.flatten(1).to(torch.int16))
+
+    def merge(self, other: ClassScores) -> None:
+        """Take all that ``other`` has seen; ``other`` stays as it is."""
+        self.images += other.images
+        self._scores += other._scores
+        self._classes += other._classes
+
+    def sync(self, group: dist.ProcessGroup | None) -> None:
+        """Merge over the ranks of ``group``; every rank then holds the whole."""
+        empty = torch.empty(0, self.size[0] * self.size[1], device=self._device)
+        self._scores = gather_blocks(self._scores, empty, torch.nan, group)
+        # Not every backend carries int16.
+        wide = [block.to(torch.int32) for block in self._classes]
+        rows = gather_blocks(wide, empty.to(torch.int32), self.num_classes, group)
+        self._classes = [block.to(torch.int16) for block in rows]
+        self.images = _total_images(self.images, self._device, group)
+
+    def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:
+        """Threshold and number of scores of every class and cell, ``[K, H, W]`` each."""
+        shape = (self.num_classes, self.size[0] * self.size[1])
+        threshold = torch.full(shape, torch.inf, device=self._device)
+        count = torch.zeros(shape, dtype=torch.int64, device=self._device)
+        rows = sum(map(len, self._scores))
+        for cells in tiles(shape[1] if rows else 0, rows + self.num_classes):
+            scores, order = _stack(self._scores, cells).sort(dim=0, descending=True)
+            classes = _stack(self._classes, cells).gather(0, order).to(torch.int64)
+            classes, order = classes.sort(dim=0, stable=True)  # classes in turn, largest first
+            scores = scores.gather(0, order)
+            number = scores.new_zeros(self.num_classes + 1, scores.shape[1], dtype=torch.int64)
+            number.scatter_add_(0, classes, torch.ones_like(classes))
+            first = number.cumsum(0) - number
+            place = from_top_of_counts(number, alpha, self.images)
+            value = scores.gather(0, (first + place - 1).clamp(min=0, max=rows - 1))
+            value = torch.where(place > 0, value, torch.inf)
+            threshold[:, cells], count[:, cells] = value[:-1], number[:-1]
+        return threshold.reshape(-1, *self.size), count.reshape(-1, *self.size)
+
+
+# Bins: the sign side and the leading bits of the float32 nearer end of [0, 1]. Eight bits of
+# mantissa are steps of at most 1/256 in s (or 1 - s), hence under 1 % in the odds s / (1 - s).
+_SHIFT = 23 - 8
+_LOW = 2.0**-20
+_LOW_KEY = (127 - 20) << 8  # key of 2**-20
+_SIDE = 20 * 256  # keys from 2**-20 up to 1/2
+NUM_BINS = 2 * _SIDE + 4
+
+
+def score_bins(scores: Tensor) -> Tensor:
+    """Bin of scores in [0, 1], int64, growing with the score.
+
+    Bin 0 is the score 0, bin 1 lies below 2**-20, the last bin above 1 - 2**-20. NaN gets any bin.
+    """
+    upper = scores > 0.5
+    nearer = torch.where(upper, 1 - scores, scores).contiguous()  # 1 - s is exact above 1/2
+    key = (nearer.view(torch.int32) >> _SHIFT) - _LOW_KEY
+    lower_bin = torch.where(scores > 0, key.clamp(min=-1) + 2, 0)
+    return torch.where(upper, 2 * _SIDE + 2 - key.clamp(min=-1), lower_bin).to(torch.int64)
+
+
+def bin_edges(device: torch.device) -> Tensor:
+    """The largest float32 score of every bin, ``[NUM_BINS]``."""
+    keys = torch.arange(_SIDE + 1, dtype=torch.int32, device=device) + _LOW_KEY
+    lower = (((keys + 1) << _SHIFT) - 1).view(torch.float32).clamp(max=0.5)
+    smallest = (keys[:-1] << _SHIFT).view(torch.float32).to(torch.float64)
+    # 1 - s is a multiple of 2**-24 there; so is its smallest value in a bin.
+    upper = 1 - (smallest * 2**24).ceil() / 2**24
+    ends = torch.tensor([0.0, _LOW * (1 - 2.0**-24)], device=device)
+    one = torch.ones(1, device=device)
+    return torch.cat([ends, lower, upper.flip(0).to(torch.float32), one])
+
+
+class BinnedScores:
+    """Counts of scores in fixed bins, for groups that see many scores per image.
+
+    The quantile is the largest score of its bin: never below the exact one, and within 1 % of it
+    in odds s/(1 - s) for s in [1e-6, 1 - 1e-6]. Counts are int64.
+    """
+
+    def __init__(self, groups: Tensor, *, num_classes: int | None, device: torch.device) -> None:
+        self.images = 0
+        self.num_classes = num_classes
+        self._groups = groups.to(device)
+        self._num_groups = int(groups.max()) + 1
+        layers = 1 if num_classes is None else num_classes
+        size = layers * self._num_groups * NUM_BINS
+        self._counts = torch.zeros(size + 1, dtype=torch.int64, device=device)  # the last: void
+
+    def update(self, scores: Tensor, classes: Tensor | None) -> None:
+        """Take scores ``[B, H, W]`` in [0, 1], NaN where there is none; classes if they part."""
+        self.images += len(scores)
+        cell = self._groups.expand(scores.shape)
+        if classes is not None:
+            cell = classes * self._num_groups + cell
+        place = cell * NUM_BINS + score_bins(scores)
+        place = place.masked_fill(scores.isnan(), len(self._counts) - 1).flatten()
+        one = torch.ones(1, dtype=torch.int64, device=place.device)
+        self._counts.scatter_add_(0, place, one.expand_as(place))
+
+    def merge(self, other: BinnedScores) -> None:
+        """Take all that ``other`` has seen; ``other`` stays as it is."""
+        self.images += other.images
+        self._counts += other._counts
+
+    def sync(self, group: dist.ProcessGroup | None) -> None:
+        """Merge over the ranks of ``group``; every rank then holds the whole."""
+        self._counts = total(self._counts, group)
+        self.images = _total_images(self.images, self._counts.device, group)
+
+    def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:
+        """Threshold and number of scores of every group as a map: ``[H, W]`` or ``[K, H, W]``."""
+        counts = self._counts[:-1].reshape(-1, self._num_groups, NUM_BINS)
+        from_above = counts.flip(-1).cumsum(-1)
+        count = from_above[..., -1]
+        numbers, which = torch.unique(count, return_inverse=True)  # few, and of any size
+        place = torch.tensor([from_top(n, alpha) for n in numbers.tolist()], device=count.device)
+        place = place[which]
+        found = torch.searchsorted(from_above, place.unsqueeze(-1)).squeeze(-1)
+        value = bin_edges(counts.device)[(NUM_BINS - 1 - found).clamp(min=0)]
+        value = torch.where(place > 0, value, torch.inf)
+        threshold, count = value[:, self._groups], count[:, self._groups]
+        if self.num_classes is None:
+            return threshold[0], count[0]
+        return threshold, count

@@ -1,0 +1,192 @@
+"""``Calibration``: the thresholds of a grid, what they were made from, and what they select."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpseg._version import __version__
+from cpseg.checks import check_probs, message, shape
+from cpseg.groups import to_image
+from cpseg.scores import check_score
+from cpseg.selection import Evidence, prediction_set, pseudo_labels
+from cpseg.store import read_tensors, write_tensors
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for every cell of a grid, and what they were made from.
+
+    Attributes:
+        threshold: float32 ``[H, W]``, or ``[K, H, W]`` per class; +inf where there were too few
+            scores for this alpha, so that every class is in the set.
+        count: int64, the number of scores behind each threshold.
+        alpha: miscoverage rate.
+        num_images: images behind the calibration.
+        num_classes: number of classes K; None where only scores were given.
+        background: index of the dominant class that selection suppresses, or None.
+        score: name of the nonconformity score.
+        ignore_index: label of void and of ignored pixels.
+        variant: how cells share thresholds, in a word: ``"pixel"`` or ``"groups"``.
+
+    Guarantee:
+        Pixel-wise: for each cell with n scores, P(y in C) at that cell of a new image lies in
+        [1 - alpha, 1 - alpha + 1/(n + 1)] (upper end without ties), where images are exchangeable
+        and the score function was fixed before calibration. Pooled groups: no finite-sample
+        promise, since the pixels of an image are not exchangeable with those of another. The
+        chosen pseudo-label is not covered by either.
+    """
+
+    threshold: Tensor
+    count: Tensor
+    alpha: float
+    num_images: int
+    num_classes: int | None
+    background: int | None = None
+    score: str = "lac"
+    ignore_index: int = 255
+    variant: str = "groups"
+
+    @property
+    def infinite_share(self) -> float:
+        """Share of thresholds that are +inf: too few scores there for this alpha."""
+        return float(self.threshold.isposinf().to(torch.float64).mean())
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid."""
+        return self.threshold.shape[-2], self.threshold.shape[-1]
+
+    def resize(self, size: tuple[int, int]) -> Calibration:
+        """The same calibration with its maps sampled (nearest) at another size.
+
+        Example:
+            >>> calibration = Calibration(torch.tensor([[0.1, 0.2]]), torch.tensor([[9, 9]]),
+            ...                           alpha=0.1, num_images=9, num_classes=3)
+            >>> calibration.resize((1, 4)).threshold
+            tensor([[0.1000, 0.1000, 0.2000, 0.2000]])
+        """
+        sides = tuple(size)
+        if len(sides) != 2 or min(sides) < 1:
+            fix = "pass positive whole numbers of pixels"
+            raise ValueError(message("resize", "size as (height, width)", str(size), fix))
+        return replace(
+            self, threshold=to_image(self.threshold, size), count=to_image(self.count, size)
+        )
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same calibration on another device."""
+        return replace(self, threshold=self.threshold.to(device), count=self.count.to(device))
+
+    def prediction_set(self, probs: Tensor) -> Tensor:
+        """:func:`cpseg.prediction_set` with this threshold at the size of ``probs``."""
+        self._check("Calibration.prediction_set", probs)
+        return prediction_set(probs, to_image(self.threshold, (probs.shape[-2], probs.shape[-1])))
+
+    def pseudo_labels(
+        self, probs: Tensor | Evidence, *, dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        """:func:`cpseg.pseudo_labels` with this threshold, background and ``ignore_index``.
+
+        Args:
+            probs: class scores ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or the
+                :class:`Evidence` made from them.
+            dtype: integer dtype of the labels.
+
+        Raises:
+            ValueError: another number of classes or background than calibrated, another device,
+                or evidence for thresholds per class.
+        """
+        where = "Calibration.pseudo_labels"
+        if isinstance(probs, Evidence):
+            made = (probs.num_classes, probs.background)
+            if made != (self.num_classes or made[0], self.background):
+                expected = f"evidence of {self.num_classes} classes, background {self.background}"
+                got = f"{made[0]} classes, background {made[1]}"
+                raise ValueError(message(where, expected, got, "make it with this calibration's"))
+            threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
+            return probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
+        self._check(where, probs)
+        return pseudo_labels(
+            probs,
+            to_image(self.threshold, (probs.shape[-2], probs.shape[-1])),
+            background=self.background,
+            ignore_index=self.ignore_index,
+            dtype=dtype,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write thresholds, counts and metadata as safetensors, atomically."""
+        metadata = {
+            "kind": "calibration",
+            "format": _FORMAT,
+            "cpseg": __version__,
+            "alpha": self.alpha,
+            "variant": self.variant,
+            "score": self.score,
+            "num_classes": self.num_classes,
+            "num_images": self.num_images,
+            "grid": list(self.grid),
+            "background": self.background,
+            "ignore_index": self.ignore_index,
+        }
+        write_tensors(path, {"threshold": self.threshold, "count": self.count}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, of a later format, or not a calibration.
+            FileNotFoundError: there is no such file.
+        """
+        tensors, metadata = read_tensors(path)
+        got = f"kind {metadata.get('kind')!r} of format {metadata.get('format')}"
+        if metadata.get("kind") != "calibration" or metadata.get("format") != _FORMAT:
+            fix = "run cpseg calibrate with this version"
+            raise ValueError(message(str(path), f"a calibration of format {_FORMAT}", got, fix))
+        fields = ("alpha", "num_images", "num_classes", "background", "score", "ignore_index")
+        try:
+            calibration = cls(
+                tensors["threshold"],
+                tensors["count"],
+                **{name: metadata[name] for name in fields},
+                variant=metadata["variant"],
+            )
+        except KeyError as error:
+            fix = "run cpseg calibrate with this version"
+            raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
+        calibration._check_loaded(str(path), metadata)
+        return calibration
+
+    def _check_loaded(self, path: str, metadata: dict[str, Any]) -> None:
+        """Tensors and metadata belong together."""
+        check_score(path, self.score)
+        grid = tuple(metadata.get("grid", ()))
+        allowed = (grid, (self.num_classes, *grid))
+        float32 = self.threshold.dtype == torch.float32
+        if (
+            tuple(self.threshold.shape) not in allowed
+            or not float32
+            or self.threshold.isnan().any()
+        ):
+            got = f"{self.threshold.dtype} {shape(self.threshold)}"
+            expected = f"float32 thresholds of the grid {list(grid)}"
+            raise ValueError(message(path, expected, got, "run cpseg calibrate anew"))
+        if self.count.shape != self.threshold.shape:
+            got = shape(self.count)
+            expected = f"counts {shape(self.threshold)}"
+            raise ValueError(message(path, expected, got, "run cpseg calibrate anew"))
+
+    def _check(self, where: str, probs: Tensor) -> None:
+        check_probs(where, probs)
+        if self.num_classes not in (None, probs.shape[-3]):
+            fix = "apply a calibration to the scores of the model that it was made from"
+            expected = f"{self.num_classes} classes as calibrated"
+            raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
