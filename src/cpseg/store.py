@@ -101,20 +101,24 @@ def _damaged(path: str | Path, expected: str, error: Exception) -> ValueError:
 def find_scores(folder: str | Path, image: str) -> Path:
     """The score file of an image: its relative path without suffix, under ``folder``.
 
+    A folder without the image's subfolders is searched by the image's name alone.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: there are several.
     """
-    stem = Path(folder) / Path(image).with_suffix("")
-    found = [path for suffix in SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise ValueError(message(str(stem), "one score file", names, "remove all but one"))
-    if not found:
-        expected = f"{stem.name}{' | '.join(SUFFIXES)}"
-        fix = "write the class scores of every listed image"
-        raise FileNotFoundError(message(str(stem.parent), expected, "no such file", fix))
-    return found[0]
+    stem = Path(image).with_suffix("")
+    for place in (Path(folder) / stem, Path(folder) / stem.name):
+        names = [place.with_name(place.name + suffix) for suffix in SUFFIXES]
+        found = [path for path in names if path.is_file()]
+        if len(found) > 1:
+            got = " and ".join(path.name for path in found)
+            raise ValueError(message(str(place), "one score file", got, "remove all but one"))
+        if found:
+            return found[0]
+    expected = f"{stem}{' | '.join(SUFFIXES)}"
+    fix = "write the class scores of every listed image"
+    raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
 
 
 def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor | Evidence:
@@ -216,7 +220,7 @@ def _as_evidence(
 
 
 def read_mask(
-    path: str | Path, *, num_classes: int, ignore_index: int = 255, size: tuple[int, int]
+    path: str | Path, *, num_classes: int, ignore_index: int = 255, size: tuple[int, int] | None
 ) -> Tensor:
     """Labels of one image from an 8-bit single-channel PNG (``L`` or palette).
 
@@ -224,7 +228,7 @@ def read_mask(
         path: the mask.
         num_classes: number of classes; every value must be one or ``ignore_index``.
         ignore_index: the value of void pixels.
-        size: expected height and width.
+        size: expected height and width; None takes any.
 
     Returns:
         uint8 ``[H, W]``.
@@ -246,7 +250,7 @@ def read_mask(
     if mode not in ("L", "P") or labels.ndim != 2:
         fix = "store class indices, 255 for void"
         raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
-    if tuple(labels.shape) != tuple(size):
+    if size is not None and tuple(labels.shape) != tuple(size):
         expected, got = f"a mask {_by(size)} like its image's scores", _by(tuple(labels.shape))
         raise ValueError(message(str(path), expected, got, "write both at the image's size"))
     check_label_values(str(path), labels, num_classes, ignore_index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ class Calibration:
         background: index of the dominant class that selection suppresses, or None.
         score: name of the nonconformity score.
         ignore_index: label of void and of ignored pixels.
-        variant: how cells share thresholds, in a word: ``"pixel"`` or ``"groups"``.
+        variant: how cells share thresholds, in a word: ``"pixel"``, ``"groups"``, or what the
+            command was asked for.
+        extra: further facts that the file keeps, as JSON: the class map that made the scores.
 
     Guarantee:
         Pixel-wise: for each cell with n scores, P(y in C) at that cell of a new image lies in
@@ -52,6 +55,7 @@ class Calibration:
     score: str = "lac"
     ignore_index: int = 255
     variant: str = "groups"
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def infinite_share(self) -> float:
@@ -135,6 +139,7 @@ class Calibration:
             "grid": list(self.grid),
             "background": self.background,
             "ignore_index": self.ignore_index,
+            "extra": dict(self.extra),
         }
         write_tensors(path, {"threshold": self.threshold, "count": self.count}, metadata)
 
@@ -158,6 +163,7 @@ class Calibration:
                 tensors["count"],
                 **{name: metadata[name] for name in fields},
                 variant=metadata["variant"],
+                extra=metadata.get("extra", {}),
             )
         except KeyError as error:
             fix = "run cpseg calibrate with this version"

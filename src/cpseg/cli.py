@@ -1,0 +1,311 @@
+"""The command: reads its arguments, runs a job, prints what came of it.
+
+Exit 0 on success, 2 with one line on bad input. Under ``torchrun`` the images are shared out over
+the ranks; the result is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from cpseg import jobs, labelling
+from cpseg._version import __version__
+from cpseg.checks import message
+from cpseg.class_map import read_class_map
+from cpseg.evaluation import Row, class_table, table
+from cpseg.sources import Source, rank
+from cpseg.store import Pair, write_text
+from cpseg.thresholds import Calibration
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        with _Ranks():
+            arguments.run(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("cpseg: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other error."""
+        raise ValueError(f"{message}; see '{self.prog} --help'")
+
+
+class _Ranks:
+    """The process group, where ``torchrun`` started us."""
+
+    def __enter__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error the others may be waiting for us: torchrun stops them.
+        if kind is None and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _progress(items: Iterable[Pair], count: int, title: str) -> Iterable[Pair]:
+    """A bar on a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty() or rank() > 0:
+        yield from items
+        return
+    start = shown = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done == 0 or now - shown > 0.1:
+            shown = now
+            _draw(title, done, count, now - start)
+        yield item
+    _draw(title, count, count, time.monotonic() - start)
+    print(file=sys.stderr)
+
+
+def _draw(title: str, done: int, count: int, seconds: float) -> None:
+    filled = 30 * done // max(count, 1)
+    left = f"{seconds / done * (count - done):.0f} s left" if done else ""
+    bar = "#" * filled + "-" * (30 - filled)
+    print(f"\r{title} [{bar}] {done}/{count} {left}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _say(text: str) -> None:
+    if rank() == 0:
+        print(text)
+
+
+def _warn(text: str) -> None:
+    if rank() == 0:
+        print(f"cpseg: warning: {text}", file=sys.stderr)
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    for option in ("root", "probs"):
+        folder = getattr(arguments, option)
+        if not folder.is_dir():
+            fix = "check the path"
+            raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
+    maps = {
+        option: read_class_map(path)
+        for option in ("class_map", "mask_map")
+        if (path := getattr(arguments, option, None)) is not None
+    }
+    return Source(
+        arguments.root,
+        arguments.probs,
+        **maps,
+        void=getattr(arguments, "void", 255),
+        device=arguments.device,
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    calibration = jobs.calibrate(
+        _source(arguments),
+        arguments.ids,
+        alpha=arguments.alpha,
+        background=arguments.background,
+        variant=arguments.variant,
+        block=arguments.block,
+        grid=arguments.grid,
+        per_class=arguments.per_class,
+        progress=_progress,
+    )
+    if rank() == 0:
+        calibration.save(arguments.output)
+    background = (
+        "no background"
+        if calibration.background is None
+        else (f"background {calibration.background} suppressed")
+    )
+    _say(
+        f"{arguments.output}: {calibration.variant}{', per class' * arguments.per_class}, "
+        f"alpha {calibration.alpha:g}, {calibration.num_images} images, "
+        f"{calibration.num_classes} classes, {background}, "
+        f"grid {calibration.grid[0]}x{calibration.grid[1]}, "
+        f"{100 * calibration.infinite_share:.1f} % of thresholds infinite"
+    )
+    if calibration.infinite_share > 0:
+        needed = jobs.images_needed(arguments.alpha)
+        _warn(
+            f"{100 * calibration.infinite_share:.1f} % of thresholds are infinite and let every "
+            f"class in: alpha {calibration.alpha:g} needs {needed} scores each; "
+            "label more images, raise --alpha, or pool cells with --variant blocks or image"
+        )
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    calibration = Calibration.load(arguments.calibration)
+    kept = labelling.label(
+        _source(arguments),
+        arguments.ids,
+        calibration,
+        arguments.output,
+        labelled=arguments.labelled,
+        progress=_progress,
+    )
+    lists = "ids.txt" if arguments.labelled is None else "ids.txt and stage1.txt"
+    _say(f"{arguments.output}: masks, {lists}, summary.csv; {100 * kept:.1f} % of pixels labelled")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    calibration = Calibration.load(arguments.calibration)
+    rows = jobs.evaluate(
+        _source(arguments),
+        arguments.ids,
+        calibration,
+        constant=arguments.constant,
+        progress=_progress,
+    )
+    promise = "nothing exactly: groups are pooled"
+    if calibration.variant == "pixel":
+        promise = f"coverage of at least {100 * (1 - calibration.alpha):g} % at each pixel"
+    _say(
+        f"alpha {calibration.alpha:g}, calibrated on {calibration.num_images} images; "
+        f"promised: {promise}\n"
+    )
+    _say(table(rows))
+    if arguments.per_class:
+        _say("\nIoU over all pixels\n\n" + class_table(rows))
+    if arguments.output is not None and rank() == 0:
+        _write_rows(arguments.output, rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Figures as JSON; what is not a number becomes null."""
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    write_text(path, text.replace("NaN", "null") + "\n")
+
+
+def _compact(arguments: argparse.Namespace) -> None:
+    written = jobs.compact(
+        _source(arguments),
+        arguments.ids,
+        arguments.output,
+        background=arguments.background,
+        progress=_progress,
+    )
+    _say(f"{arguments.output}: {written} evidence files written by this rank")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from cpseg.demo import demo
+
+    demo(arguments.output, seed=arguments.seed, steps=arguments.steps, say=_say)
+
+
+def _background(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a class index or 'none', got {text!r}")
+    return int(text)
+
+
+def _void(text: str) -> int:
+    if not text.isdecimal() or int(text) > 255:
+        raise argparse.ArgumentTypeError(f"expected a value in 0..255, got {text!r}")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x512, got {text!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cpseg",
+        description="Calibrated pseudo-labels from a foundation model's class scores.",
+    )
+    parser.add_argument("--version", action="version", version=f"cpseg {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    data = _Parser(add_help=False)
+    group = data.add_argument_group("data")
+    group.add_argument("--root", type=Path, required=True, help="folder that id lists start from")
+    group.add_argument("--ids", type=Path, required=True, help="id list: 'image mask' a line")
+    group.add_argument("--probs", type=Path, required=True, help="folder of score files")
+    group.add_argument("--device", default="cpu", help="where to work, cpu or cuda (default cpu)")
+    masks = _Parser(add_help=False)
+    masks.add_argument("--void", type=_void, default=255, help="void in masks (default 255)")
+    masks.add_argument("--mask-map", type=Path, help="JSON: value in the masks to class")
+    mapped = _Parser(add_help=False)
+    mapped.add_argument("--class-map", type=Path, help="JSON: class of the model to class here")
+    ground = _Parser(add_help=False)
+    ground.add_argument(
+        "--background",
+        type=_background,
+        required=True,
+        help="index of a dominant class to suppress, or 'none' where every class counts",
+    )
+    made = _Parser(add_help=False)
+    made.add_argument("--calibration", type=Path, required=True, help="what calibrate wrote")
+
+    command = commands.add_parser("demo", help="the whole job on handwritten digits")
+    command.add_argument("-o", "--output", type=Path, default=Path("demo_out"))
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser(
+        "calibrate", parents=[data, masks, mapped, ground], help="thresholds from labelled images"
+    )
+    command.add_argument("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
+    command.add_argument("--variant", choices=jobs.VARIANTS, default="pixel")
+    command.add_argument("--block", type=int, default=32, help="side of a block (default 32)")
+    command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
+    command.add_argument("--per-class", action="store_true", help="thresholds for every class")
+    command.add_argument("-o", "--output", type=Path, required=True, help=".safetensors to write")
+    command.set_defaults(run=_calibrate)
+
+    command = commands.add_parser(
+        "label", parents=[data, mapped, made], help="masks and an id list for training code"
+    )
+    command.add_argument("--labelled", type=Path, help="labelled id list, for stage1.txt")
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    command.set_defaults(run=_label)
+
+    command = commands.add_parser(
+        "evaluate", parents=[data, masks, mapped, made], help="rules compared on held-out images"
+    )
+    command.add_argument("--constant", type=float, help="also a constant threshold such as 0.3")
+    command.add_argument("--per-class", action="store_true", help="IoU of every class too")
+    command.add_argument("-o", "--output", type=Path, help="also write the figures as JSON")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "compact", parents=[data, mapped, ground], help="score files to small evidence files"
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    command.set_defaults(run=_compact)
+    return parser

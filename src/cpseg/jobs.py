@@ -1,0 +1,224 @@
+"""The offline jobs over folders besides labelling: calibrate, evaluate, compact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from cpseg import groups, ranks
+from cpseg.calibration import Calibrator
+from cpseg.checks import check_alpha, message
+from cpseg.evaluation import Row, Tally
+from cpseg.quantiles import conformal_rank
+from cpseg.selection import Evidence, evidence, pseudo_labels
+from cpseg.sources import (
+    IGNORE,
+    Progress,
+    Source,
+    barrier,
+    begin,
+    digest,
+    naming,
+    quiet,
+    share,
+    with_map_of,
+)
+from cpseg.store import read_ids, write_evidence
+from cpseg.thresholds import Calibration
+
+VARIANTS = ("pixel", "image", "blocks")
+
+
+def calibrate(
+    source: Source,
+    ids: str | Path,
+    *,
+    alpha: float | str,
+    background: int | None,
+    variant: str = "pixel",
+    block: int = 32,
+    grid: tuple[int, int] | None = None,
+    per_class: bool = False,
+    progress: Progress = quiet,
+) -> Calibration:
+    """Calibrate on the labelled images of an id list, sharing them out over the ranks.
+
+    Args:
+        source: the data set and the scores.
+        ids: id list of labelled images.
+        alpha: miscoverage rate.
+        background: index of the dominant class to suppress, or None.
+        variant: ``"pixel"``, ``"image"`` or ``"blocks"``.
+        block: side of a block in cells.
+        grid: height and width of the grid; by default the size of the first listed image.
+        per_class: thresholds for every class apart.
+        progress: wraps the loop over images.
+
+    Raises:
+        ValueError: bad settings or files, named in the message.
+        OSError: a file that cannot be read.
+    """
+    check_alpha("calibrate", alpha)
+    pairs = read_ids(ids)
+    paths = source.locate(pairs)
+    if grid is None:
+        first = source.probabilities(paths[pairs[0]])
+        grid = (first.shape[-2], first.shape[-1])
+    if variant not in VARIANTS:
+        names = ", ".join(VARIANTS)
+        raise ValueError(message("calibrate", f"a variant among {names}", variant, "choose one"))
+    partition = {
+        "pixel": lambda: groups.pixel(grid),
+        "image": lambda: groups.image(grid),
+        "blocks": lambda: groups.blocks(grid, block),
+    }[variant]()
+    calibrator = Calibrator(
+        partition,
+        alpha=alpha,
+        background=background,
+        per_class=per_class,
+        max_images=len(pairs),
+        ignore_index=IGNORE,
+    )
+    for pair in progress(*share(pairs), "calibrate"):
+        path = paths[pair]
+        probs = source.probabilities(path)
+        labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
+        with naming(path):
+            calibrator.update(probs, labels)
+    calibrator.sync()
+    extra = {} if source.class_map is None else {"class_map": source.class_map.to_json()}
+    return replace(calibrator.compute(), variant=variant, extra=extra)
+
+
+def images_needed(alpha: float | str) -> int:
+    """The fewest scores at a cell that give a finite threshold; 19 at 0.05."""
+    n = int(1 / check_alpha("images_needed", alpha)) - 2
+    while conformal_rank(max(n, 0), alpha) > max(n, 0):
+        n += 1
+    return max(n, 0)
+
+
+def evaluate(
+    source: Source,
+    ids: str | Path,
+    calibration: Calibration,
+    *,
+    constant: float | None = None,
+    progress: Progress = quiet,
+) -> list[Row]:
+    """Compare rules on labelled images that did not calibrate.
+
+    Args:
+        source: the data set and the scores, maps or evidence.
+        ids: id list of labelled images.
+        calibration: the calibration to judge.
+        constant: also a constant threshold, 0.3 is confidence 0.7.
+        progress: wraps the loop over images.
+
+    Returns:
+        Raw argmax, the calibration's rule, the same without background suppression if it has one,
+        and the constant threshold if given. From evidence: without coverage and set size.
+
+    Raises:
+        ValueError: bad files, named in the message.
+        OSError: a file that cannot be read.
+    """
+    source = with_map_of(source, calibration)
+    calibration = replace(calibration, ignore_index=IGNORE).to(source.device)
+    background = calibration.background
+    tallies: dict[str, Tally] = {}
+    plain = replace(calibration, background=None)
+    pairs = read_ids(ids)
+    paths = source.locate(pairs)
+    for pair in progress(*share(pairs), "evaluate"):
+        path = paths[pair]
+        found = source.scores(path)
+        with naming(path):
+            chosen = calibration.pseudo_labels(found)
+            if isinstance(found, Evidence):
+                num_classes, raw = found.num_classes, found.argmax()
+            else:
+                num_classes, raw = found.shape[0], evidence(found, background=background).argmax()
+        truth = source.labels(pair, num_classes, (chosen.shape[0], chosen.shape[1]))
+        rules = {"raw argmax": raw, _name(calibration): chosen}
+        if not isinstance(found, Evidence):
+            if background is not None:
+                rules[_name(plain)] = plain.pseudo_labels(found)
+            if constant is not None:
+                rules[f"constant {constant:g}"] = pseudo_labels(
+                    found, constant, background=background
+                )
+        for name, predictions in rules.items():
+            if name not in tallies:
+                tallies[name] = Tally(name, num_classes, device=source.device)
+            tallies[name].update(predictions, truth)
+        if not isinstance(found, Evidence):
+            sets = calibration.prediction_set(found)
+            for name in tallies.keys() & {_name(calibration), _name(plain)}:
+                tallies[name].update_sets(sets, truth)
+    return _rows(tallies, calibration, source.device)
+
+
+def compact(
+    source: Source,
+    ids: str | Path,
+    out: str | Path,
+    *,
+    background: int | None,
+    progress: Progress = quiet,
+) -> int:
+    """Turn the class scores of an id list into evidence files, skipping those that are there.
+
+    Args:
+        source: the data set and the scores.
+        ids: id list; a second column is not read.
+        out: the folder to write, laid out like the folder of scores.
+        background: index of the dominant class that selection will suppress, or None.
+        progress: wraps the loop over images.
+
+    Returns:
+        The number of files written by this rank.
+
+    Raises:
+        ValueError: bad settings or files, or a folder that holds another run.
+        OSError: a file that cannot be read or written.
+    """
+    out = Path(out)
+    pairs = read_ids(ids, columns=1)
+    made = {"background": background, "map": source.class_map and source.class_map.to_json()}
+    paths = source.locate(pairs)
+    begin(out, digest({**made, "probs": str(source.probs.resolve())}))
+    written = 0
+    for pair in progress(*share(pairs), "compact"):
+        path = out / Path(pair.image).with_suffix(".safetensors")
+        if path.exists():
+            continue
+        probs = source.probabilities(paths[pair])
+        with naming(paths[pair]):
+            found = evidence(probs, background=background)
+        write_evidence(path, found)
+        written += 1
+    barrier()
+    return written
+
+
+def _name(calibration: Calibration) -> str:
+    suppressed = calibration.background is not None
+    return f"{calibration.variant}{', suppressed' if suppressed else ''}"
+
+
+def _rows(tallies: dict[str, Tally], calibration: Calibration, device: str) -> list[Row]:
+    """Rows over all ranks; a rank without images takes part with zeros."""
+    if ranks.active():
+        known: list[list[tuple[str, int]] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(known, [(t.rule, t.num_classes) for t in tallies.values()])
+        for rule, num_classes in max((names or [] for names in known), key=len):
+            tallies.setdefault(rule, Tally(rule, num_classes, device=device))
+    for name in sorted(tallies):
+        tallies[name].sync()
+    order = ["raw argmax", _name(replace(calibration, background=None)), _name(calibration)]
+    place = {name: number for number, name in enumerate(order)}
+    return [tallies[name].row() for name in sorted(tallies, key=lambda n: place.get(n, 9))]

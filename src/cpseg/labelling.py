@@ -1,0 +1,153 @@
+"""The offline job: a pseudo-label mask for every image of a list, and an id list to train on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cpseg.checks import message, shape
+from cpseg.sources import (
+    IGNORE,
+    Progress,
+    Source,
+    barrier,
+    begin,
+    digest,
+    naming,
+    quiet,
+    rank,
+    share,
+    with_map_of,
+)
+from cpseg.store import Pair, image_size, read_ids, read_mask, write_ids, write_mask, write_text
+from cpseg.thresholds import Calibration
+
+
+def label(
+    source: Source,
+    ids: str | Path,
+    calibration: Calibration,
+    out: str | Path,
+    *,
+    labelled: str | Path | None = None,
+    progress: Progress = quiet,
+) -> float:
+    """Write a pseudo-label mask for every image of an id list; go on where a run stopped.
+
+    The folder gets ``masks/`` (8-bit palette PNG, 255 = ignore, image size), ``ids.txt`` (pairs as
+    UniMatch and AllSpark read them), ``summary.csv`` (kept share and pixels of every class, per
+    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one.
+
+    Args:
+        source: the data set and the scores, maps or evidence.
+        ids: id list of unlabelled images; a second column is not read.
+        calibration: what labels are selected with.
+        out: the folder to write.
+        labelled: the labelled id list, to be continued with the pseudo-labels.
+        progress: wraps the loop over images.
+
+    Returns:
+        The share of pixels that carry a label.
+
+    Raises:
+        ValueError: bad settings or files, or a folder that holds another run.
+        OSError: a file that cannot be read or written.
+    """
+    out = Path(out)
+    if calibration.num_classes is not None and calibration.num_classes > IGNORE:
+        got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
+        raise ValueError(message("label", f"at most {IGNORE} classes", got, fix))
+    pairs = read_ids(ids, columns=1)
+    masks = _mask_paths(pairs, out)
+    lines = [] if labelled is None else [(p.image, p.mask or "") for p in read_ids(labelled)]
+    source = with_map_of(source, calibration)
+    paths = source.locate(pairs)
+    begin(out, _fingerprint(source, calibration, pairs))
+    thresholds = replace(calibration, ignore_index=IGNORE).to(source.device)
+    for pair in progress(*share(pairs), "label"):
+        if masks[pair].exists():
+            continue
+        path = paths[pair]
+        found = source.scores(path)
+        with naming(path):
+            labels = thresholds.pseudo_labels(found, dtype=torch.uint8)
+        size = image_size(source.root / pair.image)
+        if size != tuple(labels.shape):
+            expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
+            raise ValueError(message(str(path), expected, shape(labels), fix))
+        write_mask(masks[pair], labels)
+    barrier()
+    if rank() > 0:
+        return float("nan")
+    kept = _summarise(out, masks, calibration)
+    listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
+    if labelled is not None:
+        write_ids(out / "stage1.txt", lines + listed)
+    write_ids(out / "ids.txt", listed)
+    return kept
+
+
+def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
+    paths: dict[Pair, Path] = {}
+    owner: dict[Path, str] = {}
+    for pair in pairs:
+        relative = Path(pair.image).with_suffix(".png")
+        if relative.is_absolute() or ".." in relative.parts:
+            fix = "pass the folder that holds all images as --root"
+            raise ValueError(message("label", "image paths below the root", pair.image, fix))
+        path = out / "masks" / relative
+        if path in owner:
+            got, fix = (
+                f"{owner[path]} and {pair.image}",
+                "rename one: their masks would be the same",
+            )
+            raise ValueError(
+                message("label", "image names that differ before the suffix", got, fix)
+            )
+        owner[path] = pair.image
+        paths[pair] = path
+    return paths
+
+
+def _listed(mask: Path, root: Path) -> str:
+    """A mask's path as training code joins it to the root: absolute where it lies outside."""
+    mask, root = mask.resolve(), root.resolve()
+    return str(mask.relative_to(root) if mask.is_relative_to(root) else mask)
+
+
+def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:
+    """What must be the same for a run to go on in a folder."""
+    threshold = calibration.threshold.cpu().contiguous().numpy().tobytes()
+    return digest(
+        {
+            "threshold": hashlib.sha256(threshold).hexdigest(),
+            "background": calibration.background,
+            "map": source.class_map and source.class_map.to_json(),
+            "probs": str(source.probs.resolve()),
+            "images": [pair.image for pair in pairs],
+        }
+    )
+
+
+def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> float:
+    """Write ``summary.csv`` from the masks themselves; the kept share over all pixels."""
+    num_classes = calibration.num_classes or IGNORE
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"class_{index}" for index in range(num_classes)]
+    writer.writerow(["image", "kept_share", "ignored", *names])
+    kept = pixels = 0
+    for pair, path in masks.items():
+        labels = read_mask(path, num_classes=num_classes, size=None)
+        counts = torch.bincount(labels.flatten().to(torch.int64), minlength=256).tolist()
+        total, ignored = sum(counts), counts[IGNORE]
+        writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
+        kept, pixels = kept + total - ignored, pixels + total
+    write_text(out / "summary.csv", text.getvalue())
+    return kept / pixels
