@@ -62,13 +62,13 @@ def true_class_score(where: str, probs: Tensor, labels: Tensor, ignore_index: in
     """:func:`nonconformity` without the checks on shapes; ``where`` names the caller."""
     labels = labels.to(torch.int64)
     void = labels == ignore_index
-    index = labels.masked_fill(void, 0).unsqueeze(-3)
+    index = torch.where(void, 0, labels).unsqueeze(-3)
     try:
         p_true = probs.gather(-3, index).squeeze(-3)
     except RuntimeError:  # an index out of range: say which label it was
         check_label_values(where, labels, probs.shape[-3], ignore_index)
         raise
-    return (1 - p_true.to(torch.float32)).masked_fill(void, torch.nan)
+    return torch.where(void, torch.nan, 1 - p_true.to(torch.float32))
 
 
 def class_scores(probs: Tensor, *, score: str = "lac") -> Tensor:

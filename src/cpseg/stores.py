@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,6 +21,7 @@ from cpseg.quantiles import from_top, from_top_of_counts, top_quantile
 from cpseg.ranks import everyone, gather_blocks, gather_rows, tiles, total
 
 Size = tuple[int, int]
+_WAITING = 48  # images that wait to be absorbed together: a pass over what is kept costs the same
 
 
 def _total_images(own: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
@@ -45,7 +47,6 @@ class TopScores:
         self.size = size
         self.images = 0
         self.keep = None if max_images is None else from_top(max_images, alpha)
-        self._room = 0 if self.keep is None else max(16, self.keep // 8)
         cells = size[0] * size[1]
         self._top = torch.empty(0 if self.keep is None else self.keep, cells, device=device)
         self._filled = 0
@@ -80,13 +81,14 @@ class TopScores:
         """Threshold and number of scores of every cell, ``[H, W]`` each."""
         blocks = [self._top[: self._filled], *self._pending]
         rows = sum(map(len, blocks))
-        count = self._count + sum((_present(block) for block in self._pending), 0)
+        count = self._count.clone()
         threshold = torch.full_like(count, torch.inf, dtype=torch.float32)
-        if rows > 0:
-            for cells in tiles(len(count), rows):
-                scores = _stack(blocks, cells)
-                scores.masked_fill_(scores.isnan(), -torch.inf)
-                threshold[cells] = top_quantile(scores, count[cells], alpha, most=self.images)
+        for cells in tiles(len(count) if rows else 0, rows):
+            scores = _stack(blocks, cells)
+            missing = scores.isnan()
+            count[cells] += rows - self._filled - missing[self._filled :].sum(0)
+            scores.masked_fill_(missing, -torch.inf)
+            threshold[cells] = top_quantile(scores, count[cells], alpha, most=self.images)
         return threshold.reshape(self.size), count.reshape(self.size)
 
     def _sync_top(self, keep: int, group: dist.ProcessGroup | None) -> None:
@@ -96,10 +98,12 @@ class TopScores:
         own, self._filled = self._filled, min(keep, rows)
         for cells in tiles(self._top.shape[1] if rows else 0, rows):
             scores = gather_rows(self._top[:own, cells], most, -torch.inf, group)
-            self._top[: self._filled, cells] = _largest(scores, self._filled)
+            if rows > self._filled:
+                scores = _largest(scores, self._filled)
+            self._top[: self._filled, cells] = scores
 
     def _absorb_if_full(self) -> None:
-        if self.keep is not None and sum(map(len, self._pending)) >= self._room:
+        if self.keep is not None and sum(map(len, self._pending)) >= _WAITING:
             self._absorb_pending()
 
     def _absorb_pending(self) -> None:
@@ -110,25 +114,32 @@ class TopScores:
 
     def _absorb(self, blocks: list[Tensor]) -> None:
         """Keep the largest of what is there and what comes, in place."""
-        rows = self._filled + sum(map(len, blocks))
-        if not self.keep or rows == self._filled:
+        rows = sum(map(len, blocks))
+        if not self.keep or rows == 0:
             return
-        filled = min(rows, self.keep)
-        for cells in tiles(len(self._count), rows):
+        if self._filled + rows <= self.keep:
+            added = self._top[self._filled : self._filled + rows]
+            torch.cat(blocks, out=added)
+            added.masked_fill_(added.isnan(), -torch.inf)
+            self._filled += rows
+            return
+        for cells in tiles(len(self._count), self._filled + rows):
             scores = _stack([self._top[: self._filled], *blocks], cells)
             scores.masked_fill_(scores.isnan(), -torch.inf)
-            self._top[:filled, cells] = _largest(scores, filled)
-        self._filled = filled
+            self._top[:, cells] = _largest(scores, self.keep)
+        self._filled = self.keep
 
 
 def _largest(scores: Tensor, rows: int) -> Tensor:
     """The ``rows`` largest of every column, in any order."""
-    if rows == len(scores):
-        return scores
     if rows == 1:
         return scores.amax(0, keepdim=True)
-    # Contiguous columns: selecting along a strided axis costs twice as much.
-    return scores.T.contiguous().topk(rows, sorted=False).values.T
+    columns = scores.T.contiguous()
+    if columns.device.type == "cpu":  # NumPy selects with vector instructions
+        behind = columns.shape[1] - rows
+        selected = np.partition(columns.numpy(), behind, axis=1)[:, behind:]
+        return torch.from_numpy(selected).T
+    return columns.topk(rows, sorted=False).values.T
 
 
 def _present(block: Tensor) -> Tensor:
