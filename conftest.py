@@ -12,6 +12,7 @@ import cpseg
 
 @pytest.fixture(autouse=True)
 def names_in_examples(doctest_namespace: dict[str, Any]) -> None:
+    """Every public name, and torch."""
     doctest_namespace["torch"] = torch
     for name in cpseg.__all__:
         doctest_namespace[name] = getattr(cpseg, name)

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+if hasattr(torch.compiler, "is_compiling"):
+    _is_compiling = torch.compiler.is_compiling
+else:  # torch 2.1 and 2.2
+    from torch._utils import is_compiling as _is_compiling
+
 _TILE = 2**21  # class scores that a step on the CPU holds in cache
 _GROUP = 10  # classes that a compiled kernel on the CPU reads side by side
 
@@ -27,7 +32,7 @@ def best_of_classes(
     Returns:
         Score, in the dtype of ``probs``, and class index, of any dtype, ``[B, H, W]`` each.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return _compiled(probs, background, threshold)
     if probs.device.type == "cpu":
         return _tiled(probs, background, threshold)
@@ -49,7 +54,8 @@ def _masked(probs: Tensor, threshold: Tensor | None) -> Tensor:
     """``probs`` where the class is inside its threshold, -inf elsewhere; NaN stays."""
     if threshold is None:
         return probs
-    return torch.where(1 - probs.to(torch.float32) > threshold, -torch.inf, probs)
+    outside = (1 - probs.to(torch.float32) > threshold) | threshold.isnan()
+    return torch.where(outside, -torch.inf, probs)
 
 
 def _tiled(

@@ -89,8 +89,10 @@ class Calibrator:
         check_groups(where, groups)
         self.alpha = check_alpha(where, alpha)
         check_score(where, score)
-        if max_images is not None and max_images < 1:
-            raise ValueError(message(where, "max_images >= 1", str(max_images), "or leave it out"))
+        whole = isinstance(max_images, int) and not isinstance(max_images, bool)
+        if max_images is not None and not (whole and max_images >= 1):
+            fix = "count the images, or leave it out"
+            raise ValueError(message(where, "a whole max_images >= 1", str(max_images), fix))
         if num_classes is not None:
             _check_classes(where, num_classes, background, ignore_index)
         self.groups = groups.to(torch.int64)
@@ -144,6 +146,7 @@ class Calibrator:
             check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
             scores = true_class_score(where, probs, labels, self.ignore_index)
         else:
+            labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
             scores = true_class_score(where, probs, labels, self.ignore_index)

@@ -53,7 +53,7 @@ def check_integer(where: str, labels: Tensor, *, name: str = "labels") -> None:
         got, fix = type(labels).__name__, "convert them with torch.as_tensor"
         raise TypeError(message(where, f"{name} as a tensor", got, fix))
     if labels.dtype not in _INTEGERS:
-        fix = "convert class indices to an integer dtype"
+        fix = "convert them to an integer dtype"
         raise TypeError(message(where, f"integer {name}", str(labels.dtype), fix))
 
 
@@ -93,11 +93,12 @@ def check_alpha(where: str, alpha: object, *, name: str = "alpha") -> Fraction:
     """A rate strictly between 0 and 1, as the exact decimal that the caller wrote."""
     try:
         exact = Fraction(str(alpha))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         exact = None
     if exact is None or not 0 < exact < 1:
         fix = "pass a miscoverage rate such as 0.05"
-        raise ValueError(message(where, f"{name} in (0, 1)", str(alpha), fix))
+        got = " ".join(repr(alpha).split())[:80]
+        raise ValueError(message(where, f"{name} in (0, 1)", got, fix))
     return exact
 
 
@@ -126,8 +127,12 @@ def check_ignore_index(where: str, ignore_index: int, num_classes: int) -> None:
 
 def check_threshold(where: str, threshold: Tensor | float, probs: Tensor) -> Tensor:
     """A number or tensor ``[]``, ``[H, W]`` or ``[K, H, W]`` that belongs to ``probs``."""
+    if isinstance(threshold, (int, float)):
+        return torch.tensor(threshold, dtype=torch.float32, device=probs.device)
     if not isinstance(threshold, Tensor):
-        return torch.tensor(float(threshold), dtype=torch.float32, device=probs.device)
+        fix = "pass the threshold of a Calibration or a number"
+        got = type(threshold).__name__
+        raise TypeError(message(where, "a threshold as a tensor or a number", got, fix))
     if not threshold.is_floating_point():
         fix = "pass the threshold of a Calibration or a number"
         raise TypeError(message(where, "a float32 threshold", str(threshold.dtype), fix))
@@ -142,25 +147,29 @@ def check_threshold(where: str, threshold: Tensor | float, probs: Tensor) -> Ten
     return threshold.to(torch.float32)
 
 
-_ONE_AS_BITS = 0x3F800000
+_ONE_AS_BITS = {
+    torch.float16: (torch.int16, 0x3C00),
+    torch.bfloat16: (torch.int16, 0x3F80),
+    torch.float32: (torch.int32, 0x3F800000),
+    torch.float64: (torch.int64, 0x3FF0000000000000),
+}
 
 
 def in_unit_interval(values: Tensor) -> Tensor:
-    """Bool ``[]``: every value lies in [0, 1]; NaN does not. One pass, no synchronisation."""
-    low, high = values.aminmax()
-    return (low >= 0) & (high <= 1)
+    """Bool ``[]``: every value lies in [0, 1]; NaN does not. No synchronisation."""
+    return (values.amin() >= 0) & (values.amax() <= 1)
 
 
 def check_unit_interval(where: str, values: Tensor, *, name: str, fix: str) -> None:
     """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator."""
-    if values.dtype == torch.float32:
-        # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care
-        # for NaN and are read faster. What fails here (-0.0 too) is looked at again below.
-        least, most = values.view(torch.int32).aminmax()
-        if int(least) >= 0 and int(most) <= _ONE_AS_BITS:
-            return
+    # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care for
+    # NaN and are read once and faster. What fails here (-0.0 too) is looked at again below.
+    integers, one = _ONE_AS_BITS[values.dtype]
+    least, most = values.view(integers).aminmax()
+    if int(least) >= 0 and int(most) <= one:
+        return
     if not bool(in_unit_interval(values)):
-        low, high = (float(end) for end in values.aminmax())
+        low, high = float(values.amin()), float(values.amax())
         got = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
         raise ValueError(message(where, f"{name} in [0, 1]", got, fix))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cpseg.checks import check_probs, message, shape
 
+_MOST_CLASSES = 2**15
 _ROUNDING = 0.02  # what rounding of stored scores (half precision, uint8) may add to a sum of 1
 
 
@@ -56,19 +57,23 @@ class ClassMap:
         if probs.shape[-3] != len(self.target):
             expected, got = f"scores of {len(self.target)} model classes", shape(probs)
             raise ValueError(message("class map", expected, got, "list every class of the model"))
-        kept = [index for index, target in enumerate(self.target) if target is not None]
-        targets = [target for target in self.target if target is not None]
-        index = torch.tensor(targets, device=probs.device)
-        values = probs[..., kept, :, :].to(torch.float32)
-        size = list(probs.shape)
-        size[-3] = self.num_classes
+        values = probs.to(torch.float32)
+        parts = [values[..., members, :, :] for members in self._members()]
         if self.reduce == "max":
-            return values.new_zeros(size).index_reduce_(-3 % probs.ndim, index, values, "amax")
-        merged = values.new_zeros(size).index_add_(-3 % probs.ndim, index, values)
+            return torch.stack([part.amax(-3) for part in parts], dim=-3)
+        merged = torch.stack([part.sum(-3) for part in parts], dim=-3)
         if float(merged.amax()) > 1 + _ROUNDING:
             got, fix = f"{float(merged.amax()):.4g}", "set 'reduce' to 'max' for sigmoid scores"
             raise ValueError(message("class map", "sums of scores up to 1", got, fix))
         return merged.clamp_(max=1)
+
+    def _members(self) -> list[list[int]]:
+        """The model classes of every class of the data set."""
+        members: list[list[int]] = [[] for _ in range(self.num_classes)]
+        for source, target in enumerate(self.target):
+            if target is not None:
+                members[target].append(source)
+        return members
 
     def to_json(self) -> dict[str, Any]:
         """What :func:`parse_class_map` reads."""
@@ -119,8 +124,8 @@ def parse_class_map(content: Any, *, where: str = "class map") -> ClassMap:
     reduce = options.get("reduce", "sum")
     if reduce not in ("sum", "max"):
         raise ValueError(message(where, "'reduce' 'sum' or 'max'", repr(reduce), fix))
-    sources = _numbers(options.get("model_classes", []))
-    targets = _numbers(options.get("classes", []))
+    sources = _numbers(where, "model_classes", options)
+    targets = _numbers(where, "classes", options)
     found: dict[int, int | None] = {}
     for key, value in entries.items():
         source = _index(where, key, sources, "model_classes")
@@ -143,8 +148,16 @@ def parse_class_map(content: Any, *, where: str = "class map") -> ClassMap:
     return ClassMap(tuple(found[source] for source in sorted(found)), reduce)
 
 
-def _numbers(names: list[str]) -> Mapping[str, int]:
-    return {name: number for number, name in enumerate(names)}
+def _numbers(where: str, key: str, options: Mapping[str, Any]) -> Mapping[str, int]:
+    """Names to their places in the list under ``key``; empty where there is no list."""
+    names = options.get(key, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(message(where, f"'{key}' as a list of names", repr(names), "mend it"))
+    numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(message(where, f"every name in '{key}' once", repr(twice), "rename one"))
+    return numbers
 
 
 def _index(where: str, name: Any, numbers: Mapping[str, int], listed: str) -> int:
@@ -154,7 +167,7 @@ def _index(where: str, name: Any, numbers: Mapping[str, int], listed: str) -> in
     whole = isinstance(name, int) and not isinstance(name, bool)
     if whole or (isinstance(name, str) and name.isdecimal()):
         index = int(name)
-        if index >= 0 and (not numbers or index < len(numbers)):
+        if 0 <= index < (len(numbers) or _MOST_CLASSES):
             return index
     expected = f"a name in '{listed}' or an index"
     raise ValueError(message(where, expected, repr(name), f"add it to '{listed}'"))

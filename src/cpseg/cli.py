@@ -7,15 +7,17 @@ the ranks; the result is the same to the byte.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 import torch.distributed as dist
 
 from cpseg import jobs, labelling
@@ -30,6 +32,8 @@ from cpseg.thresholds import Calibration
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    global _bar_open
+    _bar_open = False
     try:
         arguments = _parser().parse_args(argv)
         with _Ranks():
@@ -42,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("cpseg: interrupted; run the same command to go on", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
+        if _bar_open:
+            print(file=sys.stderr)
         print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
@@ -73,6 +79,9 @@ class _Ranks:
             dist.destroy_process_group()
 
 
+_bar_open = False  # a bar waits on the terminal's line
+
+
 def _progress(items: Iterable[Pair], count: int, title: str) -> Iterable[Pair]:
     """A bar on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty() or rank() > 0:
@@ -86,14 +95,16 @@ def _progress(items: Iterable[Pair], count: int, title: str) -> Iterable[Pair]:
             _draw(title, done, count, now - start)
         yield item
     _draw(title, count, count, time.monotonic() - start)
-    print(file=sys.stderr)
 
 
 def _draw(title: str, done: int, count: int, seconds: float) -> None:
     filled = 30 * done // max(count, 1)
     left = f"{seconds / done * (count - done):.0f} s left" if done else ""
     bar = "#" * filled + "-" * (30 - filled)
-    print(f"\r{title} [{bar}] {done}/{count} {left}\x1b[K", end="", file=sys.stderr, flush=True)
+    global _bar_open
+    _bar_open = done < count
+    end = "" if _bar_open else "\n"
+    print(f"\r{title} [{bar}] {done}/{count} {left}\x1b[K", end=end, file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:
@@ -112,6 +123,14 @@ def _source(arguments: argparse.Namespace) -> Source:
         if not folder.is_dir():
             fix = "check the path"
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        got = f"{arguments.device} ({reason})"
+        raise ValueError(
+            message("--device", "cpu, or a device of this machine", got, "choose another")
+        ) from error
     maps = {
         option: read_class_map(path)
         for option in ("class_map", "mask_map")
@@ -235,6 +254,22 @@ def _void(text: str) -> int:
     return int(text)
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
+
+
 def _grid(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
@@ -273,8 +308,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="the whole job on handwritten digits")
     command.add_argument("-o", "--output", type=Path, default=Path("demo_out"))
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
+    command.add_argument("--seed", type=_whole(0), default=0)
+    command.add_argument(
+        "--steps", type=_whole(1), default=1000, help="training steps (default 1000)"
+    )
     command.set_defaults(run=_demo)
 
     command = commands.add_parser(
@@ -282,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
     command.add_argument("--variant", choices=jobs.VARIANTS, default="pixel")
-    command.add_argument("--block", type=int, default=32, help="side of a block (default 32)")
+    command.add_argument("--block", type=_whole(1), default=32, help="side of a block (default 32)")
     command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
     command.add_argument("--per-class", action="store_true", help="thresholds for every class")
     command.add_argument("-o", "--output", type=Path, required=True, help=".safetensors to write")
@@ -298,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "evaluate", parents=[data, masks, mapped, made], help="rules compared on held-out images"
     )
-    command.add_argument("--constant", type=float, help="also a constant threshold such as 0.3")
+    command.add_argument("--constant", type=_share, help="also a constant threshold such as 0.3")
     command.add_argument("--per-class", action="store_true", help="IoU of every class too")
     command.add_argument("-o", "--output", type=Path, help="also write the figures as JSON")
     command.set_defaults(run=_evaluate)

@@ -51,11 +51,11 @@ def demo(
         OSError: the folder cannot be written.
     """
     out = Path(out)
-    shutil.rmtree(out / "pseudo", ignore_errors=True)
     began = time.monotonic()
     say(f"Composing {LABELLED + UNLABELLED} scenes of the target domain from handwritten digits")
     images, labels = scenes(LABELLED + UNLABELLED, domain="target", seed=seed)
     say(f"Training the stand-in for a foundation model on clean scenes, {steps} steps")
+    shutil.rmtree(out / "pseudo", ignore_errors=True)
     model = train_foundation(seed=seed, steps=steps, progress=_bar)
     source = _write(out / "data", images, labels, class_scores(model, images))
     lists = {name: out / "data" / f"{name}.txt" for name in ("labelled", "unlabelled")}

@@ -101,7 +101,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         size = "-" if row.set_size != row.set_size else f"{row.set_size:.2f}"
         shares = (row.kept, row.wrong, row.coverage)
-        miou = (f"{row.miou_kept:.3f}", f"{row.miou_all:.3f}")
+        miou = (_number(row.miou_kept), _number(row.miou_all))
         lines.append((row.rule, *miou, *map(_percent, shares), size))
     return _aligned(lines)
 
@@ -110,9 +110,12 @@ def class_table(rows: Sequence[Row]) -> str:
     """IoU of every class over all pixels, a column a rule, as a Markdown table."""
     lines = [("class", *(row.rule for row in rows)), ("---",) + ("---:",) * len(rows)]
     for index, values in enumerate(zip(*(row.iou for row in rows), strict=True)):
-        cells = ("-" if value != value else f"{value:.3f}" for value in values)
-        lines.append((str(index), *cells))
+        lines.append((str(index), *map(_number, values)))
     return _aligned(lines)
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
 
 
 def _percent(share: float) -> str:

@@ -36,7 +36,7 @@ def pixel(size: Size, *, device: torch.device | str | None = None) -> Tensor:
         tensor([[0, 1, 2],
                 [3, 4, 5]])
     """
-    height, width = _check_size("groups.pixel", size)
+    height, width = check_size("groups.pixel", size)
     return torch.arange(height * width, device=device).reshape(height, width)
 
 
@@ -58,7 +58,7 @@ def image(size: Size, *, device: torch.device | str | None = None) -> Tensor:
         tensor([[0, 0, 0],
                 [0, 0, 0]])
     """
-    return torch.zeros(_check_size("groups.image", size), dtype=torch.int64, device=device)
+    return torch.zeros(check_size("groups.image", size), dtype=torch.int64, device=device)
 
 
 def blocks(
@@ -82,9 +82,9 @@ def blocks(
         tensor([[0, 0, 1, 1, 2],
                 [0, 0, 1, 1, 2]])
     """
-    height, width = _check_size("groups.blocks", size)
+    height, width = check_size("groups.blocks", size)
     sides = (block, block) if isinstance(block, int) else block
-    down, across = _check_size("groups.blocks", sides, name="block")
+    down, across = check_size("groups.blocks", sides, name="block")
     rows = torch.arange(height, device=device) // down
     columns = torch.arange(width, device=device) // across
     return rows[:, None] * (columns[-1] + 1) + columns
@@ -131,13 +131,14 @@ def to_image(maps: Tensor, size: Size) -> Tensor:
 
 
 def _first_pixels(pixels: int, cells: int, device: torch.device) -> Tensor:
-    """The first pixel of every cell; cells that no pixel maps to take the last one before them."""
+    """The first pixel of every cell; a cell that no pixel maps to takes the next one's."""
     first = (torch.arange(cells, device=device) * pixels + cells - 1) // cells
     return first.clamp(max=pixels - 1)
 
 
-def _check_size(where: str, size: Size, *, name: str = "size") -> Size:
-    sides = tuple(size)
+def check_size(where: str, size: Size, *, name: str = "size") -> Size:
+    """Height and width as positive whole numbers."""
+    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
     if len(sides) != 2 or not whole or min(sides) < 1:
         fix = "pass positive whole numbers of cells"

@@ -21,6 +21,7 @@ from cpseg.sources import (
     begin,
     digest,
     naming,
+    place,
     quiet,
     share,
     with_map_of,
@@ -63,8 +64,9 @@ def calibrate(
     check_alpha("calibrate", alpha)
     pairs = read_ids(ids)
     paths = source.locate(pairs)
+    first = source.probabilities(paths[pairs[0]])
+    num_classes = first.shape[0]
     if grid is None:
-        first = source.probabilities(paths[pairs[0]])
         grid = (first.shape[-2], first.shape[-1])
     if variant not in VARIANTS:
         names = ", ".join(VARIANTS)
@@ -78,6 +80,7 @@ def calibrate(
         partition,
         alpha=alpha,
         background=background,
+        num_classes=num_classes,
         per_class=per_class,
         max_images=len(pairs),
         ignore_index=IGNORE,
@@ -85,6 +88,9 @@ def calibrate(
     for pair in progress(*share(pairs), "calibrate"):
         path = paths[pair]
         probs = source.probabilities(path)
+        if probs.shape[0] != num_classes:
+            expected, got = f"{num_classes} classes like {paths[pairs[0]]}", f"{probs.shape[0]}"
+            raise ValueError(message(str(path), expected, got, "use the scores of one model"))
         labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
         with naming(path):
             calibrator.update(probs, labels)
@@ -190,10 +196,11 @@ def compact(
     pairs = read_ids(ids, columns=1)
     made = {"background": background, "map": source.class_map and source.class_map.to_json()}
     paths = source.locate(pairs)
+    places = {pair: place(out, pair.image, ".safetensors") for pair in pairs}
     begin(out, digest({**made, "probs": str(source.probs.resolve())}))
     written = 0
     for pair in progress(*share(pairs), "compact"):
-        path = out / Path(pair.image).with_suffix(".safetensors")
+        path = places[pair]
         if path.exists():
             continue
         probs = source.probabilities(paths[pair])

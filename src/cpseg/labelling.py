@@ -20,12 +20,22 @@ from cpseg.sources import (
     begin,
     digest,
     naming,
+    place,
     quiet,
     rank,
     share,
     with_map_of,
 )
-from cpseg.store import Pair, image_size, read_ids, read_mask, write_ids, write_mask, write_text
+from cpseg.store import (
+    Pair,
+    check_ids,
+    image_size,
+    read_ids,
+    read_mask,
+    write_ids,
+    write_mask,
+    write_text,
+)
 from cpseg.thresholds import Calibration
 
 
@@ -66,6 +76,8 @@ def label(
     pairs = read_ids(ids, columns=1)
     masks = _mask_paths(pairs, out)
     lines = [] if labelled is None else [(p.image, p.mask or "") for p in read_ids(labelled)]
+    listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
+    check_ids(out, listed)  # before the work, not after it
     source = with_map_of(source, calibration)
     paths = source.locate(pairs)
     begin(out, _fingerprint(source, calibration, pairs))
@@ -86,7 +98,6 @@ def label(
     if rank() > 0:
         return float("nan")
     kept = _summarise(out, masks, calibration)
-    listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     if labelled is not None:
         write_ids(out / "stage1.txt", lines + listed)
     write_ids(out / "ids.txt", listed)
@@ -97,11 +108,7 @@ def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
     paths: dict[Pair, Path] = {}
     owner: dict[Path, str] = {}
     for pair in pairs:
-        relative = Path(pair.image).with_suffix(".png")
-        if relative.is_absolute() or ".." in relative.parts:
-            fix = "pass the folder that holds all images as --root"
-            raise ValueError(message("label", "image paths below the root", pair.image, fix))
-        path = out / "masks" / relative
+        path = place(out / "masks", pair.image, ".png")
         if path in owner:
             got, fix = (
                 f"{owner[path]} and {pair.image}",

@@ -91,6 +91,9 @@ def mean_iou(confusion: Tensor, *, per_class: bool = False) -> Tensor:
         >>> mean_iou(torch.tensor([[1, 1, 0], [0, 0, 1]]))
         tensor(0.2500, dtype=torch.float64)
     """
+    if not isinstance(confusion, Tensor):
+        got, fix = type(confusion).__name__, "make it with confusion_matrix"
+        raise TypeError(message("mean_iou", "confusion as a tensor", got, fix))
     if confusion.ndim != 2 or confusion.shape[1] - confusion.shape[0] not in (0, 1):
         expected, fix = "confusion [K, K] or [K, K + 1]", "make it with confusion_matrix"
         raise ValueError(message("mean_iou", expected, shape(confusion), fix))
@@ -149,6 +152,7 @@ def boundary_iou(
     check_label_values(where, predictions, num_classes, ignore_index, name="predictions")
     check_label_values(where, labels, num_classes, ignore_index)
     width = max(1, round(dilation_ratio * math.hypot(*labels.shape[-2:])))
+    predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
     predictions = predictions.masked_fill(labels == ignore_index, ignore_index)
     ours = _bands(predictions, num_classes, ignore_index, width)
     truth = _bands(labels, num_classes, ignore_index, width)
@@ -159,7 +163,7 @@ def boundary_iou(
 
 def _bands(labels: Tensor, num_classes: int, ignore_index: int, width: int) -> Tensor:
     """Boundary bands of all classes, bool ``[B, K, H, W]``."""
-    labels = labels.to(torch.int64).reshape(-1, *labels.shape[-2:])
+    labels = labels.reshape(-1, *labels.shape[-2:])
     index = labels.masked_fill(labels == ignore_index, num_classes)
     masks = one_hot(index, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).bool()
     outside = torch.nn.functional.pad((~masks).float(), [width] * 4, value=1.0)

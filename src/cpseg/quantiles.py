@@ -6,7 +6,9 @@ the top that is the ``floor((n + 1) alpha)``-th largest, and only the largest fe
 
 from __future__ import annotations
 
+import operator
 from fractions import Fraction
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -36,14 +38,16 @@ def conformal_rank(n: int, alpha: float | str | Fraction) -> int:
         >>> conformal_rank(29, 0.1), conformal_rank(19, 0.05), conformal_rank(18, 0.05)
         (27, 19, 19)
     """
-    return n + 1 - from_top(n, check_alpha("conformal_rank", alpha))
+    exact = check_alpha("conformal_rank", alpha)
+    whole = isinstance(n, SupportsIndex) and not isinstance(n, bool)
+    if not whole or operator.index(n) < 0:
+        fix = "count the scores that are not NaN"
+        raise ValueError(message("conformal_rank", "a whole n >= 0", repr(n), fix))
+    return operator.index(n) + 1 - from_top(operator.index(n), exact)
 
 
 def from_top(n: int, alpha: Fraction) -> int:
     """Which score from the top the conformal quantile is, ``floor((n + 1) alpha)``; 0: +inf."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        fix = "count the scores that are not NaN"
-        raise ValueError(message("conformal_rank", "a whole n >= 0", str(n), fix))
     return (n + 1) * alpha.numerator // alpha.denominator
 
 

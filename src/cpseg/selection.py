@@ -69,24 +69,11 @@ class Evidence:
             >>> evidence(probs, background=0).pseudo_labels(0.75)
             tensor([[1]])
         """
+        parts = (self.best, self.best_class, self.background_score)
         where = "Evidence.pseudo_labels"
-        if isinstance(threshold, Tensor) and threshold.ndim == 3:
-            expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
-            raise ValueError(message(where, expected, shape(threshold), fix))
-        threshold = check_threshold(where, threshold, self.best.unsqueeze(-3))
-        _check_output(where, ignore_index, dtype, self.num_classes)
-        inside = _inside(self.best, threshold)
-        # Bytes as long as the ignored value fits: the labels are written once, at the end.
-        narrow = self.best_class.dtype
-        fits = 0 <= ignore_index <= torch.iinfo(narrow).max
-        label = self.best_class if fits else self.best_class.to(torch.int64)
-        rest = torch.full_like(label, ignore_index)
-        if self.background_score is not None and self.background is not None:
-            # Where the best is outside, the larger of both is inside just if the background is.
-            # A NaN score spreads into it: such a pixel is ignored.
-            top = torch.maximum(self.best, self.background_score)
-            rest = rest.masked_fill(_inside(top, threshold), self.background)
-        return torch.where(inside, label, rest).to(dtype)
+        return _select(
+            where, parts, self.background, self.num_classes, threshold, ignore_index, dtype
+        )
 
     def argmax(self) -> Tensor:
         """The most probable class of every pixel, int64; the lowest index among ties.
@@ -181,17 +168,18 @@ def pseudo_labels(
     threshold = check_threshold(where, threshold, probs)
     check_background(where, background, probs.shape[-3])
     if threshold.ndim < 3:
-        found = evidence(probs, background=background)
-        return found.pseudo_labels(threshold, ignore_index=ignore_index, dtype=dtype)
+        parts = _find(probs, background, None)
+        return _select(where, parts, background, probs.shape[-3], threshold, ignore_index, dtype)
     _check_output(where, ignore_index, dtype, probs.shape[-3])
     # The best of the classes inside their own threshold: scores outside it lie below all others.
-    found = _find(probs, background, threshold)
+    best, best_class, back = _find(probs, background, threshold)
     rest: int | Tensor = ignore_index
-    if background is not None:
-        kept = _inside(probs.select(-3, background), threshold[background])
-        rest = torch.where(kept, background, ignore_index)
-    label = torch.where(found.best > -torch.inf, found.best_class.to(torch.int64), rest)
-    return torch.where(found.best.isnan(), ignore_index, label).to(dtype)
+    unknown = best.isnan()
+    if back is not None and background is not None:
+        unknown = unknown | back.isnan()
+        rest = torch.where(_inside(back, threshold[background]), background, ignore_index)
+    label = torch.where(best > -torch.inf, best_class.to(torch.int64), rest)
+    return label.masked_fill(unknown, ignore_index).to(dtype)
 
 
 def evidence(probs: Tensor, *, background: int | None) -> Evidence:
@@ -215,7 +203,43 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
     """
     check_probs("evidence", probs)
     check_background("evidence", background, probs.shape[-3])
-    return _find(probs, background, None)
+    best, best_class, back = _find(probs, background, None)
+    # A copy: evidence that held a view would hold all scores.
+    back = None if back is None else back.clone()
+    return Evidence(best, best_class, back, background, probs.shape[-3])
+
+
+# Best score, its class, the background's score: what an Evidence is made of. Functions pass the
+# parts among themselves, since older versions of torch.compile cannot build an object.
+_Parts = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _select(
+    where: str,
+    parts: _Parts,
+    background: int | None,
+    num_classes: int,
+    threshold: Tensor | float,
+    ignore_index: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Eq. 4 by one threshold a pixel."""
+    best, best_class, back = parts
+    if isinstance(threshold, Tensor) and threshold.ndim == 3:
+        expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
+        raise ValueError(message(where, expected, shape(threshold), fix))
+    threshold = check_threshold(where, threshold, best.unsqueeze(-3))
+    _check_output(where, ignore_index, dtype, num_classes)
+    # Bytes as long as the ignored value fits: the labels are written once, at the end.
+    fits = 0 <= ignore_index <= torch.iinfo(best_class.dtype).max
+    label = best_class if fits else best_class.to(torch.int64)
+    rest = torch.full_like(label, ignore_index)
+    if back is None or background is None:
+        return torch.where(_inside(best, threshold), label, rest).to(dtype)
+    # Some class is inside just if the largest score is. NaN spreads into that: ignored.
+    some = _inside(torch.maximum(best, back), threshold)
+    rest = rest.masked_fill(some, background)
+    return torch.where(some & _inside(best, threshold), label, rest).to(dtype)
 
 
 def _inside(p: Tensor, threshold: Tensor) -> Tensor:
@@ -223,17 +247,15 @@ def _inside(p: Tensor, threshold: Tensor) -> Tensor:
     return 1 - p.to(torch.float32) <= threshold
 
 
-def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> Evidence:
+def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _Parts:
     """Evidence; with a threshold per class, among the classes inside theirs (-inf: none is)."""
     batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
     best, best_class = best_of_classes(batch, background, threshold)
-    num_classes = probs.shape[-3]
-    best_class = best_class.to(torch.uint8 if num_classes <= 255 else torch.int16)
+    best_class = best_class.to(torch.uint8 if probs.shape[-3] <= 255 else torch.int16)
     if probs.ndim == 3:
         best, best_class = best[0], best_class[0]
-    # A copy: evidence that held a view would hold all scores.
-    back = None if background is None else probs.detach().select(-3, background).clone()
-    return Evidence(best, best_class, back, background, num_classes)
+    back = None if background is None else probs.detach().select(-3, background)
+    return best, best_class, back
 
 
 def _check_output(where: str, ignore_index: int, dtype: torch.dtype, num_classes: int) -> None:

@@ -145,10 +145,32 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def place(out: Path, image: str, suffix: str) -> Path:
+    """Where in a run's folder a file about an image lies.
+
+    Raises:
+        ValueError: the image does not lie below the root.
+    """
+    relative = Path(image).with_suffix(suffix)
+    if relative.is_absolute() or ".." in relative.parts:
+        fix = "pass the folder that holds all images as --root"
+        raise ValueError(message("id list", "image paths below the root", image, fix))
+    return out / relative
+
+
 def begin(out: Path, fingerprint: str) -> None:
-    """Open a folder for a run, or go on with the same one; remove what a killed one left open."""
+    """Open a folder for a run, or go on with the same one; remove what a killed one left open.
+
+    Raises:
+        ValueError: the folder holds another run's files, or somebody's.
+    """
     if rank() == 0:
         path = out / "run.json"
+        if not path.exists() and out.is_dir():
+            strangers = [entry.name for entry in out.iterdir() if entry.suffix != ".part"]
+            if strangers:
+                expected, got = "a new or empty folder", f"one with '{min(strangers)}' in it"
+                raise ValueError(message(str(out), expected, got, "choose another with -o"))
         if path.exists():
             try:
                 recorded = json.loads(path.read_text(encoding="utf-8")).get("fingerprint")

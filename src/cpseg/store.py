@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpseg.checks import SCORES_FIX, check_label_values, check_unit_interval, message
+from cpseg.checks import (
+    SCORES_FIX,
+    check_background,
+    check_label_values,
+    check_unit_interval,
+    labels_outside,
+    message,
+)
 from cpseg.selection import Evidence
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -38,7 +44,8 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    prefix = f".{path.name[:64]}."  # well below the longest name a file may have
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -46,9 +53,13 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # name the file, not its stand-in
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 
@@ -145,6 +156,9 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
         probs = _only(path, tensors)
     else:
         probs = _from_numpy(path)
+    if probs.ndim != 3 or probs.numel() == 0:
+        got, fix = str(list(probs.shape)), "write one image a file, classes first"
+        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
     if probs.dtype == torch.uint8:
         probs = probs.to(device).to(torch.float32) / 255
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -154,9 +168,6 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
     else:
         expected, fix = "uint8, float16 or float32 scores", "convert and write it anew"
         raise ValueError(message(str(path), expected, str(probs.dtype), fix))
-    if probs.ndim != 3 or probs.numel() == 0:
-        got, fix = str(list(probs.shape)), "write one image a file, classes first"
-        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
     return probs
 
 
@@ -169,7 +180,7 @@ def _from_numpy(path: Path) -> Tensor:
             return _only(path, {name: torch.from_numpy(loaded[name]) for name in loaded.files})
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
         raise _damaged(path, f"a {path.suffix} file of class scores", error) from error
 
 
@@ -200,22 +211,32 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
 def _as_evidence(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], device: torch.device | str
 ) -> Evidence:
-    wanted = {"best", "best_class"}
-    if metadata.get("background") is not None:
-        wanted.add("background_score")
-    if metadata.get("format") != 1 or set(tensors) != wanted:
+    fix = "run cpseg compact anew"
+    background, num_classes = metadata.get("background"), metadata.get("num_classes")
+    wanted = {"best", "best_class"} | ({"background_score"} if background is not None else set())
+    if metadata.get("format") != 1 or set(tensors) != wanted or not isinstance(num_classes, int):
         got = f"format {metadata.get('format')} with {', '.join(sorted(tensors))}"
-        raise ValueError(message(str(path), "evidence of format 1", got, "run cpseg compact anew"))
-    for name in wanted - {"best_class"}:
-        fix = "run cpseg compact anew"
-        check_unit_interval(str(path), tensors[name], name=f"evidence '{name}'", fix=fix)
+        raise ValueError(message(str(path), "evidence of format 1", got, fix))
+    check_background(str(path), background, num_classes)
+    best, best_class = tensors["best"], tensors["best_class"]
     back = tensors.get("background_score")
+    for name in sorted(wanted):
+        tensor = tensors[name]
+        kind = tensor.is_floating_point() != (name == "best_class")
+        if not kind or tensor.shape != best.shape or best.ndim != 2 or best.numel() == 0:
+            got = f"'{name}' {tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(message(str(path), "evidence [H, W], all of one size", got, fix))
+        if name != "best_class":
+            check_unit_interval(str(path), tensor, name=f"evidence '{name}'", fix=fix)
+    if bool(labels_outside(best_class, num_classes, -1).any()) or int(best_class.min()) < 0:
+        expected, got = f"classes 0..{num_classes - 1} in evidence", f"{int(best_class.max())}"
+        raise ValueError(message(str(path), expected, got, fix))
     return Evidence(
-        tensors["best"].to(device),
-        tensors["best_class"].to(device),
+        best.to(device),
+        best_class.to(device, torch.uint8 if num_classes <= 255 else torch.int16),
         None if back is None else back.to(device),
-        metadata["background"],
-        metadata["num_classes"],
+        background,
+        num_classes,
     )
 
 
@@ -297,7 +318,7 @@ def write_mask(path: str | Path, labels: Tensor) -> None:
     """
     from PIL import Image
 
-    low, high = (int(value) for value in labels.aminmax())
+    low, high = (int(value) for value in labels.aminmax()) if labels.numel() else (0, 256)
     if labels.ndim != 2 or low < 0 or high > 255:
         got = f"{list(labels.shape)} with values {low}..{high}"
         fix = "an 8-bit mask holds at most 255 classes and void"
@@ -320,7 +341,7 @@ def read_ids(path: str | Path, *, columns: int = 2) -> list[Pair]:
         FileNotFoundError: there is no such file.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise _damaged(path, "an id list in UTF-8", error) from error
     pairs: list[Pair] = []
@@ -347,11 +368,14 @@ def write_ids(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
     Raises:
         ValueError: a path with white space, which those codebases would split.
     """
-    lines = []
-    for pair in pairs:
-        for name in pair:
-            if name.split() != [name]:
-                fix = "training code splits lines there: rename the folder"
-                raise ValueError(message(str(path), "paths without spaces", repr(name), fix))
-        lines.append(f"{pair[0]} {pair[1]}\n")
-    write_text(path, "".join(lines))
+    pairs = list(pairs)
+    check_ids(path, pairs)
+    write_text(path, "".join(f"{image} {mask}\n" for image, mask in pairs))
+
+
+def check_ids(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
+    """Raise where a path has white space: training code would split the line there."""
+    for name in (name for pair in pairs for name in pair):
+        if name.split() != [name]:
+            fix = "training code splits lines there: rename the folder"
+            raise ValueError(message(str(path), "paths without spaces", repr(name), fix))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cpseg._version import __version__
-from cpseg.checks import check_probs, message, shape
-from cpseg.groups import to_image
+from cpseg.checks import check_alpha, check_background, check_probs, message, shape
+from cpseg.groups import check_size, to_image
 from cpseg.scores import check_score
 from cpseg.selection import Evidence, prediction_set, pseudo_labels
 from cpseg.store import read_tensors, write_tensors
@@ -76,10 +76,7 @@ class Calibration:
             >>> calibration.resize((1, 4)).threshold
             tensor([[0.1000, 0.1000, 0.2000, 0.2000]])
         """
-        sides = tuple(size)
-        if len(sides) != 2 or min(sides) < 1:
-            fix = "pass positive whole numbers of pixels"
-            raise ValueError(message("resize", "size as (height, width)", str(size), fix))
+        size = check_size("Calibration.resize", size)
         return replace(
             self, threshold=to_image(self.threshold, size), count=to_image(self.count, size)
         )
@@ -156,25 +153,35 @@ class Calibration:
         if metadata.get("kind") != "calibration" or metadata.get("format") != _FORMAT:
             fix = "run cpseg calibrate with this version"
             raise ValueError(message(str(path), f"a calibration of format {_FORMAT}", got, fix))
-        fields = ("alpha", "num_images", "num_classes", "background", "score", "ignore_index")
+        fields = ["alpha", "num_images", "num_classes", "background", "score", "ignore_index"]
+        fields += ["variant", "extra"]
         try:
-            calibration = cls(
-                tensors["threshold"],
-                tensors["count"],
-                **{name: metadata[name] for name in fields},
-                variant=metadata["variant"],
-                extra=metadata.get("extra", {}),
-            )
+            values = {name: metadata[name] for name in fields}
+            calibration = cls(tensors["threshold"], tensors["count"], **values)
         except KeyError as error:
             fix = "run cpseg calibrate with this version"
             raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
-        calibration._check_loaded(str(path), metadata)
+        calibration._check_loaded(str(path), metadata.get("grid"))
         return calibration
 
-    def _check_loaded(self, path: str, metadata: dict[str, Any]) -> None:
-        """Tensors and metadata belong together."""
+    def _check_loaded(self, path: str, recorded: object) -> None:
+        """Every value is one, and tensors and metadata belong together."""
+        fix = "run cpseg calibrate anew"
         check_score(path, self.score)
-        grid = tuple(metadata.get("grid", ()))
+        check_alpha(path, self.alpha)
+        grid = check_size(path, recorded, name="grid")  # type: ignore[arg-type]
+        whole: dict[str, tuple[object, int]] = {
+            "num_images": (self.num_images, 1),
+            "ignore_index": (self.ignore_index, -(2**31)),
+            **({} if self.num_classes is None else {"num_classes": (self.num_classes, 1)}),
+        }
+        for name, (value, least) in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(message(path, f"a whole number as {name}", repr(value), fix))
+        if not isinstance(self.variant, str) or not isinstance(self.extra, dict):
+            got = f"{self.variant!r} and {self.extra!r}"
+            raise ValueError(message(path, "a name as variant and a table as extra", got, fix))
+        check_background(path, self.background, self.num_classes or 2**15)
         allowed = (grid, (self.num_classes, *grid))
         float32 = self.threshold.dtype == torch.float32
         if (
@@ -184,11 +191,10 @@ class Calibration:
         ):
             got = f"{self.threshold.dtype} {shape(self.threshold)}"
             expected = f"float32 thresholds of the grid {list(grid)}"
-            raise ValueError(message(path, expected, got, "run cpseg calibrate anew"))
-        if self.count.shape != self.threshold.shape:
-            got = shape(self.count)
-            expected = f"counts {shape(self.threshold)}"
-            raise ValueError(message(path, expected, got, "run cpseg calibrate anew"))
+            raise ValueError(message(path, expected, got, fix))
+        if self.count.shape != self.threshold.shape or self.count.dtype != torch.int64:
+            got = f"{self.count.dtype} {shape(self.count)}"
+            raise ValueError(message(path, f"int64 counts {shape(self.threshold)}", got, fix))
 
     def _check(self, where: str, probs: Tensor) -> None:
         check_probs(where, probs)

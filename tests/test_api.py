@@ -1,0 +1,165 @@
+"""The public names, written out: a change here is a change for everyone who imports cpseg."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+import cpseg
+from cpseg import Calibration, Calibrator, Evidence, groups
+
+NAMES = [
+    "Calibration",
+    "Calibrator",
+    "Evidence",
+    "__version__",
+    "boundary_iou",
+    "class_scores",
+    "confusion_matrix",
+    "conformal_quantile",
+    "conformal_rank",
+    "coverage",
+    "evidence",
+    "groups",
+    "kept_share",
+    "mean_iou",
+    "nonconformity",
+    "poly_lr",
+    "prediction_set",
+    "pseudo_labels",
+    "self_reliance_weight",
+    "set_size",
+]
+
+# What may be given by position, then what only by name (= where it has a default).
+SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
+    cpseg.nonconformity: (["probs", "labels"], ["score=", "ignore_index="]),
+    cpseg.class_scores: (["probs"], ["score="]),
+    cpseg.conformal_rank: (["n", "alpha"], []),
+    cpseg.conformal_quantile: (["scores", "alpha"], ["dim=", "rule="]),
+    cpseg.prediction_set: (["probs", "threshold"], []),
+    cpseg.pseudo_labels: (["probs", "threshold"], ["background", "ignore_index=", "dtype="]),
+    cpseg.evidence: (["probs"], ["background"]),
+    cpseg.confusion_matrix: (
+        ["predictions", "labels"],
+        ["num_classes", "ignore_index=", "with_ignored="],
+    ),
+    cpseg.mean_iou: (["confusion"], ["per_class="]),
+    cpseg.boundary_iou: (
+        ["predictions", "labels"],
+        ["num_classes", "ignore_index=", "dilation_ratio=", "per_class="],
+    ),
+    cpseg.coverage: (["prediction_set", "labels"], ["ignore_index="]),
+    cpseg.set_size: (["prediction_set"], []),
+    cpseg.kept_share: (["pseudo_labels"], ["ignore_index="]),
+    cpseg.self_reliance_weight: (["step", "total_steps"], ["start=", "initial=", "decay="]),
+    cpseg.poly_lr: (["step", "total_steps"], ["base_lr", "power="]),
+    groups.pixel: (["size"], ["device="]),
+    groups.image: (["size"], ["device="]),
+    groups.blocks: (["size", "block"], ["device="]),
+    Calibrator: (
+        ["groups"],
+        [
+            "alpha=",
+            "background=",
+            "num_classes=",
+            "per_class=",
+            "max_images=",
+            "score=",
+            "ignore_index=",
+        ],
+    ),
+    Calibrator.update: (["self", "probs", "labels"], []),
+    Calibrator.update_scores: (["self", "scores"], []),
+    Calibrator.merge: (["self", "other"], []),
+    Calibrator.sync: (["self", "process_group="], []),
+    Calibrator.compute: (["self", "alpha="], []),
+    Calibration.resize: (["self", "size"], []),
+    Calibration.to: (["self", "device"], []),
+    Calibration.prediction_set: (["self", "probs"], []),
+    Calibration.pseudo_labels: (["self", "probs"], ["dtype="]),
+    Calibration.save: (["self", "path"], []),
+    Calibration.load: (["path"], []),
+    Evidence.pseudo_labels: (["self", "threshold"], ["ignore_index=", "dtype="]),
+    Evidence.argmax: (["self"], []),
+}
+DEFAULTS = {"score": "lac", "ignore_index": 255, "alpha": 0.05, "rule": "conformal", "dim": 0}
+
+
+def test_public_names() -> None:
+    assert sorted(cpseg.__all__) == sorted(NAMES)
+    assert len(set(cpseg.__all__)) == len(cpseg.__all__)
+    assert all(hasattr(cpseg, name) for name in NAMES)
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+([.-]?\w+)*", cpseg.__version__)
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)
+def test_signatures(function: Any) -> None:
+    parameters = inspect.signature(function).parameters.values()
+
+    def written(kinds: tuple[Any, ...]) -> list[str]:
+        some = [p for p in parameters if p.kind in kinds]
+        return [p.name + ("" if p.default is p.empty else "=") for p in some]
+
+    by_position, by_name = SIGNATURES[function]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert written(positional) == by_position
+    assert written((inspect.Parameter.KEYWORD_ONLY,)) == by_name
+    assert len(by_position) + len(by_name) == len(parameters), "no *args or **kwargs"
+    for p in parameters:
+        if p.name in DEFAULTS and p.default not in (p.empty, None):
+            assert p.default == DEFAULTS[p.name]
+
+
+def test_every_public_function_has_its_signature_above() -> None:
+    functions = [getattr(cpseg, name) for name in NAMES]
+    functions = [f for f in functions if inspect.isfunction(f)]
+    for kind in (Calibrator, Calibration, Evidence):
+        methods = inspect.getmembers(kind, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
+        functions += [m for name, m in methods if not name.startswith("_")]
+    for function in functions:
+        assert function in SIGNATURES, function
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)
+def test_everything_public_is_documented(function: Any) -> None:
+    doc = inspect.getdoc(function) or ""
+    assert doc.splitlines()[0].strip(), function
+    short = len(inspect.signature(function).parameters) <= 2 and inspect.isfunction(function)
+    if not short or "self" not in inspect.signature(function).parameters:
+        has = [part for part in ("Args:", "Returns:", "Example:", "Raises:") if part in doc]
+        assert has, function
+    if not function.__qualname__.count("."):
+        assert "Example:" in doc, "a function says how it is called"
+        assert "Args:" in doc
+
+
+def test_what_promises_coverage_says_of_what() -> None:
+    for promise in (cpseg.conformal_quantile, cpseg.prediction_set, Calibrator, Calibration):
+        assert "Guarantee:" in (inspect.getdoc(promise) or "")
+
+
+def test_fields() -> None:
+    names = [field.name for field in dataclasses.fields(Evidence)]
+    assert names == ["best", "best_class", "background_score", "background", "num_classes"]
+    assert [field.name for field in dataclasses.fields(Calibration)] == [
+        "threshold",
+        "count",
+        "alpha",
+        "num_images",
+        "num_classes",
+        "background",
+        "score",
+        "ignore_index",
+        "variant",
+        "extra",
+    ]
+    assert isinstance(Calibration.infinite_share, property)
+    assert isinstance(Calibration.grid, property)
