@@ -7,13 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-if hasattr(torch.compiler, "is_compiling"):
-    _is_compiling = torch.compiler.is_compiling
-else:  # torch 2.1 and 2.2
-    from torch._utils import is_compiling as _is_compiling
+from cpseg.checks import is_compiling
 
 _TILE = 2**21  # class scores that a step on the CPU holds in cache
-_GROUP = 10  # classes that a compiled kernel on the CPU reads side by side
 
 
 def best_of_classes(
@@ -32,7 +28,7 @@ def best_of_classes(
     Returns:
         Score, in the dtype of ``probs``, and class index, of any dtype, ``[B, H, W]`` each.
     """
-    if _is_compiling():
+    if is_compiling():
         return _compiled(probs, background, threshold)
     if probs.device.type == "cpu":
         return _tiled(probs, background, threshold)
@@ -114,7 +110,8 @@ def _compiled(
     """For ``torch.compile``: reductions that it fuses into one pass and vectorises.
 
     On the CPU a kernel that reads every class of a pixel before the next pixel defeats the
-    prefetcher, so classes are reduced in groups first. Indices are float32: they stay vectors.
+    prefetcher, so classes are reduced in about sqrt(K) groups of as many. Indices are float32: they
+    stay vectors.
     """
     if probs.device.type != "cpu":
         return _by_index(probs, background, threshold)
@@ -123,20 +120,20 @@ def _compiled(
     values = _masked(probs, threshold)
     if background is not None:
         values = torch.where(index == background, -torch.inf, values)
-    whole = num_classes // _GROUP * _GROUP
-    if whole <= _GROUP:
-        return _first_max(values, index)
-    parted = values[:, :whole].reshape(batch, -1, _GROUP, height, width)
-    inner = _first_max(parted, index[:, :whole].reshape(1, -1, _GROUP, 1, 1), dim=2)
-    best, best_class = _first_max(*inner)
+    last = float(num_classes - 1)
+    side = round(num_classes**0.5)
+    whole = num_classes // side * side
+    parted = values[:, :whole].reshape(batch, -1, side, height, width)
+    inner = _first_max(parted, index[:, :whole].reshape(1, -1, side, 1, 1), last, dim=2)
+    best, best_class = _first_max(*inner, last)
     if whole < num_classes:
-        value, place = _first_max(values[:, whole:], index[:, whole:])
+        value, place = _first_max(values[:, whole:], index[:, whole:], last)
         behind = (value > best) | value.isnan()
         best, best_class = torch.where(behind, value, best), torch.where(behind, place, best_class)
     return best, best_class
 
 
-def _first_max(values: Tensor, index: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+def _first_max(values: Tensor, index: Tensor, last: float, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Largest value and the lowest index that has it, at most ``last`` (where it is NaN)."""
     best = values.amax(dim)
-    found = torch.where(values == best.unsqueeze(dim), index, index.max())
-    return best, found.amin(dim)
+    return best, torch.where(values == best.unsqueeze(dim), index, last).amin(dim)

@@ -13,6 +13,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+if hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:  # torch 2.1 and 2.2
+    pass
+
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 

@@ -10,6 +10,7 @@ from cpseg.checks import (
     check_label_values,
     check_labels,
     check_probs,
+    is_compiling,
     message,
 )
 
@@ -62,13 +63,17 @@ def true_class_score(where: str, probs: Tensor, labels: Tensor, ignore_index: in
     """:func:`nonconformity` without the checks on shapes; ``where`` names the caller."""
     labels = labels.to(torch.int64)
     void = labels == ignore_index
-    index = torch.where(void, 0, labels).unsqueeze(-3)
+    # Where a look is free, images without void are spared a copy of the labels.
+    look = probs.device.type == "cpu" and not is_compiling()
+    some_void = not look or bool(void.any())
+    index = torch.where(void, 0, labels) if some_void else labels
     try:
-        p_true = probs.gather(-3, index).squeeze(-3)
+        p_true = probs.gather(-3, index.unsqueeze(-3)).squeeze(-3)
     except RuntimeError:  # an index out of range: say which label it was
         check_label_values(where, labels, probs.shape[-3], ignore_index)
         raise
-    return torch.where(void, torch.nan, 1 - p_true.to(torch.float32))
+    score = p_true.to(torch.float32).neg_().add_(1)  # 1 - p, in place
+    return score.masked_fill_(void, torch.nan) if some_void else score
 
 
 def class_scores(probs: Tensor, *, score: str = "lac") -> Tensor:

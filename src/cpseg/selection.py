@@ -206,6 +206,7 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
     best, best_class, back = _find(probs, background, None)
     # A copy: evidence that held a view would hold all scores.
     back = None if back is None else back.clone()
+    best_class = best_class.to(torch.uint8 if probs.shape[-3] <= 255 else torch.int16)
     return Evidence(best, best_class, back, background, probs.shape[-3])
 
 
@@ -230,9 +231,11 @@ def _select(
         raise ValueError(message(where, expected, shape(threshold), fix))
     threshold = check_threshold(where, threshold, best.unsqueeze(-3))
     _check_output(where, ignore_index, dtype, num_classes)
-    # Bytes as long as the ignored value fits: the labels are written once, at the end.
-    fits = 0 <= ignore_index <= torch.iinfo(best_class.dtype).max
-    label = best_class if fits else best_class.to(torch.int64)
+    # In the dtype that the class came in, as long as the ignored value fits (bytes, or floats in
+    # a compiled kernel): the labels are written once, at the end.
+    kind = best_class.dtype
+    largest = 2**24 if kind.is_floating_point else torch.iinfo(kind).max
+    label = best_class if 0 <= ignore_index <= largest else best_class.to(torch.int64)
     rest = torch.full_like(label, ignore_index)
     if back is None or background is None:
         return torch.where(_inside(best, threshold), label, rest).to(dtype)
@@ -251,7 +254,6 @@ def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _P
     """Evidence; with a threshold per class, among the classes inside theirs (-inf: none is)."""
     batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
     best, best_class = best_of_classes(batch, background, threshold)
-    best_class = best_class.to(torch.uint8 if probs.shape[-3] <= 255 else torch.int16)
     if probs.ndim == 3:
         best, best_class = best[0], best_class[0]
     back = None if background is None else probs.detach().select(-3, background)

@@ -51,21 +51,22 @@ class TopScores:
         self._top = torch.empty(0 if self.keep is None else self.keep, cells, device=device)
         self._filled = 0
         self._count = torch.zeros(cells, dtype=torch.int64, device=device)
-        self._pending: list[Tensor] = []
+        self._pending: list[Tensor] = []  # with max_images: one block, the used part of _room
+        waiting = 0 if max_images is None else min(_WAITING, max_images)
+        self._room = torch.empty(waiting, cells, device=device)
 
     def update(self, scores: Tensor, classes: Tensor | None) -> None:
-        """Take scores ``[B, H, W]``, NaN where there is none; the tensor is kept, not copied."""
+        """Take scores ``[B, H, W]``, NaN where there is none; the tensor may be kept."""
         self.images += len(scores)
-        self._pending.append(scores.flatten(1))
-        self._absorb_if_full()
+        self._take(scores.flatten(1))
 
     def merge(self, other: TopScores) -> None:
         """Take all that ``other`` has seen; ``other`` stays as it is."""
         self.images += other.images
         self._count += other._count
-        self._absorb([other._top[: other._filled]])
-        self._pending += other._pending
-        self._absorb_if_full()
+        self._absorb([other._top[: other._filled]], counted=True)
+        for block in other._pending:
+            self._take(block)
 
     def sync(self, group: dist.ProcessGroup | None) -> None:
         """Merge over the ranks of ``group``; every rank then holds the whole."""
@@ -102,32 +103,42 @@ class TopScores:
                 scores = _largest(scores, self._filled)
             self._top[: self._filled, cells] = scores
 
-    def _absorb_if_full(self) -> None:
-        if self.keep is not None and sum(map(len, self._pending)) >= _WAITING:
-            self._absorb_pending()
+    def _take(self, rows: Tensor) -> None:
+        """Let rows wait; absorb those that do when there is no more room."""
+        if self.keep is None:
+            self._pending.append(rows)
+            return
+        while len(rows) > 0:
+            used = sum(map(len, self._pending))
+            part = rows[: len(self._room) - used]
+            self._room[used : used + len(part)] = part
+            self._pending = [self._room[: used + len(part)]]
+            rows = rows[len(part) :]
+            if used + len(part) == len(self._room):
+                self._absorb_pending()
 
     def _absorb_pending(self) -> None:
-        for block in self._pending:
-            self._count += _present(block)
         pending, self._pending = self._pending, []
-        self._absorb(pending)
+        self._absorb(pending, counted=False)
 
-    def _absorb(self, blocks: list[Tensor]) -> None:
-        """Keep the largest of what is there and what comes, in place."""
+    def _absorb(self, blocks: list[Tensor], *, counted: bool) -> None:
+        """Keep the largest of what is there and what comes, in place; count what is new."""
         rows = sum(map(len, blocks))
-        if not self.keep or rows == 0:
+        if self.keep is None or rows == 0:
             return
-        if self._filled + rows <= self.keep:
-            added = self._top[self._filled : self._filled + rows]
-            torch.cat(blocks, out=added)
-            added.masked_fill_(added.isnan(), -torch.inf)
-            self._filled += rows
-            return
+        filled = min(self._filled + rows, self.keep)
         for cells in tiles(len(self._count), self._filled + rows):
-            scores = _stack([self._top[: self._filled], *blocks], cells)
-            scores.masked_fill_(scores.isnan(), -torch.inf)
-            self._top[:, cells] = _largest(scores, self.keep)
-        self._filled = self.keep
+            fresh = _stack(blocks, cells)
+            missing = fresh.isnan()
+            if not counted:
+                self._count[cells] += rows - missing.sum(0)
+            fresh.masked_fill_(missing, -torch.inf)
+            if filled == self._filled + rows:
+                self._top[self._filled : filled, cells] = fresh
+            elif filled > 0:
+                both = torch.cat([self._top[: self._filled, cells], fresh])
+                self._top[:, cells] = _largest(both, filled)
+        self._filled = filled
 
 
 def _largest(scores: Tensor, rows: int) -> Tensor:
@@ -140,11 +151,6 @@ def _largest(scores: Tensor, rows: int) -> Tensor:
         selected = np.partition(columns.numpy(), behind, axis=1)[:, behind:]
         return torch.from_numpy(selected).T
     return columns.topk(rows, sorted=False).values.T
-
-
-def _present(block: Tensor) -> Tensor:
-    """How many scores each cell has in ``[n, cells]``."""
-    return (~block.isnan()).sum(0)
 
 
 class ClassScores:
