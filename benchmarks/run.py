@@ -146,7 +146,7 @@ def update() -> Iterator[Row]:
             2.5,
             lambda c=calibrator, y=labels: c.update(probs, y),
             lambda y=labels: probs.gather(1, y.unsqueeze(1)),
-            101,
+            301,
             "absorbing waiting images is not in the median: next row"
             if title == "random labels"
             else "gather reads along cache lines here; the check of all values costs more",

@@ -61,19 +61,26 @@ def nonconformity(
 
 def true_class_score(where: str, probs: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """:func:`nonconformity` without the checks on shapes; ``where`` names the caller."""
+    if _all_classes(labels, probs):
+        p_true = probs.gather(-3, labels.to(torch.int64).unsqueeze(-3)).squeeze(-3)
+        return p_true.to(torch.float32).neg_().add_(1)  # 1 - p, in place
     labels = labels.to(torch.int64)
     void = labels == ignore_index
-    # Where a look is free, images without void are spared a copy of the labels.
-    look = probs.device.type == "cpu" and not is_compiling()
-    some_void = not look or bool(void.any())
-    index = torch.where(void, 0, labels) if some_void else labels
+    index = torch.where(void, 0, labels).unsqueeze(-3)
     try:
-        p_true = probs.gather(-3, index.unsqueeze(-3)).squeeze(-3)
+        p_true = probs.gather(-3, index).squeeze(-3)
     except RuntimeError:  # an index out of range: say which label it was
         check_label_values(where, labels, probs.shape[-3], ignore_index)
         raise
-    score = p_true.to(torch.float32).neg_().add_(1)  # 1 - p, in place
-    return score.masked_fill_(void, torch.nan) if some_void else score
+    return p_true.to(torch.float32).neg_().add_(1).masked_fill_(void, torch.nan)
+
+
+def _all_classes(labels: Tensor, probs: Tensor) -> bool:
+    """Where a look at the values is free: no pixel is void, so that no mask is needed."""
+    if probs.device.type != "cpu" or is_compiling() or labels.numel() == 0:
+        return False
+    low, high = labels.aminmax()
+    return int(low) >= 0 and int(high) < probs.shape[-3]
 
 
 def class_scores(probs: Tensor, *, score: str = "lac") -> Tensor:
