@@ -153,6 +153,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         background=arguments.background,
         variant=arguments.variant,
         block=arguments.block,
+        num_groups=arguments.num_groups,
+        group_share=arguments.group_share,
+        seed=arguments.seed,
         grid=arguments.grid,
         per_class=arguments.per_class,
         progress=_progress,
@@ -171,6 +174,12 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         f"grid {calibration.grid[0]}x{calibration.grid[1]}, "
         f"{100 * calibration.infinite_share:.1f} % of thresholds infinite"
     )
+    learned = calibration.extra.get("groups")
+    if learned is not None and not learned["apart"]:
+        _warn(
+            f"groups were learned on the {learned['learned_on']} images that calibrate: nothing is "
+            "promised; pass --group-share 0.2 to learn them on images of their own"
+        )
     if calibration.infinite_share > 0:
         needed = jobs.images_needed(arguments.alpha)
         _warn(
@@ -320,6 +329,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
     command.add_argument("--variant", choices=jobs.VARIANTS, default="pixel")
     command.add_argument("--block", type=_whole(1), default=32, help="side of a block (default 32)")
+    command.add_argument("--num-groups", type=_whole(1), default=8, help="learned ones (default 8)")
+    command.add_argument(
+        "--group-share",
+        type=_share,
+        default=0.0,
+        help="share of the images that learns the groups and does not calibrate (default 0)",
+    )
+    command.add_argument("--seed", type=_whole(0), default=0, help="of learned groups (default 0)")
     command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
     command.add_argument("--per-class", action="store_true", help="thresholds for every class")
     command.add_argument("-o", "--output", type=Path, required=True, help=".safetensors to write")

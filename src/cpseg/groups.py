@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from cpseg.checks import check_integer, message, shape
+from cpseg.learned_groups import annuli, curves, kmeans
+
+__all__ = ["annuli", "blocks", "curves", "image", "kmeans", "pixel"]
 
 Size = tuple[int, int]
 

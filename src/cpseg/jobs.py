@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cpseg import groups, ranks
 from cpseg.calibration import Calibrator
 from cpseg.checks import check_alpha, message
 from cpseg.evaluation import Row, Tally
 from cpseg.quantiles import conformal_rank
+from cpseg.scores import nonconformity
 from cpseg.selection import Evidence, evidence, pseudo_labels
 from cpseg.sources import (
     IGNORE,
@@ -26,10 +30,11 @@ from cpseg.sources import (
     share,
     with_map_of,
 )
-from cpseg.store import read_ids, write_evidence
+from cpseg.store import Pair, read_ids, write_evidence
 from cpseg.thresholds import Calibration
 
-VARIANTS = ("pixel", "image", "blocks")
+LEARNED = ("kmeans", "annuli")
+VARIANTS = ("pixel", "image", "blocks", *LEARNED)
 
 
 def calibrate(
@@ -40,6 +45,9 @@ def calibrate(
     background: int | None,
     variant: str = "pixel",
     block: int = 32,
+    num_groups: int = 8,
+    group_share: float = 0.0,
+    seed: int = 0,
     grid: tuple[int, int] | None = None,
     per_class: bool = False,
     progress: Progress = quiet,
@@ -51,8 +59,12 @@ def calibrate(
         ids: id list of labelled images.
         alpha: miscoverage rate.
         background: index of the dominant class to suppress, or None.
-        variant: ``"pixel"``, ``"image"`` or ``"blocks"``.
+        variant: ``"pixel"``, ``"image"``, ``"blocks"``, ``"kmeans"`` or ``"annuli"``.
         block: side of a block in cells.
+        num_groups: number of learned groups.
+        group_share: share of the images, drawn with ``seed``, on which groups are learned and
+            which then do not calibrate; 0 learns them on the calibration images themselves.
+        seed: of that draw and of the learning.
         grid: height and width of the grid; by default the size of the first listed image.
         per_class: thresholds for every class apart.
         progress: wraps the loop over images.
@@ -71,11 +83,22 @@ def calibrate(
     if variant not in VARIANTS:
         names = ", ".join(VARIANTS)
         raise ValueError(message("calibrate", f"a variant among {names}", variant, "choose one"))
-    partition = {
-        "pixel": lambda: groups.pixel(grid),
-        "image": lambda: groups.image(grid),
-        "blocks": lambda: groups.blocks(grid, block),
-    }[variant]()
+    extra: dict[str, Any] = {}
+    if source.class_map is not None:
+        extra["class_map"] = source.class_map.to_json()
+    if variant in LEARNED:
+        generator = torch.Generator().manual_seed(seed)
+        learning, pairs = _split(pairs, group_share, generator)
+        extra["groups"] = {"learned_on": len(learning), "apart": group_share > 0}
+        curves = _curves(source, [(pair, paths[pair]) for pair in learning], grid, progress)
+        learn = groups.kmeans if variant == "kmeans" else groups.annuli
+        partition = learn(curves, num_groups, generator=generator)
+    else:
+        partition = {
+            "pixel": lambda: groups.pixel(grid),
+            "image": lambda: groups.image(grid),
+            "blocks": lambda: groups.blocks(grid, block),
+        }[variant]()
     calibrator = Calibrator(
         partition,
         alpha=alpha,
@@ -89,14 +112,44 @@ def calibrate(
         path = paths[pair]
         probs = source.probabilities(path)
         if probs.shape[0] != num_classes:
-            expected, got = f"{num_classes} classes like {paths[pairs[0]]}", f"{probs.shape[0]}"
+            expected, got = f"{num_classes} classes like the first image", f"{probs.shape[0]}"
             raise ValueError(message(str(path), expected, got, "use the scores of one model"))
         labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
         with naming(path):
             calibrator.update(probs, labels)
     calibrator.sync()
-    extra = {} if source.class_map is None else {"class_map": source.class_map.to_json()}
     return replace(calibrator.compute(), variant=variant, extra=extra)
+
+
+def _split(
+    pairs: list[Pair], share: float, generator: torch.Generator
+) -> tuple[list[Pair], list[Pair]]:
+    """Images that learn the groups and images that calibrate; the same for a share of 0."""
+    if share == 0:
+        return pairs, pairs
+    count = round(share * len(pairs))
+    if not 0 < count < len(pairs):
+        expected = f"a --group-share that splits {len(pairs)} images in two"
+        raise ValueError(message("calibrate", expected, f"{share:g}", "choose another share"))
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    return [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
+
+
+def _curves(
+    source: Source,
+    images: list[tuple[Pair, Path]],
+    grid: tuple[int, int],
+    progress: Progress,
+) -> Tensor:
+    """Nonconformity curves; every rank reads all of these images, so that all learn the same."""
+    where = dict(images)
+    scores = []
+    for pair in progress(list(where), len(where), "learn groups"):
+        probs = source.probabilities(where[pair])
+        labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
+        with naming(where[pair]):
+            scores.append(groups.to_grid(nonconformity(probs, labels), grid))
+    return groups.curves(torch.stack(scores))
 
 
 def images_needed(alpha: float | str) -> int:
