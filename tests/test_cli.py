@@ -253,7 +253,7 @@ CHANGES: list[tuple[str, dict[str, object], str]] = [
     *(("calibrate", {"alpha": alpha}, str(alpha)) for alpha in (0, 1, 2, -0.1, "x", "nan", "inf")),
     ("calibrate", {"alpha": "1/0"}, "alpha"),
     ("calibrate", {"alpha": "5%"}, "5%"),
-    ("calibrate", {"variant": "kmeans"}, "kmeans"),
+    ("calibrate", {"variant": "voronoi"}, "voronoi"),
     *(("calibrate", {"grid": grid}, grid) for grid in ("0x5", "5", "5x", "axb", "5x5x5")),
     ("calibrate", {"grid": "-5x5"}, "--grid"),
     ("calibrate", {"variant": "blocks", "block": 0}, "block"),

@@ -248,7 +248,7 @@ def test_a_mask_of_another_size_is_refused(data: DataSet) -> None:
         ({"alpha": 1}, "alpha"),
         ({"alpha": "x"}, "alpha"),
         ({"alpha": float("nan")}, "alpha"),
-        ({"variant": "kmeans"}, "kmeans"),
+        ({"variant": "voronoi"}, "voronoi"),
         ({"background": 4}, "background"),
         ({"background": -1}, "background"),
         ({"variant": "blocks", "block": 0}, "block"),
