@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +28,7 @@ BACKENDS = ("eager", "aot_eager")
 
 modern = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_compiling"),
-    reason="torch.compile before 2.3 traces neither fractions nor data classes",
+    reason="torch.compile before 2.3 traces neither fractions, data classes nor changing sizes",
 )
 
 
@@ -125,6 +127,7 @@ def test_pseudo_labels_trace_in_other_dtypes(dtype: torch.dtype) -> None:
         assert same(compiled(probs, threshold), labels(probs, threshold))
 
 
+@modern
 def test_pseudo_labels_trace_at_changing_sizes() -> None:
     def labels(probs: Tensor, threshold: Tensor) -> Tensor:
         return pseudo_labels(probs, threshold, background=0)
@@ -166,3 +169,14 @@ def test_inductor_gives_the_same_labels() -> None:
     compiled = torch.compile(labels, fullgraph=True, dynamic=False)
     for threshold in (torch.rand(5, 6, generator=seeded(2)), torch.rand(21, 5, 6)):
         assert same(compiled(probs, threshold), labels(probs, threshold))
+
+
+@modern
+def test_older_versions_of_torch_find_another_way_to_ask_whether_they_compile() -> None:
+    code = (
+        "import torch; torch._utils.is_compiling = lambda: False; del torch.compiler.is_compiling; "
+        "import cpseg; p = torch.rand(3, 4, 4); "
+        "print(tuple(cpseg.pseudo_labels(p, 0.5, background=0).shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(4, 4)\n", done.stderr

@@ -16,7 +16,7 @@ from torch import Tensor
 if hasattr(torch.compiler, "is_compiling"):
     is_compiling = torch.compiler.is_compiling
 else:  # torch 2.1 and 2.2
-    pass
+    is_compiling = torch._utils.is_compiling
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

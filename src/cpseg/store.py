@@ -263,14 +263,15 @@ def read_mask(
     try:
         with Image.open(path) as image:
             mode = image.mode
-            labels = torch.from_numpy(np.array(image))
+            values = np.array(image)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise _damaged(path, "a mask image", error) from error
-    if mode not in ("L", "P") or labels.ndim != 2:
+    if mode not in ("L", "P") or values.ndim != 2:
         fix = "store class indices, 255 for void"
         raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
+    labels = torch.from_numpy(values)
     if size is not None and tuple(labels.shape) != tuple(size):
         expected, got = f"a mask {_by(size)} like its image's scores", _by(tuple(labels.shape))
         raise ValueError(message(str(path), expected, got, "write both at the image's size"))
