@@ -465,7 +465,13 @@ def test_the_deferred_branch_reports_at_compute(variant: str, value: float) -> N
 
 def test_the_deferred_branch_takes_signed_bytes() -> None:
     probs, labels = batch(33, 4, void=0.0)
-    warm().update(elsewhere(probs), labels.to(torch.int8))
+    signed, wide = warm(), warm()
+    signed.update(elsewhere(probs), labels.to(torch.int8))
+    wide.update(elsewhere(probs), labels)
+    ours, theirs = signed.compute(), wide.compute()
+    assert ours.num_images == warm().num_images + len(probs), "the batch counts"
+    assert same(ours.threshold, theirs.threshold)
+    assert same(ours.count, theirs.count)
 
 
 def test_the_deferred_branch_takes_bytes_with_a_negative_void() -> None:
