@@ -22,6 +22,7 @@ ORDER = [
     "groups",
     "best",
     "selection",
+    "levels",
     "store",
     "stores",
     "thresholds",
