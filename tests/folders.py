@@ -115,9 +115,13 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Result:
 
 
 def done(result: Result) -> Result:
-    """The command succeeded and complained about nothing."""
+    """The command succeeded and complained about nothing.
+
+    Most tests have one small data set and measure on what calibrated: that warning may stand.
+    """
     assert result.code == 0, result.err
-    assert result.err == ""
+    warned = [line for line in result.err.splitlines() if "images made the calibration" not in line]
+    assert warned == []
     return result
 
 

@@ -534,7 +534,7 @@ PIXEL = groups.pixel(GRID)
         ({"alpha": NAN}, ValueError, r"alpha in \(0, 1\), got nan"),
         ({"alpha": "x"}, ValueError, r"alpha in \(0, 1\), got 'x'"),
         ({"alpha": -0.05}, ValueError, r"alpha in \(0, 1\), got -0.05"),
-        ({"score": "margin"}, ValueError, "a score among 'lac', got 'margin'"),
+        ({"score": "topk"}, ValueError, "a score among 'lac', .* got 'topk'"),
         ({"max_images": 0}, ValueError, "a whole max_images >= 1, got 0"),
         ({"num_classes": 0}, ValueError, "num_classes >= 1, got 0"),
         ({"num_classes": True}, ValueError, "num_classes >= 1, got True"),

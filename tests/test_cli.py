@@ -132,6 +132,8 @@ def test_figures_as_json_are_those_of_the_table(
         ({"background": 0, "alpha": 0.25}, {"alpha": 0.25}),
         ({"background": 0, "alpha": "1/4"}, {"alpha": 0.25}),
         ({"background": 0, "variant": "blocks", "block": 4}, {"variant": "blocks"}),
+        ({"background": 0, "score": "raps:0.1:2"}, {"score": "raps:0.1:2"}),
+        ({"background": 0, "variant": "image", "unit": "image"}, {"unit": "image"}),
     ],
     ids=str,
 )
@@ -208,6 +210,56 @@ def test_the_promise_is_that_of_the_variant(data: DataSet, tmp_path: Path, capsy
         said[variant] = done(command(capsys, "evaluate", *words)).out.splitlines()[0]
     assert said["pixel"].endswith("promised: coverage of at least 70 % at each pixel")
     assert "promised: nothing" in said["image"]
+
+
+def test_images_as_units_promise_a_share_of_the_image(
+    data: DataSet, tmp_path: Path, capsys: Capture
+) -> None:
+    words = data.options(background="none", alpha=0.3, variant="image", unit="image")
+    done(command(capsys, "calibrate", *words, "-o", tmp_path / "c"))
+    said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
+    assert "promised: at least 70 % of an image's pixels covered on average" in said
+
+
+def test_a_fallback_says_which_level_gave_the_thresholds(
+    data: DataSet, tmp_path: Path, capsys: Capture
+) -> None:
+    words = data.options(background="none", alpha=0.05, block=4, unit="image")
+    result = command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c")
+    assert result.code == 0
+    assert "100.0 % of thresholds infinite" in result.out  # 12 images are too few for 0.05
+    assert "thresholds by pixel 0.0 %, blocks 0.0 %, image 0.0 %" in result.out
+    words = data.options(background="none", alpha=0.05, block=4)
+    result = done(command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c"))
+    assert "thresholds by pixel 0.0 %, blocks 100.0 %, image 0.0 %" in result.out
+    said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
+    assert "promised: nothing exactly" in said
+    words = data.options(background="none", alpha=0.3, block=4)
+    result = done(command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c"))
+    assert "thresholds by pixel 100.0 %" in result.out
+    said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
+    assert "promised: coverage of at least 70 % at each pixel" in said
+
+
+@pytest.mark.parametrize("score", ["aps", "raps", "margin"])
+def test_other_scores_are_measured_by_their_sets_and_give_no_labels(
+    score: str, data: DataSet, tmp_path: Path, capsys: Capture
+) -> None:
+    words = data.options(background=0, alpha=0.2, score=score)
+    done(command(capsys, "calibrate", *words, "-o", tmp_path / "c"))
+    words = data.options(calibration=tmp_path / "c")
+    said = done(command(capsys, "evaluate", *words, "--constant", 0.3)).out
+    (row,) = [line for line in said.splitlines() if f"pixel, {score} sets" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:5] == ["-"] * 4
+    assert float(cells[5].removesuffix("%")) >= 80  # on the calibration images themselves
+    assert "constant 0.3" in said
+    result = command(capsys, "label", *words, "-o", tmp_path / "out")
+    refused(result, "of the lac score to select labels")
+    refused(
+        command(capsys, "calibrate", *data.options(background=0, score="x"), "-o", tmp_path / "d"),
+        "a score among",
+    )
 
 
 # What is refused
@@ -582,14 +634,15 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert done(command(capsys, *job(name, data, calibration, tmp_path / "piped"))).err == ""
+    done(command(capsys, *job(name, data, calibration, tmp_path / "piped")))
     terminal = Terminal(monkeypatch)
     assert main(job(name, data, calibration, tmp_path / "out")) == 0
     shown = terminal.shown()
     assert shown.startswith(f"\r{name} [------")
     assert f"{name} [{'#' * 30}] 12/12" in shown
-    assert shown.endswith("\n")
-    assert shown.count("\n") == 1
+    bar, rest = shown.split("\n", 1)
+    assert bar.rstrip("\r").endswith("\x1b[K")
+    assert rest == "" or rest.startswith("cpseg: warning: 12 of these images made the calibration")
 
 
 def test_an_error_stands_on_a_line_of_its_own_below_the_bar(

@@ -76,7 +76,7 @@ def test_pixelwise_thresholds_are_the_quantiles_at_each_cell(data: DataSet) -> N
     assert np.array_equal(found.count, (~np.isnan(scores)).sum(0))
     facts = (found.alpha, found.num_images, found.num_classes, found.background, found.variant)
     assert facts == (0.2, 12, 4, 0, "pixel")
-    assert found.extra == {}
+    assert found.extra == {"images": sorted(data.images)}
 
 
 @pytest.mark.parametrize("variant", ["image", "blocks"])
@@ -199,7 +199,7 @@ def test_a_class_map_is_applied_and_kept(data: DataSet) -> None:
     want = np.array([[quantile(scores[:, i, j], "0.2") for j in range(16)] for i in range(12)])
     assert np.array_equal(found.threshold, want)
     assert found.num_classes == 2
-    assert found.extra == {"class_map": class_map.to_json()}
+    assert found.extra["class_map"] == class_map.to_json()
     # Evaluating needs no map: the calibration brings it; the same again does no harm.
     rows = evaluate(source(data), data.ids, found)
     assert str(evaluate(source(data, class_map=class_map), data.ids, found)) == str(rows)
@@ -342,7 +342,9 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"threshold": torch.zeros(5, 12, 16), "count": torch.zeros(5, 12, 16)},
         {},
     ),
-    "an unknown score": ({}, {"score": "aps"}),
+    "an unknown score": ({}, {"score": "topk"}),
+    "an unknown unit": ({}, {"unit": "scene"}),
+    "a randomness that is none": ({}, {"randomized": 1}),
     **{
         f"no {name}": ({}, {name: "gone"})
         for name in (

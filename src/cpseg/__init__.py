@@ -12,6 +12,7 @@ from cpseg.metrics import (
     set_size,
 )
 from cpseg.quantiles import conformal_quantile, conformal_rank
+from cpseg.risk import Certifier
 from cpseg.schedules import poly_lr, self_reliance_weight
 from cpseg.scores import class_scores, nonconformity
 from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
@@ -19,6 +20,7 @@ from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
 __all__ = [
     "Calibration",
     "Calibrator",
+    "Certifier",
     "Evidence",
     "__version__",
     "boundary_iou",

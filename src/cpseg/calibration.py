@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -27,9 +29,9 @@ from cpseg.checks import (
     shape,
 )
 from cpseg.groups import check_groups, is_pixelwise, to_grid
-from cpseg.scores import check_score, true_class_score
+from cpseg.scores import check_drawing, check_score, score_range, true_class_score
 from cpseg.stores import BinnedScores, ClassScores, TopScores
-from cpseg.thresholds import Calibration
+from cpseg.thresholds import UNITS, Calibration
 
 __all__ = ["Calibration", "Calibrator"]
 
@@ -47,8 +49,15 @@ class Calibrator:
         per_class: a threshold for every class apart.
         max_images: an upper bound on the number of images; pixel-wise it bounds the memory to
             ``floor(alpha (max_images + 1))`` floats a cell, and without it all scores are kept.
-        score: the nonconformity score, ``"lac"``.
+        score: the nonconformity score, see :func:`nonconformity`; labels need ``"lac"``.
         ignore_index: the label of void pixels.
+        unit: what is exchangeable in a pooled group: ``"pixel"`` takes the quantile of all pixels,
+            ``"image"`` lets every image weigh the same (conformal risk control). Where every cell
+            is its own group both are the same.
+        fallback: coarser group maps ``[H, W]``, blocks and then the image for instance: a cell
+            whose threshold is +inf takes that of the first of them that is finite.
+        generator: draws for the randomised APS and RAPS; the thresholds then depend on the order
+            of images.
 
     Raises:
         ValueError: a value outside its range.
@@ -84,6 +93,9 @@ class Calibrator:
         max_images: int | None = None,
         score: str = "lac",
         ignore_index: int = 255,
+        unit: str = "pixel",
+        fallback: Sequence[Tensor] = (),
+        generator: torch.Generator | None = None,
     ) -> None:
         where = "Calibrator"
         check_groups(where, groups)
@@ -102,31 +114,54 @@ class Calibrator:
         self.max_images = max_images
         self.score = score
         self.ignore_index = ignore_index
+        if unit not in UNITS:
+            names = " or ".join(map(repr, UNITS))
+            raise ValueError(message(where, f"unit {names}", repr(unit), "choose one"))
+        for coarser in fallback:
+            check_groups(where, coarser)
+            if coarser.shape != groups.shape:
+                expected, got = f"fallback groups of the grid {shape(groups)}", shape(coarser)
+                raise ValueError(message(where, expected, got, "build both with the same size"))
+        self.unit = unit
+        self.fallback = tuple(coarser.to(torch.int64) for coarser in fallback)
+        self.generator = generator
         self._pixelwise = is_pixelwise(groups)
         self._store: TopScores | ClassScores | BinnedScores | None = None
+        self._coarser: list[BinnedScores] = []
         # On an accelerator a look at the values would wait for the device: a batch with bad ones
         # counts for nothing there, and `compute` says so.
         self._bad_batches = torch.zeros((), dtype=torch.int64)
         self._synced = False
+        self.ids: set[str] = set()
 
     @property
     def num_images(self) -> int:
         """Images seen so far."""
         return 0 if self._store is None else self._store.images
 
-    def update(self, probs: Tensor, labels: Tensor) -> None:
+    @property
+    def largest_alpha(self) -> Fraction | None:
+        """The largest alpha that ``compute`` takes; None where every one will do."""
+        bounded = self._pixelwise and not self.per_class and self.max_images is not None
+        return self.alpha if bounded else None
+
+    def update(
+        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+    ) -> None:
         """Score a batch of labelled images.
 
         Args:
             probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size: the
                 score map is brought to the grid by nearest sampling.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
+            ids: a name for every image, a string for a single one, so that a ``Certifier`` can
+                tell them from its own; remembered in ``ids``.
 
         Raises:
             ValueError: wrong rank or shape, an empty batch, another device or number of classes
                 than before, scores outside [0, 1] or NaN, labels that are neither class nor void,
-                more than ``max_images`` images. Nothing of the batch is counted. On an accelerator
-                the two checks on values are reported by ``compute``.
+                more than ``max_images`` images, an id that came before. Nothing of the batch is
+                counted. On an accelerator the two checks on values are reported by ``compute``.
             TypeError: wrong dtypes.
         """
         where = "Calibrator.update"
@@ -141,33 +176,36 @@ class Calibrator:
         probs = probs.detach()
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
+        names = check_image_ids(where, ids, len(probs), self.ids)
+        check_drawing(where, self.score, probs, self.generator)
         self._check_room(where, len(probs), probs.device)
         if probs.device.type == "cpu":
             check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
-            scores = true_class_score(where, probs, labels, self.ignore_index)
+            scores = self._score(where, probs, labels)
         else:
             labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
-            scores = true_class_score(where, probs, labels, self.ignore_index)
+            scores = self._score(where, probs, labels)
             scores = self._without_bad(scores, bad.any() | ~in_unit_interval(probs))
         self.num_classes = num_classes
         scores = to_grid(scores, self._grid)
         classes = None
         if self.per_class:  # void pixels may have any: their score is NaN
             classes = to_grid(labels.to(torch.int64), self._grid).masked_fill(scores.isnan(), 0)
-        self._ensure_store(probs.device).update(scores, classes)
+        self._take(scores, classes)
+        self.ids.update(names or ())
 
     def update_scores(self, scores: Tensor) -> None:
         """Take nonconformity scores made elsewhere.
 
         Args:
-            scores: float ``[B, h, w]`` or ``[h, w]``, NaN where there is none; in [0, 1] unless
-                every cell is its own group.
+            scores: float ``[B, h, w]`` or ``[h, w]``, NaN where there is none; in the range of the
+                calibrator's score ([0, 1] for LAC) unless every cell is its own group.
 
         Raises:
-            ValueError: wrong rank, an empty batch, another device, scores outside [0, 1] for
-                pooled groups, thresholds per class (which need labels), too many images.
+            ValueError: wrong rank, an empty batch, another device, scores outside their range
+                for pooled groups, thresholds per class (which need labels), too many images.
             TypeError: not floating point.
         """
         where = "Calibrator.update_scores"
@@ -183,21 +221,25 @@ class Calibrator:
         check_not_empty(where, scores, name="scores")
         scores = scores.detach().reshape(-1, *scores.shape[-2:]).to(torch.float32)
         self._check_room(where, len(scores), scores.device)
-        if not self._pixelwise:
-            present = scores.nan_to_num(nan=0.0)
+        if not self._pixelwise or self.fallback:
+            low, high = self._limits(where)
+            within = scores.nan_to_num(nan=low).sub_(low).div_(high - low)
             if scores.device.type == "cpu":
-                fix = "pooled groups count scores in bins of [0, 1]"
-                check_unit_interval(where, present, name="scores", fix=fix)
+                fix = "pooled groups count scores in bins of that range"
+                check_unit_interval(
+                    where, within, name="scores", fix=fix, interval=f"[{low:g}, {high:g}]"
+                )
             else:
-                scores = self._without_bad(scores, ~in_unit_interval(present))
+                scores = self._without_bad(scores, ~in_unit_interval(within))
         # The store keeps the tensor: it must not be the caller's.
-        self._ensure_store(scores.device).update(to_grid(scores, self._grid).clone(), None)
+        self._take(to_grid(scores, self._grid).clone(), None)
 
     def merge(self, other: Calibrator) -> None:
         """Take all that another calibrator of the same settings has seen; it stays as it is.
 
         Raises:
-            ValueError: other settings, another device, or more than ``max_images`` together.
+            ValueError: other settings, another device, more than ``max_images`` together, or an
+                id in both.
         """
         where = "Calibrator.merge"
         if not isinstance(other, Calibrator):
@@ -215,9 +257,13 @@ class Calibrator:
         if other._store is None:
             return
         self._check_room(where, other.num_images, other._bad_batches.device)
+        check_image_ids(where, sorted(other.ids), len(other.ids), self.ids)
+        self.ids |= other.ids
         self.num_classes = other.num_classes if self.num_classes is None else self.num_classes
         store: Any = self._ensure_store(other._bad_batches.device)
         store.merge(other._store)
+        for own_pooled, their_pooled in zip(self._coarser, other._coarser, strict=True):
+            own_pooled.merge(their_pooled)
         self._bad_batches += other._bad_batches
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
@@ -231,7 +277,7 @@ class Calibrator:
 
         Raises:
             ValueError: settings differ between ranks (said by every rank), more than
-                ``max_images`` together, or a second call.
+                ``max_images`` together, an id on two ranks, or a second call.
         """
         where = "Calibrator.sync"
         if not ranks.active():
@@ -244,6 +290,8 @@ class Calibrator:
             device = ranks.device_without_data(process_group)
         if self._agree(where, device, process_group):
             self._ensure_store(device).sync(process_group)
+            for pooled in self._coarser:
+                pooled.sync(process_group)
             self._bad_batches = ranks.total(self._bad_batches, process_group)
         self._synced = True
 
@@ -258,8 +306,7 @@ class Calibrator:
         exact = self.alpha if alpha is None else check_alpha(where, alpha)
         if self._store is None:
             raise ValueError(message(where, "labelled images", "none", "call update first"))
-        bounded = self._pixelwise and not self.per_class and self.max_images is not None
-        if bounded and exact > self.alpha:
+        if self.largest_alpha is not None and exact > self.largest_alpha:
             expected = f"alpha <= {float(self.alpha):g}, the scores kept with max_images allow"
             fix = f"build the calibrator with alpha={float(exact):g}"
             raise ValueError(message(where, expected, f"{float(exact):g}", fix))
@@ -268,6 +315,13 @@ class Calibrator:
             got = f"{int(self._bad_batches)} batches with other values (left out)"
             raise ValueError(message(where, expected, got, SCORES_FIX))
         threshold, count = self._store.quantile(exact)
+        level = torch.zeros_like(count, dtype=torch.uint8)
+        for number, pooled in enumerate(self._coarser, 1):
+            missing = threshold.isposinf()
+            other, behind = pooled.quantile(exact)
+            level = torch.where(missing & other.isfinite(), number, level).to(torch.uint8)
+            count = torch.where(missing, behind, count)
+            threshold = torch.where(missing, other, threshold)
         if not bool(count.any()):
             got = f"only void pixels in {self.num_images} images"
             fix = f"check ignore_index ({self.ignore_index})"
@@ -282,6 +336,10 @@ class Calibrator:
             score=self.score,
             ignore_index=self.ignore_index,
             variant="pixel" if self._pixelwise else "groups",
+            unit=self.unit,
+            randomized=self.generator is not None,
+            level=level if self._coarser else None,
+            extra={"images": sorted(self.ids)} if self.ids else {},
         )
 
     @property
@@ -305,8 +363,9 @@ class Calibrator:
         if self._store is None:
             self._bad_batches = self._bad_batches.to(device)
             layers = self.num_classes if self.per_class else None
+            self._coarser = [self._pooled(coarser, device) for coarser in self.fallback]
             if not self._pixelwise:
-                self._store = BinnedScores(self.groups, num_classes=layers, device=device)
+                self._store = self._pooled(self.groups, device)
             elif layers is not None:
                 self._store = ClassScores(self._grid, num_classes=layers, device=device)
             else:
@@ -315,6 +374,32 @@ class Calibrator:
                 )
         return self._store
 
+    def _pooled(self, groups: Tensor, device: torch.device) -> BinnedScores:
+        return BinnedScores(
+            groups,
+            num_classes=self.num_classes if self.per_class else None,
+            device=device,
+            limits=self._limits("Calibrator"),
+            per_image=self.unit == "image",
+        )
+
+    def _limits(self, where: str) -> tuple[float, float]:
+        """The range of the score, which depends on the number of classes for RAPS alone."""
+        if self.num_classes is None and self.score.startswith("raps"):
+            fix = "pass num_classes to the Calibrator"
+            raise ValueError(message(where, "the number of classes for raps", "none", fix))
+        return score_range(self.score, self.num_classes or 1)
+
+    def _score(self, where: str, probs: Tensor, labels: Tensor) -> Tensor:
+        return true_class_score(where, probs, labels, self.ignore_index, self.score, self.generator)
+
+    def _take(self, scores: Tensor, classes: Tensor | None) -> None:
+        """Let every store take scores on the grid."""
+        store = self._ensure_store(scores.device)
+        for pooled in self._coarser:
+            pooled.update(scores, classes)
+        store.update(scores, classes)
+
     def _without_bad(self, scores: Tensor, bad: Tensor) -> Tensor:
         """No score where the batch is bad, and note it, without waiting for the device."""
         self._bad_batches = self._bad_batches.to(scores.device) + bad
@@ -322,10 +407,14 @@ class Calibrator:
 
     def _settings(self) -> dict[str, Any]:
         """What two calibrators must share to be merged."""
-        cells = self.groups.cpu().numpy().tobytes()
+        maps = [coarser.cpu().numpy().tobytes() for coarser in (self.groups, *self.fallback)]
+        digests = [hashlib.sha256(cells).hexdigest()[:16] for cells in maps]
         return {
             "grid": list(self._grid),
-            "groups": hashlib.sha256(cells).hexdigest()[:16],
+            "groups": digests[0],
+            "fallback": digests[1:],
+            "unit": self.unit,
+            "randomized": self.generator is not None,
             "alpha": str(self.alpha),
             "background": self.background,
             "num_classes": self.num_classes,
@@ -340,7 +429,7 @@ class Calibrator:
         settings = json.dumps({**self._settings(), "num_classes": None}).encode()
         digest = int.from_bytes(hashlib.sha256(settings).digest()[:7], "big")
         classes = 0 if self.num_classes is None else self.num_classes
-        each = ranks.everyone([digest, classes, self.num_images], device, group)
+        each = ranks.everyone([digest, classes, self.num_images, len(self.ids)], device, group)
         if len({values[0] for values in each}) > 1:
             got = "ranks with other ones"
             raise ValueError(message(where, "the same settings on all ranks", got, "build alike"))
@@ -353,7 +442,28 @@ class Calibrator:
             expected, got = f"at most max_images={self.max_images} images", f"{images} on all ranks"
             raise ValueError(message(where, expected, got, "build it with a larger max_images"))
         self.num_classes = known.pop() if known else None
+        if any(values[3] for values in each):
+            everyone: list[list[str]] = [[] for _ in each]
+            dist.all_gather_object(everyone, sorted(self.ids), group=group)
+            names = [name for part in everyone for name in part]
+            self.ids = set(check_image_ids(where, names, len(names), set()) or ())
         return images > 0
+
+
+def check_image_ids(
+    where: str, ids: str | Sequence[str] | None, count: int, seen: Collection[str]
+) -> list[str] | None:
+    """A name for every image of a batch, none of them twice or seen before."""
+    if ids is None:
+        return None
+    names = [ids] if isinstance(ids, str) else list(ids)
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        expected, got = f"ids as {count} strings, one an image", " ".join(repr(ids).split())[:80]
+        raise ValueError(message(where, expected, got, "name every image of the batch"))
+    twice = [name for name, number in Counter(names).items() if number > 1 or name in seen]
+    if twice:
+        raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
+    return names
 
 
 def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:

@@ -165,8 +165,13 @@ def in_unit_interval(values: Tensor) -> Tensor:
     return (values.amin() >= 0) & (values.amax() <= 1)
 
 
-def check_unit_interval(where: str, values: Tensor, *, name: str, fix: str) -> None:
-    """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator."""
+def check_unit_interval(
+    where: str, values: Tensor, *, name: str, fix: str, interval: str = "[0, 1]"
+) -> None:
+    """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator.
+
+    ``interval`` names the range that [0, 1] stands for, if values were brought into it.
+    """
     # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care for
     # NaN and are read once and faster. What fails here (-0.0 too) is looked at again below.
     integers, one = _ONE_AS_BITS[values.dtype]
@@ -176,7 +181,9 @@ def check_unit_interval(where: str, values: Tensor, *, name: str, fix: str) -> N
     if not bool(in_unit_interval(values)):
         low, high = float(values.amin()), float(values.amax())
         got = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
-        raise ValueError(message(where, f"{name} in [0, 1]", got, fix))
+        if interval != "[0, 1]":
+            got = "values outside"
+        raise ValueError(message(where, f"{name} in {interval}", got, fix))
 
 
 def check_label_values(

@@ -1,7 +1,7 @@
 """The command: reads its arguments, runs a job, prints what came of it.
 
-Exit 0 on success, 2 with one line on bad input. Under ``torchrun`` the images are shared out over
-the ranks; the result is the same to the byte.
+Exit 0 on success, 2 with one line on bad input, 1 where nothing can be certified. Under
+``torchrun`` the images are shared out over the ranks; the result is the same to the byte.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from cpseg import jobs, labelling
+from cpseg import certifying, jobs, labelling, sweeping
 from cpseg._version import __version__
+from cpseg.betting import PVALUES
+from cpseg.certificate import METHODS
 from cpseg.checks import message
 from cpseg.class_map import read_class_map
 from cpseg.evaluation import Row, class_table, table
 from cpseg.sources import Source, rank
 from cpseg.store import Pair, write_text
-from cpseg.thresholds import Calibration
+from cpseg.sweep_table import closing, table_of_sweep, too_few
+from cpseg.thresholds import UNITS, Calibration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         with _Ranks():
-            arguments.run(arguments)
+            code: int | None = arguments.run(arguments)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(file=sys.stderr)
         print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _one_line(error: Exception) -> str:
@@ -158,6 +161,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         grid=arguments.grid,
         per_class=arguments.per_class,
+        score=arguments.score,
+        unit=arguments.unit,
+        fallback=arguments.fallback,
         progress=_progress,
     )
     if rank() == 0:
@@ -174,6 +180,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         f"grid {calibration.grid[0]}x{calibration.grid[1]}, "
         f"{100 * calibration.infinite_share:.1f} % of thresholds infinite"
     )
+    if "fallback" in calibration.extra:
+        shares = calibration.extra["fallback"].items()
+        _say("thresholds by " + ", ".join(f"{name} {100 * part:.1f} %" for name, part in shares))
     learned = calibration.extra.get("groups")
     if learned is not None and not learned["apart"]:
         _warn(
@@ -185,7 +194,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         _warn(
             f"{100 * calibration.infinite_share:.1f} % of thresholds are infinite and let every "
             f"class in: alpha {calibration.alpha:g} needs {needed} scores each; "
-            "label more images, raise --alpha, or pool cells with --variant blocks or image"
+            "label more images, raise --alpha, pass --fallback, or pool cells with --variant "
+            "blocks or image"
         )
 
 
@@ -212,24 +222,100 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         constant=arguments.constant,
         progress=_progress,
     )
-    promise = "nothing exactly: groups are pooled"
-    if calibration.variant == "pixel":
-        promise = f"coverage of at least {100 * (1 - calibration.alpha):g} % at each pixel"
     _say(
         f"alpha {calibration.alpha:g}, calibrated on {calibration.num_images} images; "
-        f"promised: {promise}\n"
+        f"promised: {_promise(calibration)}\n"
     )
     _say(table(rows))
     if arguments.per_class:
         _say("\nIoU over all pixels\n\n" + class_table(rows))
     if arguments.output is not None and rank() == 0:
         _write_rows(arguments.output, rows)
+    seen = certifying.overlap(calibration, arguments.ids)
+    if seen:
+        _warn(
+            f"{len(seen)} of these images made the calibration, {seen[0]} for one: figures on "
+            "them are too good; evaluate on other labelled images"
+        )
+
+
+def _promise(calibration: Calibration) -> str:
+    """What a calibration promises on new images, in words."""
+    if calibration.certificate is not None:
+        return str(calibration.certificate)
+    learned = calibration.extra.get("groups")
+    if learned is not None and not learned["apart"]:
+        return "nothing: groups were learned on the images that calibrated"
+    covered = f"{100 * (1 - calibration.alpha):g} %"
+    at_pixel = f"coverage of at least {covered} at each pixel"
+    pooled = "nothing exactly where groups are pooled over pixels"
+    if calibration.unit == "image":
+        pooled = f"at least {covered} of an image's pixels covered on average in each group"
+    shares: dict[str, float] = calibration.extra.get("fallback", {calibration.variant: 1.0})
+    promises = [at_pixel] if shares.get("pixel", 0) > 0 else []
+    if any(share > 0 for name, share in shares.items() if name != "pixel"):
+        promises.append(pooled)
+    return "; ".join(promises) or "every class at each pixel, thresholds being infinite"
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Figures as JSON; what is not a number becomes null."""
     text = json.dumps([asdict(row) for row in rows], indent=2)
     write_text(path, text.replace("NaN", "null") + "\n")
+
+
+def _certify(arguments: argparse.Namespace) -> int:
+    calibration = certifying.certify(
+        _source(arguments),
+        arguments.ids,
+        background=arguments.background,
+        max_error=arguments.max_error,
+        delta=arguments.delta,
+        variant=arguments.variant,
+        block=arguments.block,
+        method=arguments.method,
+        pvalue=arguments.pvalue,
+        per_class=arguments.per_class,
+        calibrate_share=arguments.calibrate_share,
+        calibration_ids=arguments.calibration_ids,
+        seed=arguments.seed,
+        grid=arguments.grid,
+        progress=_progress,
+    )
+    certificate = calibration.certificate
+    assert certificate is not None
+    if not certificate.certified:
+        if rank() == 0:
+            print(f"cpseg: not certified: {certificate}", file=sys.stderr)
+        return 1
+    if rank() == 0:
+        calibration.save(arguments.output)
+    _say(f"{arguments.output}: {certificate}")
+    if certificate.classes is not None:
+        _say("\n" + certifying.class_levels(certificate))
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    rows = sweeping.sweep(
+        _source(arguments),
+        arguments.ids,
+        backgrounds=arguments.backgrounds,
+        alphas=arguments.alphas,
+        variants=arguments.variants,
+        block=arguments.block,
+        num_groups=arguments.num_groups,
+        group_share=arguments.group_share,
+        folds=arguments.folds,
+        seed=arguments.seed,
+        grid=arguments.grid,
+        out=arguments.output,
+        progress=_progress,
+    )
+    _say(f"{table_of_sweep(rows)}\n\n{closing(rows)}")
+    short = too_few(rows)
+    if short is not None:
+        _warn(short)
 
 
 def _compact(arguments: argparse.Namespace) -> None:
@@ -255,6 +341,14 @@ def _background(text: str) -> int | None:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a class index or 'none', got {text!r}")
     return int(text)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _backgrounds(text: str) -> list[int | None]:
+    return [_background(word) for word in _words(text)]
 
 
 def _void(text: str) -> int:
@@ -339,6 +433,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=_whole(0), default=0, help="of learned groups (default 0)")
     command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
     command.add_argument("--per-class", action="store_true", help="thresholds for every class")
+    command.add_argument(
+        "--score",
+        default="lac",
+        help="lac (default), or for prediction sets alone aps, raps, raps:PENALTY:FREE, margin",
+    )
+    command.add_argument(
+        "--unit",
+        choices=UNITS,
+        default="pixel",
+        help="what is exchangeable in pooled groups (default pixel; image keeps a promise)",
+    )
+    command.add_argument(
+        "--fallback",
+        action="store_true",
+        help="infinite thresholds take that of their block, then that of the image",
+    )
     command.add_argument("-o", "--output", type=Path, required=True, help=".safetensors to write")
     command.set_defaults(run=_calibrate)
 
@@ -356,6 +466,71 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--per-class", action="store_true", help="IoU of every class too")
     command.add_argument("-o", "--output", type=Path, help="also write the figures as JSON")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "certify",
+        parents=[data, masks, mapped, ground],
+        help="thresholds whose labels are proven to be wrong rarely",
+    )
+    command.add_argument(
+        "--max-error", default="0.05", help="bound on an image's mean error (default 0.05)"
+    )
+    command.add_argument("--delta", default="0.1", help="1 - confidence (default 0.1)")
+    command.add_argument("--method", choices=METHODS, default="ltt", help="(default ltt)")
+    command.add_argument("--pvalue", choices=PVALUES, default="betting", help="(default betting)")
+    command.add_argument("--per-class", action="store_true", help="a level for every class")
+    command.add_argument("--variant", choices=certifying.VARIANTS, default="image")
+    command.add_argument("--block", type=_whole(1), default=32, help="side of a block (default 32)")
+    command.add_argument(
+        "--calibrate-share",
+        type=_share,
+        default=0.2,
+        help="share of the images that sets thresholds and does not certify (default 0.2)",
+    )
+    command.add_argument(
+        "--calibration-ids", type=Path, help="id list that sets thresholds; all of --ids certify"
+    )
+    command.add_argument("--seed", type=_whole(0), default=0, help="of the draw (default 0)")
+    command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
+    command.add_argument("-o", "--output", type=Path, required=True, help=".safetensors to write")
+    command.set_defaults(run=_certify)
+
+    command = commands.add_parser(
+        "sweep",
+        parents=[data, masks, mapped],
+        help="alphas, variants and background rules cross-validated on labelled images",
+    )
+    command.add_argument(
+        "--backgrounds",
+        type=_backgrounds,
+        required=True,
+        help="rules to try: 'none', indices of classes to suppress, or several such as none,0",
+    )
+    command.add_argument(
+        "--alphas",
+        type=_words,
+        default=list(sweeping.ALPHAS),
+        help=f"miscoverage rates (default {','.join(sweeping.ALPHAS)})",
+    )
+    command.add_argument(
+        "--variants",
+        type=_words,
+        default=list(sweeping.DEFAULT_VARIANTS),
+        help=f"among {','.join(jobs.VARIANTS)} (default {','.join(sweeping.DEFAULT_VARIANTS)})",
+    )
+    command.add_argument("--block", type=_whole(1), default=32, help="side of a block (default 32)")
+    command.add_argument("--num-groups", type=_whole(1), default=8, help="learned ones (default 8)")
+    command.add_argument(
+        "--group-share",
+        type=_share,
+        default=0.3,
+        help="share of a fold's calibration images that learns the groups (default 0.3)",
+    )
+    command.add_argument("--folds", type=_whole(1), default=5, help="parts (default 5)")
+    command.add_argument("--seed", type=_whole(0), default=0, help="of all draws (default 0)")
+    command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
+    command.add_argument("-o", "--output", type=Path, help="folder to write, and to go on in")
+    command.set_defaults(run=_sweep)
 
     command = commands.add_parser(
         "compact", parents=[data, mapped, ground], help="score files to small evidence files"

@@ -79,20 +79,31 @@ class Tally:
 
     def row(self) -> Row:
         """The figures."""
-        counts = self._confusion
-        square = counts[:, : self.num_classes]
-        labelled, pixels = square.sum().double(), counts.sum().double()
-        hits, members, in_sets = self._sets.double()
-        return Row(
-            self.rule,
-            float(mean_iou(square)),
-            float(mean_iou(counts)),
-            float(labelled / pixels),
-            float(1 - square.diagonal().sum() / labelled),
-            float(hits / in_sets),
-            float(members / in_sets),
-            tuple(mean_iou(counts, per_class=True).tolist()),
-        )
+        return row_of(self.rule, self._confusion, self._sets)
+
+
+def row_of(rule: str, confusion: Tensor, sets: Tensor) -> Row:
+    """The figures of a rule from its sums.
+
+    Args:
+        rule: its name.
+        confusion: int64 ``[K, K + 1]``, the last column for pixels without a label.
+        sets: ``[3]``: pixels whose class is in the set, classes in all sets (NaN if not counted),
+            pixels (0 without sets).
+    """
+    square = confusion[:, : len(confusion)]
+    labelled, pixels = square.sum().double(), confusion.sum().double()
+    hits, members, in_sets = sets.double()
+    return Row(
+        rule,
+        float(mean_iou(square)),
+        float(mean_iou(confusion)),
+        float(labelled / pixels),
+        float(1 - square.diagonal().sum() / labelled),
+        float(hits / in_sets),
+        float(members / in_sets),
+        tuple(mean_iou(confusion, per_class=True).tolist()),
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -103,7 +114,7 @@ def table(rows: Sequence[Row]) -> str:
         shares = (row.kept, row.wrong, row.coverage)
         miou = (_number(row.miou_kept), _number(row.miou_all))
         lines.append((row.rule, *miou, *map(_percent, shares), size))
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def class_table(rows: Sequence[Row]) -> str:
@@ -111,7 +122,7 @@ def class_table(rows: Sequence[Row]) -> str:
     lines = [("class", *(row.rule for row in rows)), ("---",) + ("---:",) * len(rows)]
     for index, values in enumerate(zip(*(row.iou for row in rows), strict=True)):
         lines.append((str(index), *map(_number, values)))
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _number(value: float) -> str:
@@ -122,7 +133,8 @@ def _percent(share: float) -> str:
     return "-" if share != share else f"{100 * share:.1f} %"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table whose columns line up."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = []
     for line in lines:

@@ -50,6 +50,9 @@ def calibrate(
     seed: int = 0,
     grid: tuple[int, int] | None = None,
     per_class: bool = False,
+    score: str = "lac",
+    unit: str = "pixel",
+    fallback: bool = False,
     progress: Progress = quiet,
 ) -> Calibration:
     """Calibrate on the labelled images of an id list, sharing them out over the ranks.
@@ -67,6 +70,10 @@ def calibrate(
         seed: of that draw and of the learning.
         grid: height and width of the grid; by default the size of the first listed image.
         per_class: thresholds for every class apart.
+        score: the nonconformity score; pseudo-labels need ``"lac"``.
+        unit: what is exchangeable in a pooled group, ``"pixel"`` or ``"image"``.
+        fallback: cells whose threshold is infinite take that of their block, and where that one
+            is too that of the image.
         progress: wraps the loop over images.
 
     Raises:
@@ -88,17 +95,16 @@ def calibrate(
         extra["class_map"] = source.class_map.to_json()
     if variant in LEARNED:
         generator = torch.Generator().manual_seed(seed)
-        learning, pairs = _split(pairs, group_share, generator)
+        learning, pairs = split("calibrate", pairs, group_share, generator)
         extra["groups"] = {"learned_on": len(learning), "apart": group_share > 0}
-        curves = _curves(source, [(pair, paths[pair]) for pair in learning], grid, progress)
-        learn = groups.kmeans if variant == "kmeans" else groups.annuli
-        partition = learn(curves, num_groups, generator=generator)
+        images = [(pair, paths[pair]) for pair in learning]
+        curves = _curves(source, images, grid, score, progress)
+        partition = learned(variant, curves, num_groups, generator)
     else:
-        partition = {
-            "pixel": lambda: groups.pixel(grid),
-            "image": lambda: groups.image(grid),
-            "blocks": lambda: groups.blocks(grid, block),
-        }[variant]()
+        partition = fixed(variant, grid, block)
+    coarser = ["blocks", "image"] if fallback else []
+    if variant in coarser:
+        coarser = coarser[coarser.index(variant) + 1 :]
     calibrator = Calibrator(
         partition,
         alpha=alpha,
@@ -106,23 +112,56 @@ def calibrate(
         num_classes=num_classes,
         per_class=per_class,
         max_images=len(pairs),
+        score=score,
         ignore_index=IGNORE,
+        unit=unit,
+        fallback=[fixed(name, grid, block) for name in coarser],
     )
     for pair in progress(*share(pairs), "calibrate"):
-        path = paths[pair]
-        probs = source.probabilities(path)
-        if probs.shape[0] != num_classes:
-            expected, got = f"{num_classes} classes like the first image", f"{probs.shape[0]}"
-            raise ValueError(message(str(path), expected, got, "use the scores of one model"))
-        labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
-        with naming(path):
-            calibrator.update(probs, labels)
+        probs, labels = labelled(source, pair, paths[pair], num_classes)
+        with naming(paths[pair]):
+            calibrator.update(probs, labels, ids=pair.image)
     calibrator.sync()
-    return replace(calibrator.compute(), variant=variant, extra=extra)
+    calibration = calibrator.compute()
+    extra.update(calibration.extra)
+    calibration = replace(calibration, variant=variant, extra=extra)
+    if fallback:
+        extra["fallback"] = _level_shares(calibration, [variant, *coarser])
+    return calibration
 
 
-def _split(
-    pairs: list[Pair], share: float, generator: torch.Generator
+def _level_shares(calibration: Calibration, names: list[str]) -> dict[str, float]:
+    """Which share of the finite thresholds each level of a fallback gave."""
+    finite = calibration.threshold.isfinite()
+    level = torch.zeros_like(finite) if calibration.level is None else calibration.level
+    cells = finite.numel()
+    return {name: int((finite & (level == i)).sum()) / cells for i, name in enumerate(names)}
+
+
+def fixed(variant: str, grid: tuple[int, int], block: int) -> Tensor:
+    """The partition of the grid for a variant that learns nothing."""
+    if variant == "blocks":
+        return groups.blocks(grid, block)
+    return groups.pixel(grid) if variant == "pixel" else groups.image(grid)
+
+
+def learned(variant: str, curves: Tensor, num_groups: int, generator: torch.Generator) -> Tensor:
+    """The partition of the grid for ``"kmeans"`` or ``"annuli"``."""
+    learn = groups.kmeans if variant == "kmeans" else groups.annuli
+    return learn(curves, num_groups, generator=generator)
+
+
+def labelled(source: Source, pair: Pair, path: Path, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Class scores and true labels of an image, as many classes as the others have."""
+    probs = source.probabilities(path)
+    if probs.shape[0] != num_classes:
+        expected, got = f"{num_classes} classes like the first image", f"{probs.shape[0]}"
+        raise ValueError(message(str(path), expected, got, "use the scores of one model"))
+    return probs, source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
+
+
+def split(
+    where: str, pairs: list[Pair], share: float, generator: torch.Generator
 ) -> tuple[list[Pair], list[Pair]]:
     """Images that learn the groups and images that calibrate; the same for a share of 0."""
     if share == 0:
@@ -130,7 +169,7 @@ def _split(
     count = round(share * len(pairs))
     if not 0 < count < len(pairs):
         expected = f"a --group-share that splits {len(pairs)} images in two"
-        raise ValueError(message("calibrate", expected, f"{share:g}", "choose another share"))
+        raise ValueError(message(where, expected, f"{share:g}", "choose another share"))
     order = torch.randperm(len(pairs), generator=generator).tolist()
     return [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
 
@@ -139,6 +178,7 @@ def _curves(
     source: Source,
     images: list[tuple[Pair, Path]],
     grid: tuple[int, int],
+    score: str,
     progress: Progress,
 ) -> Tensor:
     """Nonconformity curves; every rank reads all of these images, so that all learn the same."""
@@ -148,7 +188,7 @@ def _curves(
         probs = source.probabilities(where[pair])
         labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
         with naming(where[pair]):
-            scores.append(groups.to_grid(nonconformity(probs, labels), grid))
+            scores.append(groups.to_grid(nonconformity(probs, labels, score=score), grid))
     return groups.curves(torch.stack(scores))
 
 
@@ -178,8 +218,9 @@ def evaluate(
         progress: wraps the loop over images.
 
     Returns:
-        Raw argmax, the calibration's rule, the same without background suppression if it has one,
-        and the constant threshold if given. From evidence: without coverage and set size.
+        Raw argmax, the calibration's rule (its sets alone where the score is not LAC), the same
+        without background suppression if it has one, and the constant threshold if given. From
+        evidence: without coverage and set size.
 
     Raises:
         ValueError: bad files, named in the message.
@@ -196,15 +237,16 @@ def evaluate(
         path = paths[pair]
         found = source.scores(path)
         with naming(path):
-            chosen = calibration.pseudo_labels(found)
             if isinstance(found, Evidence):
                 num_classes, raw = found.num_classes, found.argmax()
             else:
                 num_classes, raw = found.shape[0], evidence(found, background=background).argmax()
-        truth = source.labels(pair, num_classes, (chosen.shape[0], chosen.shape[1]))
+            selects = calibration.score == "lac" or isinstance(found, Evidence)
+            chosen = calibration.pseudo_labels(found) if selects else None
+        truth = source.labels(pair, num_classes, (raw.shape[0], raw.shape[1]))
         rules = {"raw argmax": raw, _name(calibration): chosen}
         if not isinstance(found, Evidence):
-            if background is not None:
+            if background is not None and selects:
                 rules[_name(plain)] = plain.pseudo_labels(found)
             if constant is not None:
                 rules[f"constant {constant:g}"] = pseudo_labels(
@@ -213,7 +255,8 @@ def evaluate(
         for name, predictions in rules.items():
             if name not in tallies:
                 tallies[name] = Tally(name, num_classes, device=source.device)
-            tallies[name].update(predictions, truth)
+            if predictions is not None:  # other scores give sets alone
+                tallies[name].update(predictions, truth)
         if not isinstance(found, Evidence):
             sets = calibration.prediction_set(found)
             for name in tallies.keys() & {_name(calibration), _name(plain)}:
@@ -266,6 +309,8 @@ def compact(
 
 
 def _name(calibration: Calibration) -> str:
+    if calibration.score != "lac":
+        return f"{calibration.variant}, {calibration.score} sets"
     suppressed = calibration.background is not None
     return f"{calibration.variant}{', suppressed' if suppressed else ''}"
 

@@ -16,7 +16,7 @@ from cpseg.checks import (
     message,
     shape,
 )
-from cpseg.scores import class_scores
+from cpseg.scores import all_scores, check_drawing, check_score
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,26 @@ class Evidence:
         return torch.where((self.background_score > self.best) | tied, self.background, label)
 
 
-def prediction_set(probs: Tensor, threshold: Tensor | float) -> Tensor:
-    """The set of classes whose nonconformity ``1 - p`` is at most the threshold.
+def prediction_set(
+    probs: Tensor,
+    threshold: Tensor | float,
+    *,
+    score: str = "lac",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The set of classes whose nonconformity, ``1 - p`` for LAC, is at most the threshold.
 
     Args:
         probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
         threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``; +inf takes every class.
+        score: the score that calibrated, see :func:`nonconformity`.
+        generator: draws for the randomised APS and RAPS.
 
     Returns:
         bool, the shape of ``probs``.
 
     Raises:
-        ValueError: shapes or devices do not belong together.
+        ValueError: shapes or devices do not belong together, or an unknown score.
         TypeError: ``probs`` is not floating point.
 
     Guarantee:
@@ -116,8 +124,12 @@ def prediction_set(probs: Tensor, threshold: Tensor | float) -> Tensor:
         >>> prediction_set(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), 0.75).flatten()
         tensor([ True,  True, False])
     """
-    check_probs("prediction_set", probs)
-    return class_scores(probs) <= check_threshold("prediction_set", threshold, probs)
+    where = "prediction_set"
+    check_score(where, score)
+    check_probs(where, probs)
+    check_drawing(where, score, probs, generator)
+    threshold = check_threshold(where, threshold, probs)
+    return all_scores(probs, score, generator) <= threshold
 
 
 def pseudo_labels(

@@ -10,6 +10,7 @@ split of the images into batches, orders, merge trees and ranks.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -219,8 +220,9 @@ class ClassScores:
 _SHIFT = 23 - 8
 _LOW = 2.0**-20
 _LOW_KEY = (127 - 20) << 8  # key of 2**-20
-_SIDE = 20 * 256  # keys from 2**-20 up to 1/2
+_SIDE = 19 * 256  # keys from 2**-20 up to 1/2
 NUM_BINS = 2 * _SIDE + 4
+_WHOLE = 2**36  # the weight of an image in fixed point: room for 2**26 pixels and 2**26 images
 
 
 def score_bins(scores: Tensor) -> Tensor:
@@ -251,51 +253,111 @@ class BinnedScores:
     """Counts of scores in fixed bins, for groups that see many scores per image.
 
     The quantile is the largest score of its bin: never below the exact one, and within 1 % of it
-    in odds s/(1 - s) for s in [1e-6, 1 - 1e-6]. Counts are int64.
+    in odds s/(1 - s) for s in [1e-6, 1 - 1e-6], s being the score's place in its range. Counts are
+    int64.
+
+    With ``per_image`` every image weighs the same in a group, however many pixels it has there: a
+    pixel counts 1/m of its m pixels, in fixed point, so that sums are exact in any order. The
+    threshold is then that of conformal risk control over images.
     """
 
-    def __init__(self, groups: Tensor, *, num_classes: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        groups: Tensor,
+        *,
+        num_classes: int | None,
+        device: torch.device,
+        limits: tuple[float, float] = (0.0, 1.0),
+        per_image: bool = False,
+    ) -> None:
         self.images = 0
         self.num_classes = num_classes
+        self.per_image = per_image
+        self._limits = limits
         self._groups = groups.to(device)
         self._num_groups = int(groups.max()) + 1
-        layers = 1 if num_classes is None else num_classes
-        size = layers * self._num_groups * NUM_BINS
+        self._layers = (1 if num_classes is None else num_classes) * self._num_groups
+        size = self._layers * NUM_BINS
         self._counts = torch.zeros(size + 1, dtype=torch.int64, device=device)  # the last: void
+        # Images with a pixel in the layer, where those are counted; the last: void.
+        self._seen = torch.zeros(self._layers + 1, dtype=torch.int64, device=device)
 
     def update(self, scores: Tensor, classes: Tensor | None) -> None:
-        """Take scores ``[B, H, W]`` in [0, 1], NaN where there is none; classes if they part."""
+        """Take scores ``[B, H, W]``, NaN where there is none; classes if they part."""
         self.images += len(scores)
         cell = self._groups.expand(scores.shape)
         if classes is not None:
             cell = classes * self._num_groups + cell
-        place = cell * NUM_BINS + score_bins(scores)
-        place = place.masked_fill(scores.isnan(), len(self._counts) - 1).flatten()
-        one = torch.ones(1, dtype=torch.int64, device=place.device)
-        self._counts.scatter_add_(0, place, one.expand_as(place))
+        low, high = self._limits
+        within = scores if self._limits == (0.0, 1.0) else (scores - low) / (high - low)
+        place = cell * NUM_BINS + score_bins(within)
+        place = place.masked_fill(scores.isnan(), len(self._counts) - 1).flatten(1)
+        one = torch.ones(1, dtype=torch.int64, device=place.device).expand(place.numel())
+        if self.per_image:
+            for pixels in place:
+                self._update_image(pixels, one[: len(pixels)])
+        else:
+            self._counts.scatter_add_(0, place.flatten(), one)
+
+    def _update_image(self, place: Tensor, one: Tensor) -> None:
+        """Count the pixels of one image such that they weigh ``_WHOLE`` in every layer."""
+        place = place.sort(descending=True).values  # the largest score of a layer first
+        layer = place // NUM_BINS
+        pixels = torch.zeros_like(self._seen).scatter_add_(0, layer, one)
+        before = pixels.sum() - pixels.cumsum(0)  # those of the layers above
+        rank = one.cumsum(0) - before[layer]  # 1 .. m, from the largest score down
+        # The share of the image at or above a score is rounded up; a pixel weighs the step.
+        share = -(-rank * _WHOLE // pixels[layer])
+        step = share + (-(rank - 1) * _WHOLE // pixels[layer])
+        self._counts.scatter_add_(0, place, step)
+        self._seen += pixels > 0
 
     def merge(self, other: BinnedScores) -> None:
         """Take all that ``other`` has seen; ``other`` stays as it is."""
         self.images += other.images
         self._counts += other._counts
+        self._seen += other._seen
 
     def sync(self, group: dist.ProcessGroup | None) -> None:
         """Merge over the ranks of ``group``; every rank then holds the whole."""
         self._counts = total(self._counts, group)
+        self._seen = total(self._seen, group)
         self.images = _total_images(self.images, self._counts.device, group)
 
     def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:
-        """Threshold and number of scores of every group as a map: ``[H, W]`` or ``[K, H, W]``."""
+        """Threshold and number of scores of every group as a map: ``[H, W]`` or ``[K, H, W]``.
+
+        With ``per_image`` the number is that of images that have a pixel there.
+        """
         counts = self._counts[:-1].reshape(-1, self._num_groups, NUM_BINS)
         from_above = counts.flip(-1).cumsum(-1)
         count = from_above[..., -1]
+        if self.per_image:
+            count = self._seen[:-1].reshape(count.shape)
         numbers, which = torch.unique(count, return_inverse=True)  # few, and of any size
-        place = torch.tensor([from_top(n, alpha) for n in numbers.tolist()], device=count.device)
-        place = place[which]
+        most = [self._allowed(n, alpha) for n in numbers.tolist()]
+        # The lowest bin above which no more than the allowed lie is where one more is reached.
+        place = torch.tensor(most, device=count.device)[which] + 1
         found = torch.searchsorted(from_above, place.unsqueeze(-1)).squeeze(-1)
-        value = bin_edges(counts.device)[(NUM_BINS - 1 - found).clamp(min=0)]
+        value = self._edges()[(NUM_BINS - 1 - found).clamp(min=0)]
         value = torch.where(place > 0, value, torch.inf)
         threshold, count = value[:, self._groups], count[:, self._groups]
         if self.num_classes is None:
             return threshold[0], count[0]
         return threshold, count
+
+    def _allowed(self, n: int, alpha: Fraction) -> int:
+        """What may lie above the threshold; below 0: nothing keeps the promise but +inf."""
+        if not self.per_image:
+            return from_top(n, alpha) - 1
+        # Conformal risk control: (sum of the images' shares + 1) / (n + 1) <= alpha.
+        return math.floor(((n + 1) * alpha - 1) * _WHOLE)
+
+    def _edges(self) -> Tensor:
+        """The largest score of every bin, rounded up where the range is not [0, 1]."""
+        edges = bin_edges(self._counts.device)
+        low, high = self._limits
+        if self._limits == (0.0, 1.0):
+            return edges
+        # Two roundings brought the score into [0, 1], and one brings the edge back.
+        return (low + (high - low) * (edges.to(torch.float64) + 2.0**-22)).to(torch.float32)

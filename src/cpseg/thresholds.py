@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from cpseg._version import __version__
+from cpseg.certificate import Certificate
 from cpseg.checks import check_alpha, check_background, check_probs, message, shape
 from cpseg.groups import check_size, to_image
 from cpseg.scores import check_score
-from cpseg.selection import Evidence, prediction_set, pseudo_labels
+from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.store import read_tensors, write_tensors
 
 _FORMAT = 1
+UNITS = ("pixel", "image")
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,38 @@ class Calibration:
     Attributes:
         threshold: float32 ``[H, W]``, or ``[K, H, W]`` per class; +inf where there were too few
             scores for this alpha, so that every class is in the set.
-        count: int64, the number of scores behind each threshold.
+        count: int64, the number of scores behind each threshold; of images where those are the
+            unit.
         alpha: miscoverage rate.
         num_images: images behind the calibration.
         num_classes: number of classes K; None where only scores were given.
         background: index of the dominant class that selection suppresses, or None.
-        score: name of the nonconformity score.
+        score: name of the nonconformity score; labels are selected by ``"lac"`` alone.
         ignore_index: label of void and of ignored pixels.
         variant: how cells share thresholds, in a word: ``"pixel"``, ``"groups"``, or what the
             command was asked for.
+        unit: what is exchangeable in a pooled group, ``"pixel"`` or ``"image"``.
+        randomized: whether the scores were randomised, so that sets need a generator too.
+        level: uint8, which level of a fallback gave each threshold: 0 for the groups themselves;
+            None without a fallback.
+        class_threshold: float32 ``[K, H, W]``, which a label must pass for its own class besides
+            ``threshold``; -inf for a class whose labels are ignored. None where there is none.
+        certificate: what a :class:`Certifier` proved about these labels, or None.
         extra: further facts that the file keeps, as JSON: the class map that made the scores.
 
     Guarantee:
         Pixel-wise: for each cell with n scores, P(y in C) at that cell of a new image lies in
         [1 - alpha, 1 - alpha + 1/(n + 1)] (upper end without ties), where images are exchangeable
-        and the score function was fixed before calibration. Pooled groups: no finite-sample
-        promise, since the pixels of an image are not exchangeable with those of another. The
-        chosen pseudo-label is not covered by either.
+        and the score function was fixed before calibration. Pooled groups with ``unit="image"``:
+        the expected share of a new image's pixels in that group (and of that class, if per class)
+        whose class is not in the set is at most alpha, among images that have such pixels. Pooled
+        groups with ``unit="pixel"``: no finite-sample promise, since the pixels of an image are
+        not exchangeable with those of another. With a fallback each cell has the promise of the
+        level that gave its threshold. The chosen pseudo-label is not covered by any of these.
+
+    Reference:
+        Angelopoulos & Bates (2023), section 1; for images as units Angelopoulos et al. (2024),
+        Conformal risk control, theorem 1.
     """
 
     threshold: Tensor
@@ -55,6 +72,11 @@ class Calibration:
     score: str = "lac"
     ignore_index: int = 255
     variant: str = "groups"
+    unit: str = "pixel"
+    randomized: bool = False
+    level: Tensor | None = None
+    class_threshold: Tensor | None = None
+    certificate: Certificate | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,17 +100,44 @@ class Calibration:
         """
         size = check_size("Calibration.resize", size)
         return replace(
-            self, threshold=to_image(self.threshold, size), count=to_image(self.count, size)
+            self,
+            threshold=to_image(self.threshold, size),
+            count=to_image(self.count, size),
+            level=None if self.level is None else to_image(self.level, size),
+            class_threshold=(
+                None if self.class_threshold is None else to_image(self.class_threshold, size)
+            ),
         )
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same calibration on another device."""
-        return replace(self, threshold=self.threshold.to(device), count=self.count.to(device))
+        return replace(
+            self,
+            threshold=self.threshold.to(device),
+            count=self.count.to(device),
+            level=None if self.level is None else self.level.to(device),
+            class_threshold=(
+                None if self.class_threshold is None else self.class_threshold.to(device)
+            ),
+        )
 
-    def prediction_set(self, probs: Tensor) -> Tensor:
-        """:func:`cpseg.prediction_set` with this threshold at the size of ``probs``."""
-        self._check("Calibration.prediction_set", probs)
-        return prediction_set(probs, to_image(self.threshold, (probs.shape[-2], probs.shape[-1])))
+    def prediction_set(self, probs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """:func:`cpseg.prediction_set` with this threshold and score at the size of ``probs``.
+
+        Args:
+            probs: class scores ``[B, K, H, W]`` or ``[K, H, W]`` of any size.
+            generator: draws where the calibration is randomised, and only there.
+        """
+        where = "Calibration.prediction_set"
+        self._check(where, probs)
+        if self.randomized != (generator is not None):
+            expected = "a generator: the calibration is randomised"
+            if not self.randomized:
+                expected = "no generator: the calibration is not randomised"
+            got = "none" if generator is None else "one"
+            raise ValueError(message(where, expected, got, "sets are made as they calibrated"))
+        threshold = to_image(self.threshold, (probs.shape[-2], probs.shape[-1]))
+        return prediction_set(probs, threshold, score=self.score, generator=generator)
 
     def pseudo_labels(
         self, probs: Tensor | Evidence, *, dtype: torch.dtype = torch.int64
@@ -102,9 +151,13 @@ class Calibration:
 
         Raises:
             ValueError: another number of classes or background than calibrated, another device,
-                or evidence for thresholds per class.
+                evidence for thresholds per class, or a score other than LAC.
         """
         where = "Calibration.pseudo_labels"
+        if self.score != "lac":
+            expected, got = "a calibration of the lac score to select labels", repr(self.score)
+            fix = "calibrate with score='lac'; other scores give prediction sets"
+            raise ValueError(message(where, expected, got, fix))
         if isinstance(probs, Evidence):
             made = (probs.num_classes, probs.background)
             if made != (self.num_classes or made[0], self.background):
@@ -112,8 +165,12 @@ class Calibration:
                 got = f"{made[0]} classes, background {made[1]}"
                 raise ValueError(message(where, expected, got, "make it with this calibration's"))
             threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
-            return probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
+            labels = probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
+            return self._passing(labels, probs)
         self._check(where, probs)
+        if self.class_threshold is not None:
+            found = evidence(probs, background=self.background)
+            return self.pseudo_labels(found, dtype=dtype)
         return pseudo_labels(
             probs,
             to_image(self.threshold, (probs.shape[-2], probs.shape[-1])),
@@ -121,6 +178,20 @@ class Calibration:
             ignore_index=self.ignore_index,
             dtype=dtype,
         )
+
+    def _passing(self, labels: Tensor, found: Evidence) -> Tensor:
+        """The labels that pass their own class's threshold; the others are ignored."""
+        if self.class_threshold is None:
+            return labels
+        own = to_image(self.class_threshold, (labels.shape[-2], labels.shape[-1]))
+        index = labels.to(torch.int64)
+        index = index.masked_fill(index == self.ignore_index, 0).unsqueeze(-3)
+        own = own.expand(*index.shape[:-3], *own.shape).gather(-3, index).squeeze(-3)
+        p = found.best
+        if found.background_score is not None and found.background is not None:
+            p = torch.where(labels == found.background, found.background_score, p)
+        inside = 1 - p.to(torch.float32) <= own
+        return labels.masked_fill(~inside, self.ignore_index)
 
     def save(self, path: str | Path) -> None:
         """Write thresholds, counts and metadata as safetensors, atomically."""
@@ -136,9 +207,18 @@ class Calibration:
             "grid": list(self.grid),
             "background": self.background,
             "ignore_index": self.ignore_index,
+            "unit": self.unit,
+            "randomized": self.randomized,
             "extra": dict(self.extra),
         }
-        write_tensors(path, {"threshold": self.threshold, "count": self.count}, metadata)
+        if self.certificate is not None:
+            metadata["certificate"] = self.certificate.to_json()
+        tensors = {"threshold": self.threshold, "count": self.count}
+        if self.level is not None:
+            tensors["level"] = self.level
+        if self.class_threshold is not None:
+            tensors["class_threshold"] = self.class_threshold
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -157,7 +237,12 @@ class Calibration:
         fields += ["variant", "extra"]
         try:
             values = {name: metadata[name] for name in fields}
+            values |= {name: metadata[name] for name in ("unit", "randomized") if name in metadata}
+            values |= {name: tensors.get(name) for name in ("level", "class_threshold")}
             calibration = cls(tensors["threshold"], tensors["count"], **values)
+            if "certificate" in metadata:
+                proven = Certificate.from_json(metadata["certificate"], where=str(path))
+                calibration = replace(calibration, certificate=proven)
         except KeyError as error:
             fix = "run cpseg calibrate with this version"
             raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
@@ -195,6 +280,18 @@ class Calibration:
         if self.count.shape != self.threshold.shape or self.count.dtype != torch.int64:
             got = f"{self.count.dtype} {shape(self.count)}"
             raise ValueError(message(path, f"int64 counts {shape(self.threshold)}", got, fix))
+        if self.unit not in UNITS or not isinstance(self.randomized, bool):
+            got = f"{self.unit!r} and {self.randomized!r}"
+            raise ValueError(message(path, f"a unit among {UNITS} and a truth value", got, fix))
+        level = self.level
+        if level is not None and (level.shape, level.dtype) != (self.count.shape, torch.uint8):
+            got = f"{level.dtype} {shape(level)}"
+            raise ValueError(message(path, f"uint8 levels {shape(self.threshold)}", got, fix))
+
+        own, wanted = self.class_threshold, ((self.num_classes, *grid), torch.float32)
+        if own is not None and ((own.shape, own.dtype) != wanted or own.isnan().any()):
+            got = f"{own.dtype} {shape(own)}"
+            raise ValueError(message(path, "float32 thresholds of every class", got, fix))
 
     def _check(self, where: str, probs: Tensor) -> None:
         check_probs(where, probs)

@@ -1,0 +1,147 @@
+"""The offline job: thresholds from some labelled images, a certificate from the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from cpseg.calibration import Calibrator
+from cpseg.certificate import Certificate
+from cpseg.checks import message
+from cpseg.evaluation import aligned
+from cpseg.jobs import fixed, labelled
+from cpseg.risk import ALPHAS, Certifier
+from cpseg.sources import IGNORE, Progress, Source, naming, quiet, share
+from cpseg.store import Pair, read_ids
+from cpseg.thresholds import Calibration
+
+VARIANTS = ("pixel", "image", "blocks")
+
+
+def certify(
+    source: Source,
+    ids: str | Path,
+    *,
+    background: int | None,
+    max_error: float | str = 0.05,
+    delta: float | str = 0.1,
+    variant: str = "image",
+    block: int = 32,
+    method: str = "ltt",
+    pvalue: str = "betting",
+    per_class: bool = False,
+    calibrate_share: float = 0.2,
+    calibration_ids: str | Path | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    progress: Progress = quiet,
+) -> Calibration:
+    """Find the loosest certified rule on the labelled images of an id list.
+
+    Args:
+        source: the data set and the scores.
+        ids: id list of labelled images.
+        background: index of the dominant class to suppress, or None.
+        max_error: the bound on the mean error of an image.
+        delta: 1 - confidence.
+        variant: ``"pixel"``, ``"image"`` or ``"blocks"``: what thresholds are pooled over.
+        block: side of a block in cells.
+        method: ``"ltt"`` or ``"crc"``, see :class:`Certifier`.
+        pvalue: ``"betting"`` or ``"hoeffding-bentkus"``.
+        per_class: a level for every class.
+        calibrate_share: share of the images, drawn with ``seed``, that sets the thresholds; the
+            others certify.
+        calibration_ids: id list of images that set the thresholds instead; all of ``ids`` certify.
+        seed: of the draw and of the order in which images are bet on.
+        grid: height and width of the grid; by default the size of the first listed image.
+        progress: wraps the loops over images.
+
+    Raises:
+        ValueError: bad settings or files, named in the message; an image in both lists.
+        OSError: a file that cannot be read.
+    """
+    where = "certify"
+    if variant not in VARIANTS:
+        names = ", ".join(VARIANTS)
+        raise ValueError(message(where, f"a variant among {names}", variant, "choose one"))
+    if calibration_ids is None:
+        setting, proving = _parts(read_ids(ids), calibrate_share, seed)
+    else:
+        setting, proving = read_ids(calibration_ids), read_ids(ids)
+        both = sorted({pair.image for pair in setting} & {pair.image for pair in proving})
+        if both:
+            expected, got = "images in one of the two lists", f"{both[0]} in both"
+            raise ValueError(message(where, expected, got, "certify on images of their own"))
+    paths = source.locate([*setting, *proving])
+    first = source.probabilities(paths[setting[0]])
+    size = (first.shape[-2], first.shape[-1]) if grid is None else grid
+    calibrator = Calibrator(
+        fixed(variant, size, block),
+        alpha=max(map(Fraction, ALPHAS)),
+        background=background,
+        num_classes=first.shape[0],
+        ignore_index=IGNORE,
+    )
+
+    def feed(update: Callable[..., None], pairs: list[Pair], title: str) -> None:
+        for pair in progress(*share(pairs), title):
+            probs, labels = labelled(source, pair, paths[pair], first.shape[0])
+            with naming(paths[pair]):
+                update(probs, labels, ids=pair.image)
+
+    feed(calibrator.update, setting, "calibrate")
+    calibrator.sync()
+    certifier = Certifier(
+        calibrator,
+        max_error=max_error,
+        delta=delta,
+        method=method,
+        pvalue=pvalue,
+        per_class=per_class,
+        seed=seed,
+    )
+    feed(certifier.update, proving, "certify")
+    certifier.sync()
+    made = certifier.compute()
+    extra = dict(made.extra)
+    if source.class_map is not None:
+        extra["class_map"] = source.class_map.to_json()
+    return replace(made, variant=variant, extra=extra)
+
+
+def _parts(pairs: list[Pair], part: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Images that set thresholds and images that certify, whatever their order in the list."""
+    count = round(part * len(pairs))
+    if not 0 < count < len(pairs):
+        expected = f"a --calibrate-share that splits {len(pairs)} images in two"
+        fix = "choose another share, or label more images"
+        raise ValueError(message("certify", expected, f"{part:g}", fix))
+
+    def place(pair: Pair) -> bytes:
+        return hashlib.sha256(f"calibrate\0{seed}\0{pair.image}".encode()).digest()
+
+    ordered = sorted(pairs, key=place)
+    return ordered[:count], ordered[count:]
+
+
+def overlap(calibration: Calibration, ids: str | Path) -> list[str]:
+    """Images of an id list that made the calibration or its certificate, sorted."""
+    made = [
+        name for key in ("images", "certifying_images") for name in calibration.extra.get(key, [])
+    ]
+    return sorted({pair.image for pair in read_ids(ids)}.intersection(made))
+
+
+def class_levels(certificate: Certificate) -> str:
+    """The levels of the classes as a Markdown table."""
+    lines: list[tuple[str, ...]] = [("class", "alpha", "wrong", "kept"), ("---", *["---:"] * 3)]
+    for index, row in enumerate(certificate.classes or ()):
+        if row["certified"]:
+            shares = (f"{100 * row[name]:.1f} %" for name in ("mean_error", "kept"))
+            lines.append((str(index), f"{row['alpha']:g}", *shares))
+        else:
+            lines.append((str(index), "none", "-", "-"))
+    return aligned(lines)
