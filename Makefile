@@ -40,8 +40,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
+# torchcp by itself: the tests compare with its scores, which need nothing of what it declares.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt torchcp tqdm
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import cpseg
-from cpseg import Calibration, Calibrator, Evidence, groups
+from cpseg import Calibration, Calibrator, Certifier, Evidence, groups
 
 NAMES = [
     "Calibration",
     "Calibrator",
+    "Certifier",
     "Evidence",
     "__version__",
     "boundary_iou",
@@ -73,11 +74,19 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
             "ignore_index=",
         ],
     ),
-    Calibrator.update: (["self", "probs", "labels"], []),
+    Calibrator.update: (["self", "probs", "labels"], ["ids="]),
     Calibrator.update_scores: (["self", "scores"], []),
     Calibrator.merge: (["self", "other"], []),
     Calibrator.sync: (["self", "process_group="], []),
     Calibrator.compute: (["self", "alpha="], []),
+    Certifier: (
+        ["calibrator"],
+        ["alphas=", "max_error=", "delta=", "method=", "pvalue=", "per_class=", "seed="],
+    ),
+    Certifier.update: (["self", "probs", "labels"], ["ids="]),
+    Certifier.merge: (["self", "other"], []),
+    Certifier.sync: (["self", "process_group="], []),
+    Certifier.compute: (["self"], []),
     Calibration.resize: (["self", "size"], []),
     Calibration.to: (["self", "device"], []),
     Calibration.prediction_set: (["self", "probs"], []),
@@ -121,7 +130,7 @@ def test_signatures(function: Any) -> None:
 def test_every_public_function_has_its_signature_above() -> None:
     functions = [getattr(cpseg, name) for name in NAMES]
     functions = [f for f in functions if inspect.isfunction(f)]
-    for kind in (Calibrator, Calibration, Evidence):
+    for kind in (Calibrator, Calibration, Certifier, Evidence):
         methods = inspect.getmembers(kind, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
         functions += [m for name, m in methods if not name.startswith("_")]
     for function in functions:
@@ -142,7 +151,13 @@ def test_everything_public_is_documented(function: Any) -> None:
 
 
 def test_what_promises_coverage_says_of_what() -> None:
-    for promise in (cpseg.conformal_quantile, cpseg.prediction_set, Calibrator, Calibration):
+    for promise in (
+        cpseg.conformal_quantile,
+        cpseg.prediction_set,
+        Calibrator,
+        Calibration,
+        Certifier,
+    ):
         assert "Guarantee:" in (inspect.getdoc(promise) or "")
 
 
@@ -159,6 +174,11 @@ def test_fields() -> None:
         "score",
         "ignore_index",
         "variant",
+        "unit",
+        "randomized",
+        "level",
+        "class_threshold",
+        "certificate",
         "extra",
     ]
     assert isinstance(Calibration.infinite_share, property)

@@ -26,7 +26,7 @@ FALSE_ALARM = 1e-7  # of one binomial check; below 1e-6 for each test here
 
 
 def naive_betting(losses: list[float], m: float, delta: float) -> float:
-    """Waudby-Smith & Ramdas, eq. 26, image after image."""
+    """The wealth, image after image."""
     n, wealth, best = len(losses), 1.0, 1.0
     total, squares, variance = 0.5, 0.25, 0.25
     for i, loss in enumerate(losses, 1):

@@ -233,7 +233,7 @@ def test_a_fallback_says_which_level_gave_the_thresholds(
     result = done(command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c"))
     assert "thresholds by pixel 0.0 %, blocks 100.0 %, image 0.0 %" in result.out
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
-    assert "promised: nothing exactly" in said
+    assert "where thresholds are its own (0.0 %); nothing where they fell back" in said
     words = data.options(background="none", alpha=0.3, block=4)
     result = done(command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c"))
     assert "thresholds by pixel 100.0 %" in result.out

@@ -393,9 +393,19 @@ def test_the_beta_law_rejects_a_wrong_spread(rule: Callable[..., Tensor]) -> Non
     assert jitter < 0.01 or jitter > 1.2
 
 
+def assert_law_of_count(coverage: Tensor, count: Tensor, alpha: float) -> None:
+    """A cell with c scores has coverage Beta(k(c), c + 1 - k(c)), so that the distribution function
+    of its own law is uniform there: one check of all cells together."""
+    rank = torch.tensor([oracles.rank(c, str(alpha)) for c in range(int(count.max()) + 1)])[count]
+    assert (rank <= count).all()
+    law = beta(rank.numpy(), (count + 1 - rank).numpy())
+    place = np.sort(law.cdf(coverage.double().numpy()))
+    m = len(place)
+    off = np.maximum(np.arange(1, m + 1) / m - place, place - np.arange(m) / m).max()
+    assert off < math.sqrt(math.log(2 / FALSE_ALARM) / (2 * m))
+
+
 def test_thresholds_per_class_follow_the_law_of_their_own_number() -> None:
-    """A cell and class with c scores: Beta(k(c), c + 1 - k(c)), so its own distribution function
-    of the coverage is uniform. One check of the distribution function a class."""
     alpha, n = 0.2, 40
     generator = seeded(7)
     calibrator = Calibrator(groups.pixel(BETA_SIZE), alpha=alpha, per_class=True)
@@ -406,17 +416,29 @@ def test_thresholds_per_class_follow_the_law_of_their_own_number() -> None:
         pair = torch.stack([true, other], 1)
         calibrator.update(torch.where(labels[:, None] == 1, pair.flip(1), pair), labels)
     calibration = calibrator.compute()
-    for k, power in ((0, 1), (1, 2)):
-        count, threshold = calibration.count[k].flatten(), calibration.threshold[k].flatten()
-        rank = torch.tensor([oracles.rank(c, str(alpha)) for c in range(n + 1)])[count]
-        assert torch.equal(threshold.isinf(), rank > count)
+    for k in (0, 1):
+        count, threshold = calibration.count[k], calibration.threshold[k]
         finite = threshold.isfinite()
-        assert finite.float().mean() > 0.9
-        law = beta(rank[finite].numpy(), (count + 1 - rank)[finite].numpy())
-        place = np.sort(law.cdf(threshold[finite].double().numpy() ** power))
-        m = len(place)
-        off = np.maximum(np.arange(1, m + 1) / m - place, place - np.arange(m) / m).max()
-        assert off < math.sqrt(math.log(2 / FALSE_ALARM) / (2 * m))
+        assert torch.equal(finite, count >= 4)
+        assert_law_of_count(threshold[finite] ** (k + 1), count[finite], alpha)
+
+
+def test_cells_that_did_not_fall_back_follow_the_law_of_their_own_number() -> None:
+    """What decides is how many labels a cell has, not its scores."""
+    alpha, n = 0.1, 20
+    generator = seeded(8)
+    calibrator = Calibrator(
+        groups.pixel(BETA_SIZE), alpha=alpha, unit="image", fallback=[groups.image(BETA_SIZE)]
+    )
+    for _ in range(n):
+        void = uniform(1, generator) < 0.6
+        calibrator.update_scores(uniform(1, generator).masked_fill(void, torch.nan))
+    calibration = calibrator.compute()
+    assert calibration.level is not None
+    own = calibration.level == 0
+    assert 0.1 < float(own.float().mean()) < 0.9
+    assert calibration.threshold.isfinite().all()
+    assert_law_of_count(calibration.threshold[own], calibration.count[own], alpha)
 
 
 # --- pooled groups -------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ score is at most that, so LAC, APS, RAPS and the margin agree. Where they differ
 
 - **Rank.** Both peers round ``(n + 1)(1 - alpha)`` up in floating point, which is one too high
   where the product is whole in decimals but not in binary (alpha = 0.7, n = 9: 4 for 3).
-- **Too few scores.** TorchCP returns +inf as we do; MAPIE raises an error.
+- **Too few scores.** TorchCP returns +inf as we do; MAPIE raises an error below ``1/alpha`` scores,
+  one more than a finite threshold needs.
 - **Normalisation.** APS and RAPS here divide by the sum of the class scores; with softmax scores
   that changes the last bits, so thresholds agree to 1e-6 and sets wherever no score lies nearer to
   the threshold. MAPIE refuses scores that do not sum to 1, and compares with a slack of 1e-8.
@@ -134,11 +135,15 @@ def test_torchcp_agrees(torchcp: Any, score: str, alpha: float) -> None:
     threshold = conformal_quantile(nonconformity(probs, labels, score=score).flatten(), alpha)
     sets = prediction_set(fresh, threshold, score=score)
     theirs = predictor.predict_with_logits(flat(fresh))
+    scores = class_scores(fresh, score=score)
+    torch.testing.assert_close(
+        flat(scores), predictor.score_function(flat(fresh)), atol=CLOSE, rtol=0
+    )
     if score in ("lac", "margin"):  # the same float32 operations
         assert threshold == predictor.q_hat
         assert torch.equal(flat(sets), theirs.bool())
     assert abs(float(threshold - predictor.q_hat)) < CLOSE
-    assert_same_sets(sets, theirs, class_scores(fresh, score=score), threshold)
+    assert_same_sets(sets, theirs, scores, threshold)
 
 
 @pytest.mark.parametrize("score", ["aps", "raps:0.1:1"])
@@ -329,10 +334,25 @@ def test_the_label_that_mapie_adds_by_default() -> None:
     assert theirs.sum(1).mean() > sets.sum(1).float().mean() + 0.5
 
 
-def test_mapie_raises_where_the_threshold_is_infinite() -> None:
-    probs, _ = softmax_maps(1)
-    few, every = probs[..., :1, :8], torch.arange(8).reshape(1, 1, 8) % NUM_CLASSES
-    with pytest.raises(ValueError, match="Number of samples of the score is too low"):
-        mapie("lac", 0.1, [few, few], every, Uniform(), None)
-    scores = nonconformity(few, every).flatten()
-    assert conformal_quantile(scores, 0.1) == torch.inf
+def few_scores(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """n pixels, their labels, all classes among them, and their sorted scores."""
+    probs = softmax_maps(1)[0][..., :1, :n]
+    labels = torch.arange(n).reshape(1, 1, n) % NUM_CLASSES
+    return probs, labels, nonconformity(probs, labels).flatten().sort().values
+
+
+def test_mapie_with_too_few_scores() -> None:
+    for n, ours in ((8, torch.tensor(torch.inf)), (9, few_scores(9)[2][-1])):
+        probs, labels, scores = few_scores(n)
+        with pytest.raises(ValueError, match="Number of samples of the score is too low"):
+            mapie("lac", 0.1, [probs, probs], labels, Uniform(), None)
+        assert conformal_quantile(scores, 0.1) == ours
+
+
+def test_mapie_rounds_the_rank_up_in_floating_point() -> None:
+    probs, labels, scores = few_scores(9)
+    classifier, _ = mapie("lac", 0.7, [probs, probs], labels, Uniform(), None)
+    assert conformal_quantile(scores, 0.7) == scores[2]
+    assert (
+        abs(float(quantile(classifier)) - float(scores[3])) < CLOSE < float(scores[3] - scores[2])
+    )

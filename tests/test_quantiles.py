@@ -16,7 +16,7 @@ from tests import oracles
 from tests.helpers import raises, same, seeded
 from torch import Tensor
 
-from cpseg import conformal_quantile, conformal_rank
+from cpseg import conformal_quantile, conformal_rank, nonconformity
 from cpseg.quantiles import from_top, from_top_of_counts
 
 INF, NAN = math.inf, math.nan
@@ -274,6 +274,34 @@ def test_linear_along_other_axes_and_for_one_axis() -> None:
     got = conformal_quantile(scores[0], 0.2, rule="linear")
     assert got.shape == ()
     assert same(got, scores[0].nanquantile(0.8))
+
+
+@pytest.mark.parametrize("kind", ["per class and cell", "per class", "classes stacked", "pooled"])
+def test_linear_curves_are_those_of_nanquantile(kind: str) -> None:
+    """As published: the score of the true class alone, NaN elsewhere. Per class at every cell, per
+    class over the cells, images and classes in one stack, and everything in one."""
+    probs = torch.rand(9, 3, 4, 5, generator=seeded(10))
+    labels = torch.randint(3, (9, 4, 5), generator=seeded(11))
+    labels[:, 0, 0] = 1  # two classes without a score at a cell
+    every = torch.where(labels[:, None] == torch.arange(3).reshape(1, 3, 1, 1), 1 - probs, NAN)
+    scores = {
+        "per class and cell": every,
+        "per class": every.movedim(1, -1).flatten(0, 2),
+        "classes stacked": every.flatten(0, 1),
+        "pooled": every.flatten(),
+    }[kind]
+    levels = [percent / 100 for percent in range(1, 100)]
+    want = scores.nanquantile(torch.tensor(levels, dtype=scores.dtype), dim=0)
+    got = [
+        conformal_quantile(scores, Fraction(100 - percent, 100), rule="linear")
+        for percent in range(1, 100)
+    ]
+    each = torch.stack([scores.nanquantile(level, dim=0) for level in levels])
+    assert same(torch.stack(got), each)
+    assert same(want, each)
+    if kind == "pooled":  # the scores of the true classes and nothing else
+        plain = nonconformity(probs, labels).flatten()
+        assert same(got[94], plain.nanquantile(0.95))
 
 
 def test_linear_in_parts() -> None:

@@ -45,7 +45,7 @@ def betting(losses: Floats, max_error: float, *, delta: float) -> Floats:
 
     Reference:
         Waudby-Smith & Ramdas (2024), Estimating means of bounded random variables by betting,
-        prop. 3 and the predictable plug-in of eq. 26.
+        section 4: the capital process, with predictable plug-in bets for a known number of images.
 
     Example:
         >>> import numpy as np
@@ -75,7 +75,7 @@ def hoeffding_bentkus(losses: Floats, max_error: float) -> Floats:
 
     Reference:
         Bates et al. (2021), Distribution-free risk-controlling prediction sets; Angelopoulos et al.
-        (2021), Learn then test, prop. 5.
+        (2021), Learn then test, the Hoeffding-Bentkus p-value.
 
     Example:
         >>> import numpy as np

@@ -52,10 +52,11 @@ class Calibrator:
         score: the nonconformity score, see :func:`nonconformity`; labels need ``"lac"``.
         ignore_index: the label of void pixels.
         unit: what is exchangeable in a pooled group: ``"pixel"`` takes the quantile of all pixels,
-            ``"image"`` lets every image weigh the same (conformal risk control). Where every cell
-            is its own group both are the same.
+            ``"image"`` lets every image weigh the same (conformal risk control; its pixels are
+            those that the grid samples). Where every cell is its own group both are the same.
         fallback: coarser group maps ``[H, W]``, blocks and then the image for instance: a cell
-            whose threshold is +inf takes that of the first of them that is finite.
+            whose threshold is +inf takes that of the first of them that is finite, and with it
+            loses its promise.
         generator: draws for the randomised APS and RAPS; the thresholds then depend on the order
             of images.
 

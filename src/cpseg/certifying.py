@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cpseg.calibration import Calibrator
 from cpseg.certificate import Certificate
-from cpseg.checks import message
+from cpseg.checks import check_alpha, message
 from cpseg.evaluation import aligned
 from cpseg.jobs import fixed, labelled
 from cpseg.risk import ALPHAS, Certifier
@@ -67,6 +67,8 @@ def certify(
     if variant not in VARIANTS:
         names = ", ".join(VARIANTS)
         raise ValueError(message(where, f"a variant among {names}", variant, "choose one"))
+    check_alpha(where, max_error, name="max_error")
+    check_alpha(where, delta, name="delta")
     if calibration_ids is None:
         setting, proving = _parts(read_ids(ids), calibrate_share, seed)
     else:

@@ -251,11 +251,12 @@ def _promise(calibration: Calibration) -> str:
     pooled = "nothing exactly where groups are pooled over pixels"
     if calibration.unit == "image":
         pooled = f"at least {covered} of an image's pixels covered on average in each group"
-    shares: dict[str, float] = calibration.extra.get("fallback", {calibration.variant: 1.0})
-    promises = [at_pixel] if shares.get("pixel", 0) > 0 else []
-    if any(share > 0 for name, share in shares.items() if name != "pixel"):
-        promises.append(pooled)
-    return "; ".join(promises) or "every class at each pixel, thresholds being infinite"
+    promise = at_pixel if calibration.variant == "pixel" else pooled
+    shares: dict[str, float] = calibration.extra.get("fallback", {})
+    own = shares.get(calibration.variant, 1.0)
+    if any(share > 0 for name, share in shares.items() if name != calibration.variant):
+        promise += f", where thresholds are its own ({100 * own:.1f} %); nothing where they fell back"
+    return promise
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

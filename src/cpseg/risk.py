@@ -67,7 +67,8 @@ class Certifier:
 
     Per class, a pixel's label is that of the loosest rule, and each class has a level of its own
     that its labels must pass; a class without a certified level keeps none. ``"ltt"`` tests each of
-    K classes at ``delta / K``; ``"crc"`` bounds an expectation a class, which needs no correction.
+    K classes at ``delta / K``; ``"crc"`` bounds an expectation a class, which needs no correction:
+    the wrong labels of all classes together may then be K times as many.
 
     Args:
         calibrator: has seen its images, with the LAC score and without thresholds per class. Its
@@ -88,12 +89,12 @@ class Certifier:
     Guarantee:
         ``"ltt"``: with probability at least 1 - delta over the draw of the certifying images, the
         mean error of a new image under the returned rule is at most ``max_error``; per class, for
-        all classes at once. Images are i.i.d. (also of those that calibrated) and the score
+        all classes at once. Images are i.i.d., independent of those that calibrated, and the score
         function was fixed before. ``"crc"``: the mean error of a new image is at most
         ``max_error`` on average over the draw of images and the new one; images are exchangeable.
 
     Reference:
-        Angelopoulos et al. (2021), Learn then test, alg. 1 (fixed sequence) with the p-values of
+        Angelopoulos et al. (2021), Learn then test (fixed-sequence testing) with the p-values of
         Waudby-Smith & Ramdas (2024); Angelopoulos et al. (2024), Conformal risk control, thm. 1.
 
     Example:

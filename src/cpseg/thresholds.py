@@ -55,8 +55,9 @@ class Calibration:
         the expected share of a new image's pixels in that group (and of that class, if per class)
         whose class is not in the set is at most alpha, among images that have such pixels. Pooled
         groups with ``unit="pixel"``: no finite-sample promise, since the pixels of an image are
-        not exchangeable with those of another. With a fallback each cell has the promise of the
-        level that gave its threshold. The chosen pseudo-label is not covered by any of these.
+        not exchangeable with those of another. With a fallback the cells of level 0 keep their
+        promise; those that fell back have none, since they are not a fair sample of the coarser
+        group. The chosen pseudo-label is not covered by any of these.
 
     Reference:
         Angelopoulos & Bates (2023), section 1; for images as units Angelopoulos et al. (2024),
