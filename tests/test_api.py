@@ -38,11 +38,11 @@ NAMES = [
 
 # What may be given by position, then what only by name (= where it has a default).
 SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
-    cpseg.nonconformity: (["probs", "labels"], ["score=", "ignore_index="]),
-    cpseg.class_scores: (["probs"], ["score="]),
+    cpseg.nonconformity: (["probs", "labels"], ["score=", "ignore_index=", "generator="]),
+    cpseg.class_scores: (["probs"], ["score=", "generator="]),
     cpseg.conformal_rank: (["n", "alpha"], []),
     cpseg.conformal_quantile: (["scores", "alpha"], ["dim=", "rule="]),
-    cpseg.prediction_set: (["probs", "threshold"], []),
+    cpseg.prediction_set: (["probs", "threshold"], ["score=", "generator="]),
     cpseg.pseudo_labels: (["probs", "threshold"], ["background", "ignore_index=", "dtype="]),
     cpseg.evidence: (["probs"], ["background"]),
     cpseg.confusion_matrix: (
@@ -72,6 +72,9 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
             "max_images=",
             "score=",
             "ignore_index=",
+            "unit=",
+            "fallback=",
+            "generator=",
         ],
     ),
     Calibrator.update: (["self", "probs", "labels"], ["ids="]),
@@ -89,7 +92,7 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Certifier.compute: (["self"], []),
     Calibration.resize: (["self", "size"], []),
     Calibration.to: (["self", "device"], []),
-    Calibration.prediction_set: (["self", "probs"], []),
+    Calibration.prediction_set: (["self", "probs"], ["generator="]),
     Calibration.pseudo_labels: (["self", "probs"], ["dtype="]),
     Calibration.save: (["self", "path"], []),
     Calibration.load: (["path"], []),

@@ -286,6 +286,11 @@ def test_the_folder_of_another_run_is_refused(data: DataSet, tmp_path: Path) -> 
         "background": (source(data), data.ids, replace(calibration, background=1)),
         "scores": (Source(data.root, tmp_path / "probs"), data.ids, calibration),
         "images": (source(data), fewer, calibration),
+        "thresholds of classes": (
+            source(data),
+            data.ids,
+            replace(calibration, class_threshold=calibration.threshold.expand(4, -1, -1)),
+        ),
     }
     for case, (other, ids, chosen) in others.items():
         with pytest.raises(ValueError, match="another run") as caught:

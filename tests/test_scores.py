@@ -130,7 +130,7 @@ def test_the_score_is_differentiable_and_void_gives_no_gradient() -> None:
         ({"labels": torch.full((2, 3, 5), -1).to(torch.int8)}, ValueError, "got -1; map"),
         ({"ignore_index": 3}, ValueError, r"outside the classes 0\.\.3, got 3; pass"),
         ({"ignore_index": 0}, ValueError, "got 0; pass ignore_index=-1"),
-        ({"score": "aps"}, ValueError, "a score among 'lac', got 'aps'"),
+        ({"score": "topk"}, ValueError, "a score among 'lac', .* got 'topk'; choose one"),
     ],
 )
 def test_nonconformity_says_what_is_wrong(
@@ -148,7 +148,7 @@ def test_nonconformity_says_what_is_wrong(
         (0.5, {}, TypeError, "got float; convert"),
         (torch.rand(3), {}, ValueError, r"got \[3\]"),
         (torch.rand(2, 3, 0), {}, ValueError, "skip empty batches"),
-        (torch.rand(2, 3, 4), {"score": "raps"}, ValueError, "got 'raps'; choose one"),
+        (torch.rand(2, 3, 4), {"score": "topk"}, ValueError, "got 'topk'; choose one"),
     ],
 )
 def test_class_scores_says_what_is_wrong(

@@ -101,7 +101,7 @@ def check_alpha(where: str, alpha: object, *, name: str = "alpha") -> Fraction:
     except (ValueError, ZeroDivisionError):
         exact = None
     if exact is None or not 0 < exact < 1:
-        fix = "pass a miscoverage rate such as 0.05"
+        fix = "pass a rate such as 0.05"
         got = " ".join(repr(alpha).split())[:80]
         raise ValueError(message(where, f"{name} in (0, 1)", got, fix))
     return exact

@@ -130,10 +130,13 @@ def _listed(mask: Path, root: Path) -> str:
 
 def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:
     """What must be the same for a run to go on in a folder."""
-    threshold = calibration.threshold.cpu().contiguous().numpy().tobytes()
+    maps = [calibration.threshold]
+    if calibration.class_threshold is not None:
+        maps.append(calibration.class_threshold)
+    thresholds = b"".join(each.cpu().contiguous().numpy().tobytes() for each in maps)
     return digest(
         {
-            "threshold": hashlib.sha256(threshold).hexdigest(),
+            "threshold": hashlib.sha256(thresholds).hexdigest(),
             "background": calibration.background,
             "map": source.class_map and source.class_map.to_json(),
             "probs": str(source.probs.resolve()),
