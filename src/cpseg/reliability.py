@@ -171,7 +171,8 @@ class Reliability:
         want = shares.to(kept) * kept[-1]
         last = torch.searchsorted(kept, want).clamp(max=NUM_BINS - 1)
         rate = (wrong / pixels)[last]
-        return (mistakes[last] + rate * (want - kept[last])) / want
+        error: Tensor = (mistakes[last] + rate * (want - kept[last])) / want
+        return error
 
     def _area(self) -> float:
         """The integral of :meth:`error_at` over the share, in closed form in every bin.

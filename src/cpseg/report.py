@@ -14,7 +14,7 @@ import torch
 from cpseg import plots
 from cpseg._version import __version__
 from cpseg.advice import advice, labels_to_show, percent, plus_minus
-from cpseg.findings import CONFIDENCES, RAW, Findings, Measured, Rule
+from cpseg.findings import RAW, Findings, Measured, Rule
 from cpseg.jobs import images_needed
 from cpseg.reliability import Scores
 from cpseg.sweep_table import Estimate
@@ -151,7 +151,9 @@ def _reliability(found: Findings) -> str:
     first = next(iter(found.reliability.values()))
     unlikely = sum(fold.unlikely for fold in first) / max(sum(fold.pixels for fold in first), 1)
     return (
-        '<div class="plots">\n' + "\n".join(figures) + "\n</div>\n"
+        '<div class="plots">\n'
+        + "\n".join(figures)
+        + "\n</div>\n"
         + _table(header, rows)
         + _note(
             "Smaller is better everywhere. Points on the dotted line: of the pixels with that "
@@ -198,21 +200,36 @@ def _curves(found: Findings) -> str:
         title = f"{_scores_name(name)}, most confident first"
         series.append(plots.Series(title, shares, mean, 0 * se, se, place, "line"))
         series.append(
-            _points(found, "constant confidence, " + _scores_name(name), place, "points",
-                    lambda r, name=name: r.kind == "confidence" and r.scores == name)
+            _points(
+                found,
+                "constant confidence, " + _scores_name(name),
+                place,
+                "points",
+                lambda r, name=name: r.kind == "confidence" and r.scores == name,
+            )
         )
         table = [fold.error_at(torch.tensor(SHARES)).tolist() for fold in folds]
         rows.append([_se(each) for each in _over_folds(table)])
     for style, background in enumerate(found.plan.backgrounds, start=2):
         how = "suppressed" if background is not None else "without suppression"
         series.append(
-            _points(found, f"eq. 4 on raw scores over alpha, {how}", style, "points",
-                    lambda r, b=background: (r.scores, r.kind, r.background) == (RAW, "eq4", b))
+            _points(
+                found,
+                f"eq. 4 on raw scores over alpha, {how}",
+                style,
+                "points",
+                lambda r, b=background: (r.scores, r.kind, r.background) == (RAW, "eq4", b),
+            )
         )
     for place, name in enumerate(families):
         series.append(
-            _points(found, f"certified, {_scores_name(name)}", place, "stars",
-                    lambda r, name=name: r.kind == "certified" and r.scores == name)
+            _points(
+                found,
+                f"certified, {_scores_name(name)}",
+                place,
+                "stars",
+                lambda r, name=name: r.kind == "certified" and r.scores == name,
+            )
         )
     series = [each for each in series if len(each.x)]
     lines = np.concatenate([each.y for each in series if each.kind == "line"])
@@ -227,8 +244,13 @@ def _curves(found: Findings) -> str:
     )
     header = ("share kept", *map(_scores_name, families))
     cells = [(f"{100 * share:.0f} %", *row) for share, row in zip(SHARES, zip(*rows))]
-    return '<div class="plots">\n' + picture + "\n" + _table(header, cells) + "</div>\n" + _note(
-        "Wrong pixels among the most confident ones, mean ± standard error over folds."
+    return (
+        '<div class="plots">\n'
+        + picture
+        + "\n"
+        + _table(header, cells)
+        + "</div>\n"
+        + _note("Wrong pixels among the most confident ones, mean ± standard error over folds.")
     )
 
 
@@ -256,9 +278,7 @@ def _thresholds(found: Findings) -> str:
     range_ = f"{int(cells[0])} to {int(cells[-1])}"
     infinite = percent(made.infinite_share)
     pictures = [
-        _figure(
-            plots.grid_map(values.cpu().numpy(), label=label), f"Map of the {label}.", caption
-        )
+        _figure(plots.grid_map(values.cpu().numpy(), label=label), f"Map of the {label}.", caption)
         for values, label, caption in (
             (made.threshold, "threshold on 1 − score", f"Thresholds; {infinite} are infinite."),
             (made.count, "scores behind a threshold", f"Counts, {range_}; fewer where void."),
@@ -266,9 +286,10 @@ def _thresholds(found: Findings) -> str:
     ]
     low, middle, high = (
         f"{float(value):.4f}"
-        for value in made.threshold.flatten().double().cpu().quantile(
-            torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), interpolation="nearest"
-        )
+        for value in made.threshold.flatten()
+        .double()
+        .cpu()
+        .quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), interpolation="nearest")
     )
     return (
         f"<p>{asked}, {found.plan.variant}: a class is in the set of a pixel where 1 − score is "
@@ -372,11 +393,15 @@ def _making(found: Findings, made_by: str) -> str:
         ("versions", ", ".join(f"{name} {number}" for name, number in packages)),
     ]
     command = f"<pre>{escape(made_by)}</pre>\n" if made_by else ""
-    return command + _table(("", ""), facts) + _note(
-        "Nothing on this page was measured on images that made it: no image tests scores that it "
-        "refitted, thresholds that it set, or a certificate that it is part of. Eq. 4 on raw scores "
-        "is calibrated on both training parts, everything else as the table says. The threshold map "
-        "alone is of all images. The recommendation was chosen by looking at all of them."
+    return (
+        command
+        + _table(("", ""), facts)
+        + _note(
+            "Nothing on this page was measured on images that made it: no image tests scores that it "
+            "refitted, thresholds that it set, or a certificate that it is part of. Eq. 4 on raw scores "
+            "is calibrated on both training parts, everything else as the table says. The threshold map "
+            "alone is of all images. The recommendation was chosen by looking at all of them."
+        )
     )
 
 
