@@ -12,6 +12,7 @@ from cpseg.metrics import (
     set_size,
 )
 from cpseg.quantiles import conformal_quantile, conformal_rank
+from cpseg.recalibration import Recalibration, Recalibrator
 from cpseg.risk import Certifier
 from cpseg.schedules import poly_lr, self_reliance_weight
 from cpseg.scores import class_scores, nonconformity
@@ -22,6 +23,8 @@ __all__ = [
     "Calibrator",
     "Certifier",
     "Evidence",
+    "Recalibration",
+    "Recalibrator",
     "__version__",
     "boundary_iou",
     "class_scores",

@@ -47,7 +47,8 @@ def _labelling(found: Findings) -> str:
         f"To label every pixel, use {found.label_with.name}. On images that made no rule its mIoU "
         f"over all pixels is {plus_minus(chosen.estimate('miou_all'), share=False)}, and "
         f"{plus_minus(chosen.estimate('error'))} of the pixels do not get their true label, "
-        f"against {base}. Paired over {found.plan.folds} folds it {_change(found, found.label_with)}."
+        f"against {base}. Paired over {found.plan.folds} folds it "
+        f"{_change(found, found.label_with)}."
     )
 
 
@@ -89,10 +90,10 @@ def _keeping(found: Findings) -> str:
             parts.append(_uncertified(found, bound))
             continue
         measured = found.rules[rule]
-        proven = [proof.num_images for proof in measured.certificates]
+        proven = min(proof.num_images for proof in measured.certificates)
         parts.append(
-            f"For an error of at most {percent(bound)}, use {rule.name}: every fold certified it, "
-            f"with {min(proven)} images or more; it keeps {plus_minus(measured.estimate('kept'))} "
+            f"For an error of at most {_rate(bound)}: {rule.name}, which every fold certified "
+            f"from {proven} images or more; it keeps {plus_minus(measured.estimate('kept'))} "
             f"of the pixels, of which {plus_minus(measured.estimate('wrong'))} are wrong on images "
             "that did not certify."
         )
@@ -113,15 +114,15 @@ def _uncertified(found: Findings, bound: float) -> str:
     count, folds = sum(proof.certified for proof in closest), found.plan.folds
     images = min(proof.num_images for proof in closest)
     text = (
-        f"For an error of at most {percent(bound)} no rule was certified in every fold "
-        f"({count} of {folds} at best, with {images} images or more to certify)"
+        f"For an error of at most {_rate(bound)} no rule was certified in every fold "
+        f"({count} of {folds} at best, from {images} images or more)"
     )
     needed = [proof.needed_images for proof in closest if proof.needed_images is not None]
     lowest = [proof.lowest_error for proof in closest if proof.lowest_error is not None]
     if needed:
         text += f"; it takes at least {max(needed)} images besides those that set thresholds"
     elif lowest:
-        text += f"; the lowest bound that the others would have certified is {percent(max(lowest))}"
+        text += f"; the lowest bound that the others would have certified is {_rate(max(lowest))}"
     return text + "."
 
 
@@ -137,7 +138,7 @@ def _confident(found: Findings) -> str:
 
 def _promise(found: Findings) -> str:
     plan = found.plan
-    confidence = percent(1 - float(plan.delta))
+    confidence = _rate(1 - plan.risk)
     tried = len(found.reliability) * len(plan.backgrounds)
     text = "Guaranteed: "
     if any(rule is not None for rule in found.keep.values()):
@@ -149,14 +150,14 @@ def _promise(found: Findings) -> str:
             text += (
                 f"The choice among the {tried} certified rules of this page was made by looking at "
                 "these images: certify the one chosen on other images, or on these with delta "
-                f"{float(plan.delta) / tried:.3g}. "
+                f"{plan.risk / tried:.3g}. "
             )
     else:
         text += "nothing about the labels, since no bound was certified in every fold. "
     if plan.variant == "pixel":
         text += (
             f"Eq. 4's sets contain the true class of a pixel with at least "
-            f"{percent(1 - plan.asked)} probability, which says nothing of the label chosen. "
+            f"{_rate(1 - plan.asked)} probability, which says nothing of the label chosen. "
         )
     return text + (
         "Not guaranteed: the error of an argmax, of a constant confidence and of eq. 4's labels, "
@@ -169,7 +170,12 @@ def percent(share: float) -> str:
     """A share in per cent; a dash where there is none."""
     if math.isnan(share):
         return "-"
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %".replace(".0 %", " %")
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _rate(value: float) -> str:
+    """A rate that was asked for, as short as it was."""
+    return f"{100 * value:.4g} %"
 
 
 def plus_minus(value: Estimate, *, share: bool = True, digits: int | None = None) -> str:

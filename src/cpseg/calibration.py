@@ -29,6 +29,7 @@ from cpseg.checks import (
     shape,
 )
 from cpseg.groups import check_groups, is_pixelwise, to_grid
+from cpseg.score_map import Recalibration
 from cpseg.scores import check_drawing, check_score, score_range, true_class_score
 from cpseg.stores import BinnedScores, ClassScores, TopScores
 from cpseg.thresholds import UNITS, Calibration
@@ -59,6 +60,8 @@ class Calibrator:
             loses its promise.
         generator: draws for the randomised APS and RAPS; the thresholds then depend on the order
             of images.
+        recalibration: a map that ``update`` applies to the scores first, and that the calibration
+            carries. Fit it on other images than these, or nothing is promised.
 
     Raises:
         ValueError: a value outside its range.
@@ -97,6 +100,7 @@ class Calibrator:
         unit: str = "pixel",
         fallback: Sequence[Tensor] = (),
         generator: torch.Generator | None = None,
+        recalibration: Recalibration | None = None,
     ) -> None:
         where = "Calibrator"
         check_groups(where, groups)
@@ -126,6 +130,13 @@ class Calibrator:
         self.unit = unit
         self.fallback = tuple(coarser.to(torch.int64) for coarser in fallback)
         self.generator = generator
+        self.recalibration = recalibration
+        if recalibration is not None:
+            if num_classes not in (None, recalibration.num_classes):
+                expected = f"num_classes={recalibration.num_classes}, those of the recalibration"
+                raise ValueError(message(where, expected, str(num_classes), "leave it out"))
+            self.num_classes = recalibration.num_classes
+            _check_classes(where, self.num_classes, background, ignore_index)
         self._pixelwise = is_pixelwise(groups)
         self._store: TopScores | ClassScores | BinnedScores | None = None
         self._coarser: list[BinnedScores] = []
@@ -152,8 +163,8 @@ class Calibrator:
         """Score a batch of labelled images.
 
         Args:
-            probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size: the
-                score map is brought to the grid by nearest sampling.
+            probs: class scores of the model in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``,
+                any size: the score map is brought to the grid by nearest sampling.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
             ids: a name for every image, a string for a single one, so that a ``Certifier`` can
                 tell them from its own; remembered in ``ids``.
@@ -169,10 +180,12 @@ class Calibrator:
         check_probs(where, probs)
         check_labels(where, labels, probs)
         num_classes = probs.shape[-3]
+        if self.recalibration is not None:
+            num_classes = self.recalibration.num_classes
         if self.num_classes is None:
             _check_classes(where, num_classes, self.background, self.ignore_index)
-        elif num_classes != self.num_classes:
-            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
+        elif probs.shape[-3] != self._num_source:
+            expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
             raise ValueError(message(where, expected, got, "use one calibrator a model"))
         probs = probs.detach()
         if probs.ndim == 3:
@@ -187,8 +200,9 @@ class Calibrator:
             labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
+            inside = in_unit_interval(probs)
             scores = self._score(where, probs, labels)
-            scores = self._without_bad(scores, bad.any() | ~in_unit_interval(probs))
+            scores = self._without_bad(scores, bad.any() | ~inside)
         self.num_classes = num_classes
         scores = to_grid(scores, self._grid)
         classes = None
@@ -339,6 +353,7 @@ class Calibrator:
             variant="pixel" if self._pixelwise else "groups",
             unit=self.unit,
             randomized=self.generator is not None,
+            recalibration=self.recalibration,
             level=level if self._coarser else None,
             extra={"images": sorted(self.ids)} if self.ids else {},
         )
@@ -391,7 +406,13 @@ class Calibrator:
             raise ValueError(message(where, "the number of classes for raps", "none", fix))
         return score_range(self.score, self.num_classes or 1)
 
+    @property
+    def _num_source(self) -> int | None:
+        return self.num_classes if self.recalibration is None else self.recalibration.num_source
+
     def _score(self, where: str, probs: Tensor, labels: Tensor) -> Tensor:
+        if self.recalibration is not None:
+            probs = self.recalibration(probs)
         return true_class_score(where, probs, labels, self.ignore_index, self.score, self.generator)
 
     def _take(self, scores: Tensor, classes: Tensor | None) -> None:
@@ -416,6 +437,7 @@ class Calibrator:
             "fallback": digests[1:],
             "unit": self.unit,
             "randomized": self.generator is not None,
+            "recalibration": self.recalibration and self.recalibration.fingerprint,
             "alpha": str(self.alpha),
             "background": self.background,
             "num_classes": self.num_classes,

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +23,16 @@ import torch.distributed as dist
 
 from cpseg import certifying, jobs, labelling, sweeping
 from cpseg._version import __version__
+from cpseg.advice import advice
 from cpseg.betting import PVALUES
 from cpseg.certificate import METHODS
 from cpseg.checks import message
 from cpseg.class_map import read_class_map
 from cpseg.evaluation import Row, class_table, table
+from cpseg.findings import Plan
+from cpseg.refit import CONTEXTS
+from cpseg.refit import METHODS as REFITS
+from cpseg.report import report
 from cpseg.sources import Source, rank
 from cpseg.store import Pair, write_text
 from cpseg.sweep_table import closing, table_of_sweep, too_few
@@ -255,7 +261,9 @@ def _promise(calibration: Calibration) -> str:
     shares: dict[str, float] = calibration.extra.get("fallback", {})
     own = shares.get(calibration.variant, 1.0)
     if any(share > 0 for name, share in shares.items() if name != calibration.variant):
-        promise += f", where thresholds are its own ({100 * own:.1f} %); nothing where they fell back"
+        promise += (
+            f", where thresholds are its own ({100 * own:.1f} %); nothing where they fell back"
+        )
     return promise
 
 
@@ -317,6 +325,63 @@ def _sweep(arguments: argparse.Namespace) -> None:
     short = too_few(rows)
     if short is not None:
         _warn(short)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    plan = Plan(
+        arguments.background,
+        alpha=arguments.alpha,
+        variant=arguments.variant,
+        block=arguments.block,
+        folds=arguments.folds,
+        seed=arguments.seed,
+        max_errors=() if arguments.max_error == ["none"] else tuple(arguments.max_error),
+        delta=arguments.delta,
+        methods=tuple(arguments.recalibrate),
+        context=() if arguments.context == ["none"] else tuple(arguments.context),
+        activation=arguments.activation,
+        share=arguments.recalibrate_share,
+        samples=arguments.images,
+        grid=arguments.grid,
+        names=None if arguments.names is None else _names(arguments.names),
+    )
+    found = report(
+        _source(arguments),
+        arguments.ids,
+        plan,
+        arguments.output,
+        made_by=_command(arguments),
+        progress=_progress,
+    )
+    _say("\n\n".join([*advice(found), f"{arguments.output}: figures, pictures, and how made"]))
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """Class names, one a line."""
+    try:
+        names = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        fix = "write them in UTF-8"
+        raise ValueError(message(str(path), "class names", "other bytes", fix)) from error
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            where, fix = f"{path}, line {number}", "one name a line, no blank line"
+            raise ValueError(message(where, "the name of a class", "a blank line", fix))
+    return tuple(names)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command of a report with all its options, defaults too."""
+    words = ["cpseg", "report"]
+    for name, value in vars(arguments).items():
+        if name == "run" or (value is None and name != "background"):
+            continue
+        if isinstance(value, list):
+            value = ",".join(value)
+        elif isinstance(value, tuple):
+            value = "x".join(map(str, value))
+        words += [f"--{name.replace('_', '-')}", "none" if value is None else str(value)]
+    return shlex.join(words)
 
 
 def _compact(arguments: argparse.Namespace) -> None:
@@ -532,6 +597,53 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
     command.add_argument("-o", "--output", type=Path, help="folder to write, and to go on in")
     command.set_defaults(run=_sweep)
+
+    command = commands.add_parser(
+        "report",
+        parents=[data, masks, mapped, ground],
+        help="one page: which rule serves this model, and how far to trust it",
+    )
+    command.add_argument("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
+    command.add_argument("--variant", choices=certifying.VARIANTS, default="pixel")
+    command.add_argument("--block", type=_whole(1), default=32, help="side of a block (default 32)")
+    command.add_argument("--folds", type=_whole(1), default=5, help="parts (default 5)")
+    command.add_argument("--seed", type=_whole(0), default=0, help="of all draws (default 0)")
+    command.add_argument(
+        "--max-error",
+        type=_words,
+        default=["0.05", "0.1"],
+        help="bounds to certify, or none (default 0.05,0.1)",
+    )
+    command.add_argument("--delta", default="0.1", help="1 - confidence (default 0.1)")
+    command.add_argument(
+        "--recalibrate",
+        type=_words,
+        default=["none", "dirichlet"],
+        help=f"how scores are refitted, among {','.join(REFITS)} (default none,dirichlet)",
+    )
+    command.add_argument(
+        "--recalibrate-share",
+        type=_share,
+        default=0.25,
+        help="share of a fold's training images that refits and sets levels (default 0.25)",
+    )
+    command.add_argument(
+        "--context",
+        type=_words,
+        default=["none"],
+        help=f"further features to refit by: none, auto, or some of {','.join(CONTEXTS)}",
+    )
+    command.add_argument(
+        "--activation",
+        choices=("softmax", "sigmoid"),
+        default="softmax",
+        help="of the model: sigmoid where class scores are independent (default softmax)",
+    )
+    command.add_argument("--images", type=_whole(0), default=4, help="to show (default 4)")
+    command.add_argument("--names", type=Path, help="class names, one a line")
+    command.add_argument("--grid", type=_grid, help="HxW (default: the first image's size)")
+    command.add_argument("-o", "--output", type=Path, required=True, help=".html to write")
+    command.set_defaults(run=_report)
 
     command = commands.add_parser(
         "compact", parents=[data, mapped, ground], help="score files to small evidence files"

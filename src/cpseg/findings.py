@@ -19,7 +19,6 @@ from cpseg.sweeping import ALPHAS
 from cpseg.thresholds import Calibration
 
 RAW = "none"  # the scores as the model gives them
-METHODS = (RAW, "temperature", "vector", "dirichlet")
 CONFIDENCES = (0.95, 0.9, 0.8, 0.7, 0.5)  # constant ones, strictest first
 
 
@@ -37,9 +36,12 @@ class Plan:
         max_errors: bounds on the mean error of an image to certify, each for itself.
         delta: 1 - confidence of these.
         methods: how scores are refitted; ``"none"`` is always measured.
+        context: further features of the refitting, or ``("auto",)``, see :class:`Recalibrator`.
+        activation: of the model, ``"softmax"`` or ``"sigmoid"`` where scores are independent.
         share: of a fold's training images, those that refit the scores and set certified levels.
         samples: number of images to show.
         grid: height and width of the grid; by default the size of the first listed image.
+        names: names of the classes; by default their numbers.
     """
 
     background: int | None
@@ -51,9 +53,12 @@ class Plan:
     max_errors: tuple[str, ...] = ("0.05", "0.1")
     delta: str = "0.1"
     methods: tuple[str, ...] = (RAW, "dirichlet")
+    context: tuple[str, ...] = ()
+    activation: str = "softmax"
     share: float = 0.25
     samples: int = 4
     grid: tuple[int, int] | None = None
+    names: tuple[str, ...] | None = None
 
     @property
     def backgrounds(self) -> list[int | None]:
@@ -70,6 +75,11 @@ class Plan:
     def asked(self) -> float:
         """The alpha that was asked for."""
         return float(check_alpha("report", self.alpha))
+
+    @property
+    def risk(self) -> float:
+        """``delta`` as a number."""
+        return float(check_alpha("report", self.delta, name="delta"))
 
     @property
     def bounds(self) -> list[float]:
@@ -101,7 +111,7 @@ class Rule(NamedTuple):
             "argmax": "argmax",
             "confidence": f"confidence {self.level:g} or more" if self.level else "",
             "eq4": f"eq. 4 at alpha {self.level:g}" if self.level else "",
-            "certified": f"certified {100 * (self.level or 0):g} % error",
+            "certified": f"certified at {100 * (self.level or 0):g} % error",
         }[self.kind]
         by = "raw scores" if self.scores == RAW else f"recalibrated scores ({self.scores})"
         suppressed = "" if self.background is None else f", class {self.background} suppressed"
@@ -164,6 +174,7 @@ class Findings:
         reliability: sums of a fold, by how its scores were refitted.
         calibration: eq. 4 on all images, for its threshold map.
         panels: images to show.
+        absent: classes that the refitting images of some fold do not show.
         used: images that refit or set levels, that calibrate and certify, and that measure, a fold.
         label_with: the rule recommended to label with.
         keep: for every bound on the error the certified rule recommended, None where there is none.
@@ -177,6 +188,7 @@ class Findings:
     reliability: dict[str, list[Reliability]]
     calibration: Calibration
     panels: list[Panel]
+    absent: tuple[int, ...]
     used: list[tuple[int, int, int]]
     label_with: Rule
     keep: dict[float, Rule | None]

@@ -27,10 +27,10 @@ STYLES = (
     ("#009E73", "-.", "^"),
     ("#CC79A7", ":", "v"),
 )
-_STAR = "#000000"
+_CERTIFIED = ("*", "P", "X", "D")
 _SIDE = 360  # pixels, the longer side of a sample image
 # Small figures with letters of a common size, so that they are read on a phone too.
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "cpseg",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -38,6 +38,7 @@ _SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "hatch.linewidth": 0.5,
@@ -110,17 +111,7 @@ def reliability(
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         colour, dashes, marker = STYLES[style % len(STYLES)]
         above.plot([0, 1], [0, 1], color="#666666", linewidth=1, linestyle=(0, (1, 2)))
-        above.text(
-            0.3,
-            0.36,
-            "as confident as right",
-            rotation=45,
-            ha="center",
-            va="center",
-            rotation_mode="anchor",
-            transform_rotates_text=True,
-            color="#444444",
-        )
+        above.text(0.98, 0.04, "dotted: as confident as right", ha="right", color="#444444")
         there = np.isfinite(confidence) & np.isfinite(accuracy)
         above.errorbar(
             confidence[there],
@@ -175,10 +166,10 @@ def error_against_kept(series: Sequence[Series], *, highest: float) -> str:
                 linestyle="none",
                 label=one.name,
                 capsize=2,
-                color=_STAR if star else colour,
+                color="black" if star else colour,
                 ecolor="#555555",
                 elinewidth=0.8,
-                marker="*" if star else marker,
+                marker=_CERTIFIED[one.style % len(_CERTIFIED)] if star else marker,
                 markersize=9 if star else 5,
                 markerfacecolor=colour if star else "white",
             )
@@ -222,7 +213,7 @@ def _png(colours: Array) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _stripes(size: tuple[int, int]) -> Array:
+def _stripes(size: tuple[int, ...]) -> Array:
     """Grey diagonals ``[H, W, 3]``: pixels without a label."""
     down, across = np.indices(size)
     return np.where((down + across) // 3 % 2 == 0, 170, 235)[..., None].repeat(3, -1)
@@ -240,7 +231,7 @@ def labels_picture(labels: Array, *, ignored: bool) -> str:
     """
     labels = _thumb(labels)
     colours = np.array(palette(), dtype=np.uint8).reshape(256, 3)[labels]
-    without = _stripes(labels.shape) if ignored else np.full_like(colours, 255)  # type: ignore[arg-type]
+    without = _stripes(labels.shape) if ignored else np.full_like(colours, 255)
     return _png(np.where((labels == 255)[..., None], without, colours).astype(np.uint8))
 
 
@@ -248,11 +239,11 @@ def mistakes_picture(labels: Array, truth: Array) -> str:
     """Wrong labels black, right ones light, ignored pixels hatched, void ones white."""
     labels, truth = _thumb(labels), _thumb(truth)
     colours = np.where((labels == truth)[..., None], 222, 0) * np.ones(3, int)
-    colours = np.where((labels == 255)[..., None], _stripes(labels.shape), colours)  # type: ignore[arg-type]
+    colours = np.where((labels == 255)[..., None], _stripes(labels.shape), colours)
     return _png(np.where((truth == 255)[..., None], 255, colours).astype(np.uint8))
 
 
-def photograph(path: str, size: tuple[int, int]) -> str | None:
+def photograph(path: str, size: tuple[int, ...]) -> str | None:
     """An image at the size of its labels; None where it cannot be opened."""
     from PIL import Image
 

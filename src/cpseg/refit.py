@@ -17,7 +17,7 @@ FLOOR = 1e-4
 WINDOWS = (7 / 180, 31 / 180)  # sides of the neighbourhoods, in units of the image's shorter side
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # candidates, strongest first
 DEFAULT_STRENGTH = 1e-2  # where there is one image, which leaves nothing to choose by
-_TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the scores separate
+TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the scores separate
 # A feature that hardly moves in the labelled images is not scaled up: its weight would be large
 # and meet values elsewhere that it has never seen.
 _LEAST_SPREAD = 0.3
@@ -83,24 +83,20 @@ def location(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack([x, y, x * x, y * y], -1)
 
 
-class Columns(NamedTuple):
-    """Which columns of the feature matrix hold what, for S source classes."""
+def width(part: str, own: int) -> int:
+    """Number of features of a part of the context, where the pixel's own scores give ``own``."""
+    return {"location": 4, "neighbourhood": 2 * own, "image": own}[part]
 
-    own: int  # log scores of the pixel: S, or 2 S for sigmoid scores
 
-    def width(self, part: str) -> int:
-        """Number of columns of a part of the context."""
-        return {"location": 4, "neighbourhood": 2 * self.own, "image": self.own}[part]
-
-    def of(self, context: Sequence[str]) -> Tensor:
-        """The columns of the pixel's own scores and of some parts, among all."""
-        chosen = [torch.arange(self.own)]
-        start = self.own
-        for part in CONTEXTS:
-            if part in context:
-                chosen.append(torch.arange(start, start + self.width(part)))
-            start += self.width(part)
-        return torch.cat(chosen)
+def columns(own: int, stored: Sequence[str], chosen: Sequence[str]) -> Tensor:
+    """The columns of the own scores and of the chosen context, where more may be stored."""
+    kept = [torch.arange(own)]
+    start = own
+    for part in stored:
+        if part in chosen:
+            kept.append(torch.arange(start, start + width(part, own)))
+        start += width(part, own)
+    return torch.cat(kept)
 
 
 class Pixels(NamedTuple):
@@ -178,7 +174,7 @@ def fit_map(
     x, scale, mean = _standardised(pixels.features, shares, dtype)
     origin = _scaled(base, scale, mean)
     if method == "temperature":
-        strength = _TEMPERATURE_STRENGTH
+        strength = TEMPERATURE_STRENGTH
     coordinates = _coordinates(method, origin, _free(base, own), x, shares, strength)
     rows, labels = torch.arange(len(x)), pixels.labels
     weights = shares.to(dtype).unsqueeze(1)
@@ -206,13 +202,19 @@ def fit_map(
     return Map(weight, fitted[:, -1] - weight @ mean)
 
 
+def weighted_spread(features: Tensor, shares: Tensor) -> Tensor:
+    """Standard deviation of every column, float64; ``shares`` sum to 1."""
+    values = features.to(torch.float64)
+    return (shares @ (values - shares @ values).square()).sqrt()
+
+
 def _standardised(
     features: Tensor, shares: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Centred and scaled features with a column of ones, the scales and the means."""
     mean = shares @ features.to(torch.float64)
     centred = features.to(dtype) - mean.to(dtype)
-    scale = (shares @ centred.to(torch.float64).square()).sqrt().clamp(min=_LEAST_SPREAD)
+    scale = weighted_spread(centred, shares).clamp(min=_LEAST_SPREAD)
     x = torch.cat([centred / scale.to(dtype), torch.ones(len(features), 1, dtype=dtype)], 1)
     return x, scale, mean
 
@@ -223,7 +225,7 @@ def _scaled(plain: Map, scale: Tensor, mean: Tensor) -> Tensor:
 
 
 def _free(base: Map, own: int) -> Tensor:
-    """bool ``[K, F + 1]``: what a vector map fits."""
+    """Bool ``[K, F + 1]``: what a vector map fits."""
     free = torch.ones(base.weight.shape[0], base.weight.shape[1] + 1, dtype=torch.bool)
     free[:, :own] = base.weight[:, :own] != 0
     return free
@@ -243,7 +245,11 @@ class _Coordinates(NamedTuple):
             return theta * self.direction
         step = theta.reshape(self.shape)
         if self.factor is not None:
-            return torch.linalg.solve_triangular(self.factor, step, upper=False, left=False)
+            found: Tensor = torch.linalg.solve_triangular(
+                self.factor, step, upper=False, left=False
+            )
+            return found
+        assert self.mask is not None
         return step * self.mask
 
     def together(self, step: Tensor) -> Tensor:
@@ -258,7 +264,9 @@ class _Coordinates(NamedTuple):
         if self.direction is not None:
             return (gradient * self.direction).sum().reshape(1)
         if self.factor is not None:
-            solved = torch.linalg.solve_triangular(self.factor.T, gradient, upper=True, left=False)
+            solved: Tensor = torch.linalg.solve_triangular(
+                self.factor.T, gradient, upper=True, left=False
+            )
             return solved.flatten()
         assert self.mask is not None
         return (gradient * self.mask).flatten()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,12 @@ import torch
 from cpseg import plots
 from cpseg._version import __version__
 from cpseg.advice import advice, labels_to_show, percent, plus_minus
-from cpseg.findings import RAW, Findings, Measured, Rule
+from cpseg.findings import RAW, Findings, Measured, Plan, Rule
 from cpseg.jobs import images_needed
 from cpseg.reliability import Scores
+from cpseg.reporting import gather
+from cpseg.sources import Progress, Source, quiet
+from cpseg.store import write_text
 from cpseg.sweep_table import Estimate
 
 SHARES = tuple(number / 10 for number in range(1, 11))  # rows of the table of the curves
@@ -34,6 +37,7 @@ figure { margin: 1rem 0 } figcaption, .note { font-size: .9rem; color: #333 }
 img { width: 100%; height: auto; display: block }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr));
   gap: 1rem }
+.plots > * { min-width: 0 } body { overflow-wrap: break-word }
 .plots figure { margin: 0; max-width: 30rem }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .5rem;
   margin: 0 0 1.5rem }
@@ -51,23 +55,49 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; paddi
 """
 
 
-def page(
-    found: Findings, *, root: str | Path, names: Sequence[str] | None = None, made_by: str = ""
-) -> str:
+def report(
+    source: Source,
+    ids: str | Path,
+    plan: Plan,
+    out: str | Path,
+    *,
+    made_by: str = "",
+    progress: Progress = quiet,
+) -> Findings:
+    """Measure the rules of a plan on labelled images and write the page about them, atomically.
+
+    Args:
+        source: the data set and the class scores; evidence will not do.
+        ids: id list of labelled images, whose first column is shown.
+        plan: what to try.
+        out: the HTML file to write.
+        made_by: the command, to be shown.
+        progress: wraps the loops over images.
+
+    Raises:
+        ImportError: matplotlib is missing; names the extra.
+        ValueError: bad settings or files, too few images for the folds, or several processes.
+        OSError: a file that cannot be read or written.
+    """
+    plots.require()
+    found = gather(source, ids, plan, progress=progress)
+    write_text(out, page(found, root=source.root, made_by=made_by))
+    return found
+
+
+def page(found: Findings, *, root: str | Path, made_by: str = "") -> str:
     """The report as HTML: no script, nothing to fetch, the same text for the same findings.
 
     Args:
         found: what the job measured.
         root: the folder of the images; one that cannot be opened is left out.
-        names: names of the classes; by default their numbers.
         made_by: the command, to be shown.
 
     Raises:
         ImportError: matplotlib is missing; names the extra.
-        ValueError: other than one name a class.
     """
     plots.require()
-    named = [f"class {k}" for k in range(found.num_classes)] if names is None else list(names)
+    named = found.plan.names or [f"class {k}" for k in range(found.num_classes)]
     sections = [
         ("Recommendation", _recommendation(found)),
         ("Rules", _rules(found)),
@@ -100,8 +130,12 @@ def _rules(found: Findings) -> str:
     for rule, measured in found.rules.items():
         if not _listed(rule, found):
             continue
-        cells = [_se(measured.estimate(name), share=False) for name in ("miou_all", "miou_kept")]
-        cells += [_se(measured.estimate(name)) for name in ("error", "kept", "wrong", "coverage")]
+        cells = [
+            plus_minus(measured.estimate(name), share=False) for name in ("miou_all", "miou_kept")
+        ]
+        cells += [
+            plus_minus(measured.estimate(name)) for name in ("error", "kept", "wrong", "coverage")
+        ]
         rows.append((rule.name + (" (recommended)" if rule in chosen else ""), *cells))
     header = ("rule", "mIoU all", "mIoU kept", "not right", "kept", "wrong", "coverage")
     return (
@@ -131,8 +165,8 @@ def _infinite(found: Findings) -> str:
     if not any(share > 0 for share in shares):
         return ""
     return _note(
-        f"In folds up to {percent(max(shares))} of the thresholds at alpha {found.plan.asked:g} are "
-        f"infinite and let every class in: that needs {images_needed(found.plan.alpha)} scores "
+        f"In folds up to {percent(max(shares))} of the thresholds at alpha {found.plan.asked:g} "
+        f"are infinite and let every class in: that needs {images_needed(found.plan.alpha)} scores "
         "each. With all images, or pooled cells, there may be enough."
     )
 
@@ -142,7 +176,7 @@ def _reliability(found: Findings) -> str:
     for place, (name, folds) in enumerate(found.reliability.items()):
         scores = [fold.scores() for fold in folds]
         cells = [
-            _se(Estimate.over([getattr(each, field) for each in scores]), share=False)
+            plus_minus(Estimate.over([getattr(each, field) for each in scores]), share=False)
             for field in Scores._fields
         ]
         rows.append((_scores_name(name), *cells))
@@ -171,12 +205,12 @@ def _diagram(found: Findings, name: str, place: int) -> str:
     weights = pixels / pixels.sum(0)
     each = torch.stack([fold.accuracy for fold in folds])
     spread = [Estimate.over(column.tolist()).se for column in each.T]
-    pooled = [
+    confidence, accuracy = (
         (weights * torch.stack(parts).nan_to_num()).sum(0).cpu().numpy()
         for parts in ([fold.confidence for fold in folds], [fold.accuracy for fold in folds])
-    ]
+    )
     share = (pixels.sum(0) / pixels.sum()).cpu().numpy()
-    source = plots.reliability(*pooled, np.array(spread), share, style=place)
+    source = plots.reliability(confidence, accuracy, np.array(spread), share, style=place)
     title = _scores_name(name)
     ece = Estimate.over([fold.scores().ece for fold in found.reliability[name]]).mean
     return _figure(
@@ -188,84 +222,67 @@ def _diagram(found: Findings, name: str, place: int) -> str:
 
 
 def _curves(found: Findings) -> str:
-    series, rows = [], []
-    shares = np.linspace(0.01, 1, 100)
     families = list(found.reliability)
-    for place, name in enumerate(families):
-        folds = found.reliability[name]
-        x = torch.from_numpy(shares)
-        estimates = _over_folds([fold.error_at(x).tolist() for fold in folds])
-        mean = np.array([each.mean for each in estimates])
-        se = np.array([each.se for each in estimates])
-        title = f"{_scores_name(name)}, most confident first"
-        series.append(plots.Series(title, shares, mean, 0 * se, se, place, "line"))
-        series.append(
-            _points(
-                found,
-                "constant confidence, " + _scores_name(name),
-                place,
-                "points",
-                lambda r, name=name: r.kind == "confidence" and r.scores == name,
-            )
-        )
-        table = [fold.error_at(torch.tensor(SHARES)).tolist() for fold in folds]
-        rows.append([_se(each) for each in _over_folds(table)])
-    for style, background in enumerate(found.plan.backgrounds, start=2):
-        how = "suppressed" if background is not None else "without suppression"
-        series.append(
-            _points(
-                found,
-                f"eq. 4 on raw scores over alpha, {how}",
-                style,
-                "points",
-                lambda r, b=background: (r.scores, r.kind, r.background) == (RAW, "eq4", b),
-            )
-        )
-    for place, name in enumerate(families):
-        series.append(
-            _points(
-                found,
-                f"certified, {_scores_name(name)}",
-                place,
-                "stars",
-                lambda r, name=name: r.kind == "certified" and r.scores == name,
-            )
-        )
-    series = [each for each in series if len(each.x)]
-    lines = np.concatenate([each.y for each in series if each.kind == "line"])
-    highest = min(1.0, max(1.35 * float(np.nanmax(lines)), 0.02))
-    above = sum(int((each.y > highest).sum()) for each in series)
-    beyond = f" {above} points lie above the picture." if above else ""
+    series = [*_lines(found), *_points(found)]
+    highest = max(1.35 * max(float(np.nanmax(one.y)) for one in series if one.kind == "line"), 0.02)
+    highest = min(highest, 1.0)
+    above = sum(int((one.y > highest).sum()) for one in series)
+    beyond = f" Above the picture: {above} points." if above else ""
     picture = _figure(
         plots.error_against_kept(series, highest=highest),
         "Error rate of the pixels kept against the share kept; the table holds the lines' values.",
-        "Lines: pixels in the order of their confidence, bands of one standard error over folds. "
-        "Hollow points: constant confidences and eq. 4; stars: certified rules." + beyond,
+        "Lines: pixels in the order of their confidence, with a band of one standard error over "
+        "folds. Hollow points: constant confidences, and eq. 4 at several alphas. Stars: certified "
+        "rules." + beyond,
     )
-    header = ("share kept", *map(_scores_name, families))
-    cells = [(f"{100 * share:.0f} %", *row) for share, row in zip(SHARES, zip(*rows))]
-    return (
-        '<div class="plots">\n'
-        + picture
-        + "\n"
-        + _table(header, cells)
-        + "</div>\n"
-        + _note("Wrong pixels among the most confident ones, mean ± standard error over folds.")
-    )
-
-
-def _points(
-    found: Findings, name: str, style: int, kind: str, belongs: Callable[[Rule], bool]
-) -> plots.Series:
-    """Rules as points: share kept and error rate; rules that keep nothing have none."""
-    both = [
-        (measured.estimate("kept"), measured.estimate("wrong"))
-        for rule, measured in found.rules.items()
-        if belongs(rule)
+    tables = [
+        _over_folds([fold.error_at(torch.tensor(SHARES)).tolist() for fold in folds])
+        for folds in found.reliability.values()
     ]
-    both = [(kept, wrong) for kept, wrong in both if wrong.folds > 0]
-    values = np.array([(k.mean, w.mean, k.se, w.se) for k, w in both]).reshape(-1, 4)
-    return plots.Series(name, *values.T, style, kind)
+    cells = [
+        (f"{100 * share:.0f} %", *map(plus_minus, row))
+        for share, *row in zip(SHARES, *tables, strict=True)
+    ]
+    table = _table(("share kept", *map(_scores_name, families)), cells)
+    note = _note("Wrong pixels among the most confident ones, mean ± standard error over folds.")
+    return f'<div class="plots">\n{picture}\n<div>{table}{note}</div>\n</div>\n'
+
+
+def _lines(found: Findings) -> list[plots.Series]:
+    """For each kind of scores the error rate of the most confident pixels, with its band."""
+    shares = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    made = []
+    for place, (name, folds) in enumerate(found.reliability.items()):
+        estimates = _over_folds([fold.error_at(shares).tolist() for fold in folds])
+        mean, se, _ = np.array(estimates).T
+        title = f"{_scores_name(name)}, most confident first"
+        made.append(plots.Series(title, shares.numpy(), mean, 0 * se, se, place, "line"))
+    return made
+
+
+def _points(found: Findings) -> list[plots.Series]:
+    """The other rules, each at the share it keeps; what keeps nothing has no error rate."""
+    titles: dict[tuple[str, int, str], list[tuple[Estimate, Estimate]]] = {}
+    families = list(found.reliability)
+    for rule, measured in found.rules.items():
+        place, by = families.index(rule.scores), _scores_name(rule.scores)
+        if rule.kind == "confidence":
+            key = (f"constant confidence, {by}", place, "points")
+        elif rule.kind == "eq4" and rule.scores == RAW:
+            how = "without suppression" if rule.background is None else "with suppression"
+            key = (f"eq. 4, {by}, {how}", 2 + (rule.background is not None), "points")
+        elif rule.kind == "certified":
+            key = (f"certified, {by}", place, "stars")
+        else:
+            continue
+        kept, wrong = measured.estimate("kept"), measured.estimate("wrong")
+        if wrong.folds > 0:
+            titles.setdefault(key, []).append((kept, wrong))
+    made = []
+    for (title, style, kind), both in titles.items():
+        x, y, x_se, y_se = np.array([(k.mean, w.mean, k.se, w.se) for k, w in both]).T
+        made.append(plots.Series(title, x, y, x_se, y_se, style, kind))
+    return made
 
 
 def _thresholds(found: Findings) -> str:
@@ -274,8 +291,7 @@ def _thresholds(found: Findings) -> str:
     if found.plan.variant == "image":
         value, count = float(made.threshold.flatten()[0]), int(made.count.flatten()[0])
         return f"<p>{asked}: one threshold for all cells, {value:.4f}, from {count} scores.</p>"
-    cells = made.count.unique()
-    range_ = f"{int(cells[0])} to {int(cells[-1])}"
+    range_ = f"{int(made.count.min())} to {int(made.count.max())}"
     infinite = percent(made.infinite_share)
     pictures = [
         _figure(plots.grid_map(values.cpu().numpy(), label=label), f"Map of the {label}.", caption)
@@ -323,9 +339,9 @@ def _classes(found: Findings, names: Sequence[str]) -> str:
         )
     ]
     return _table(header, rows) + _note(
-        f"Over all folds. Labels kept: {kept.name}. Precision: of the pixels that carry the class's "
-        "label; recall and kept share: of the pixels that are of the class, whatever label they "
-        "carry. A dash: no such pixel."
+        f"Over all folds. Labels kept: {kept.name}. Precision: of the pixels that carry the "
+        "class's label; recall and kept share: of the pixels that are of the class, whatever label "
+        "they carry. A dash: no such pixel."
     )
 
 
@@ -376,6 +392,7 @@ def _panels(found: Findings, root: Path, names: Sequence[str]) -> str:
 def _making(found: Findings, made_by: str) -> str:
     plan = found.plan
     background = "none" if plan.background is None else str(plan.background)
+    absent = ", ".join(map(str, found.absent))
     bounds = ", ".join(f"{bound:g}" for bound in plan.bounds) or "none"
     fitting, proving, testing = (sorted(set(each)) for each in zip(*found.used, strict=True))
     packages = [("Python", platform.python_version()), ("cpseg", __version__)]
@@ -389,7 +406,9 @@ def _making(found: Findings, made_by: str) -> str:
         ("alpha, variant", f"{plan.asked:g}, {plan.variant}"),
         ("background", background),
         ("recalibration", ", ".join(found.reliability)),
-        ("bounds certified", f"{bounds}; delta {float(plan.delta):g} for each"),
+        ("context, activation", f"{', '.join(plan.context) or 'none'}, {plan.activation}"),
+        ("classes that refitting images of some fold lack", absent or "none"),
+        ("bounds certified", f"{bounds}; delta {plan.risk:g} for each"),
         ("versions", ", ".join(f"{name} {number}" for name, number in packages)),
     ]
     command = f"<pre>{escape(made_by)}</pre>\n" if made_by else ""
@@ -397,10 +416,10 @@ def _making(found: Findings, made_by: str) -> str:
         command
         + _table(("", ""), facts)
         + _note(
-            "Nothing on this page was measured on images that made it: no image tests scores that it "
-            "refitted, thresholds that it set, or a certificate that it is part of. Eq. 4 on raw scores "
-            "is calibrated on both training parts, everything else as the table says. The threshold map "
-            "alone is of all images. The recommendation was chosen by looking at all of them."
+            "Nothing on this page was measured on images that made it: no image tests scores that "
+            "it refitted, thresholds that it set, or a certificate that it is part of. Eq. 4 on "
+            "raw scores is calibrated on both training parts, on recalibrated ones on the second. "
+            "The threshold map alone is of all images."
         )
     )
 
@@ -416,10 +435,6 @@ def _over_folds(values: Sequence[Sequence[float]]) -> list[Estimate]:
 
 def _scores_name(name: str) -> str:
     return "raw scores" if name == RAW else f"recalibrated scores ({name})"
-
-
-def _se(value: Estimate, *, share: bool = True) -> str:
-    return plus_minus(value, share=share)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

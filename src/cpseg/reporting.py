@@ -21,7 +21,6 @@ from cpseg.certifying import VARIANTS
 from cpseg.checks import check_alpha, check_background, message
 from cpseg.findings import (
     CONFIDENCES,
-    METHODS,
     RAW,
     Findings,
     Measured,
@@ -34,6 +33,8 @@ from cpseg.findings import (
 from cpseg.jobs import fixed, labelled
 from cpseg.levels import confusions, hits
 from cpseg.metrics import confusion_matrix
+from cpseg.recalibrator import Recalibrator
+from cpseg.refit import METHODS
 from cpseg.reliability import Reliability
 from cpseg.risk import ALPHAS as LEVELS
 from cpseg.risk import Certifier
@@ -53,6 +54,7 @@ class _Sums:
     reliability: dict[str, list[Reliability]]
     images_of_class: Tensor
     panels: list[Panel] = field(default_factory=list)
+    absent: set[int] = field(default_factory=set)
 
 
 class _Fold(NamedTuple):
@@ -106,6 +108,9 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     paths = source.locate(pairs)
     first = source.probabilities(paths[pairs[0]])
     check_background("report", plan.background, len(first))
+    if plan.names is not None and len(plan.names) != len(first):
+        expected, got = f"{len(first)} class names as in the scores", f"{len(plan.names)}"
+        raise ValueError(message("report", expected, got, "write one name a line, in order"))
     size = plan.grid or (first.shape[-2], first.shape[-1])
     run = _Run(source, plan, paths, len(first), size, progress)
     names = [RAW, *(name for name in plan.methods if name != RAW)]
@@ -115,7 +120,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     shown = _samples(pairs, plan.samples)
     for number, fold in enumerate(parts):
         title = f"fold {number + 1}/{plan.folds}"
-        families = _families(run, fold, names, title)
+        families = _families(run, fold, names, sums, title)
         _measure(run, fold, families, sums, whole, shown, title)
     places = {pair.image: place for place, pair in enumerate(shown)}
     return Findings(
@@ -127,6 +132,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         sums.reliability,
         whole.compute(),
         sorted(sums.panels, key=lambda panel: places[panel.image]),
+        tuple(sorted(sums.absent)),
         [(len(fold.fitting), len(fold.proving), len(fold.testing)) for fold in parts],
         label_with(plan, sums.rules),
         {error: certified_at(error, sums.rules) for error in plan.bounds},
@@ -206,10 +212,13 @@ def _calibrator(
     )
 
 
-def _families(run: _Run, fold: _Fold, names: Sequence[str], title: str) -> dict[str, _Family]:
+def _families(
+    run: _Run, fold: _Fold, names: Sequence[str], sums: _Sums, title: str
+) -> dict[str, _Family]:
     """Refit, calibrate and certify on a fold's training images."""
     plan = run.plan
-    maps = _refit(run, fold, names, title)
+    maps, absent = _refit(run, fold, names, title)
+    sums.absent.update(absent)
     pairs = [(name, background) for name in names for background in plan.backgrounds]
     strict = max(LEVELS, key=float)
     setting = {
@@ -254,11 +263,20 @@ def _at(certifier: Certifier, max_error: float) -> Calibration:
     return certifier.compute()
 
 
-def _refit(run: _Run, fold: _Fold, names: Sequence[str], title: str) -> dict[str, Map]:
-    from cpseg.recalibration import Recalibrator
-
+def _refit(
+    run: _Run, fold: _Fold, names: Sequence[str], title: str
+) -> tuple[dict[str, Map], set[int]]:
+    """How every kind of scores is made from the model's."""
+    plan = run.plan
     made = {
-        name: Recalibrator(run.num_classes, method=name, seed=run.plan.seed)
+        name: Recalibrator(
+            run.num_classes,
+            method=name,
+            scores=plan.activation,
+            context="auto" if plan.context == ("auto",) else plan.context,
+            seed=plan.seed,
+            ignore_index=IGNORE,
+        )
         for name in names
         if name != RAW
     }
@@ -266,7 +284,9 @@ def _refit(run: _Run, fold: _Fold, names: Sequence[str], title: str) -> dict[str
         for _, probs, labels in run.images(fold.fitting, f"{title}, refit"):
             for each in made.values():
                 each.update(probs, labels)
-    return {RAW: lambda probs: probs, **{name: each.fit() for name, each in made.items()}}
+    fitted = {name: each.fit() for name, each in made.items()}
+    absent = {k for each in fitted.values() for k in each.absent}
+    return {RAW: lambda probs: probs, **fitted}, absent
 
 
 def _measure(

@@ -31,7 +31,6 @@ from cpseg.checks import (
 )
 from cpseg.groups import to_image
 from cpseg.levels import confusions
-from cpseg.selection import evidence
 from cpseg.thresholds import Calibration
 
 # Strictest first: fine where little is kept, and where nearly everything is.
@@ -175,12 +174,12 @@ class Certifier:
             raise ValueError(message(where, "updates before sync", "one after it", fix))
         check_probs(where, probs)
         check_labels(where, labels, probs)
-        if probs.shape[-3] != self._base.num_classes:
-            expected = f"{self._base.num_classes} classes as calibrated"
+        if probs.shape[-3] != self._base.num_source:
+            expected = f"{self._base.num_source} classes as calibrated"
             fix = "certify the scores of the model that calibrated"
             raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
         check_unit_interval(where, probs.detach(), name="probs", fix=SCORES_FIX)
-        check_label_values(where, labels, probs.shape[-3], self._base.ignore_index)
+        check_label_values(where, labels, self._base.num_classes or 0, self._base.ignore_index)
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
         names = check_image_ids(where, ids, len(probs), self.ids)
@@ -450,7 +449,7 @@ def _count(
     base: Calibration,
     per_class: bool,
 ) -> _Image:
-    found = evidence(probs, background=base.background)
+    found = base.evidence(probs)
     here = to_image(thresholds.to(probs.device), (probs.shape[-2], probs.shape[-1]))
     matrix = confusions(found, labels, here, ignore_index=base.ignore_index, own=per_class)
     square = matrix[..., :-1]

@@ -33,6 +33,7 @@ class Evidence:
         background_score: the score of the background, None without one.
         background: index of the background class, or None.
         num_classes: number of classes K.
+        recalibration: fingerprint of the recalibration that the scores came through, or None.
     """
 
     best: Tensor
@@ -40,6 +41,7 @@ class Evidence:
     background_score: Tensor | None
     background: int | None
     num_classes: int
+    recalibration: str | None = None
 
     def pseudo_labels(
         self,

@@ -204,6 +204,7 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
         "format": 1,
         "background": evidence.background,
         "num_classes": evidence.num_classes,
+        "recalibration": evidence.recalibration,
     }
     write_tensors(path, tensors, metadata)
 
@@ -237,6 +238,7 @@ def _as_evidence(
         None if back is None else back.to(device),
         background,
         num_classes,
+        metadata.get("recalibration"),
     )
 
 

@@ -14,11 +14,13 @@ from cpseg._version import __version__
 from cpseg.certificate import Certificate
 from cpseg.checks import check_alpha, check_background, check_probs, message, shape
 from cpseg.groups import check_size, to_image
+from cpseg.score_map import Recalibration
 from cpseg.scores import check_score
 from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.store import read_tensors, write_tensors
 
 _FORMAT = 1
+_MAP = "recalibration."  # before the names of its tensors in a file
 UNITS = ("pixel", "image")
 
 
@@ -46,6 +48,7 @@ class Calibration:
         class_threshold: float32 ``[K, H, W]``, which a label must pass for its own class besides
             ``threshold``; -inf for a class whose labels are ignored. None where there is none.
         certificate: what a :class:`Certifier` proved about these labels, or None.
+        recalibration: the map that class scores go through before anything else; None for none.
         extra: further facts that the file keeps, as JSON: the class map that made the scores.
 
     Guarantee:
@@ -76,6 +79,7 @@ class Calibration:
     unit: str = "pixel"
     randomized: bool = False
     level: Tensor | None = None
+    recalibration: Recalibration | None = None
     class_threshold: Tensor | None = None
     certificate: Certificate | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +121,7 @@ class Calibration:
             threshold=self.threshold.to(device),
             count=self.count.to(device),
             level=None if self.level is None else self.level.to(device),
+            recalibration=None if self.recalibration is None else self.recalibration.to(device),
             class_threshold=(
                 None if self.class_threshold is None else self.class_threshold.to(device)
             ),
@@ -138,7 +143,20 @@ class Calibration:
             got = "none" if generator is None else "one"
             raise ValueError(message(where, expected, got, "sets are made as they calibrated"))
         threshold = to_image(self.threshold, (probs.shape[-2], probs.shape[-1]))
+        if self.recalibration is not None:
+            probs = self.recalibration(probs)
         return prediction_set(probs, threshold, score=self.score, generator=generator)
+
+    def evidence(self, probs: Tensor) -> Evidence:
+        """:func:`cpseg.evidence` with this calibration's recalibration and background.
+
+        Args:
+            probs: class scores of the model, ``[B, S, H, W]`` or ``[S, H, W]`` of any size.
+        """
+        self._check("Calibration.evidence", probs)
+        if self.recalibration is not None:
+            return self.recalibration.evidence(probs, background=self.background)
+        return evidence(probs, background=self.background)
 
     def pseudo_labels(
         self, probs: Tensor | Evidence, *, dtype: torch.dtype = torch.int64
@@ -146,12 +164,12 @@ class Calibration:
         """:func:`cpseg.pseudo_labels` with this threshold, background and ``ignore_index``.
 
         Args:
-            probs: class scores ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or the
-                :class:`Evidence` made from them.
+            probs: class scores of the model, ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or
+                the :class:`Evidence` that :meth:`evidence` made from them.
             dtype: integer dtype of the labels.
 
         Raises:
-            ValueError: another number of classes or background than calibrated, another device,
+            ValueError: another number of classes, background or recalibration, another device,
                 evidence for thresholds per class, or a score other than LAC.
         """
         where = "Calibration.pseudo_labels"
@@ -165,13 +183,20 @@ class Calibration:
                 expected = f"evidence of {self.num_classes} classes, background {self.background}"
                 got = f"{made[0]} classes, background {made[1]}"
                 raise ValueError(message(where, expected, got, "make it with this calibration's"))
+            own = None if self.recalibration is None else self.recalibration.fingerprint
+            if probs.recalibration != own:
+                expected = f"evidence made with {_which_map(own)}"
+                got = f"evidence made with {_which_map(probs.recalibration)}"
+                fix = "make it by Calibration.evidence or cpseg compact --calibration"
+                raise ValueError(message(where, expected, got, fix))
             threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
             labels = probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
             return self._passing(labels, probs)
         self._check(where, probs)
-        if self.class_threshold is not None:
-            found = evidence(probs, background=self.background)
-            return self.pseudo_labels(found, dtype=dtype)
+        if self.threshold.ndim == 3 and self.recalibration is not None:
+            probs = self.recalibration(probs)
+        elif self.class_threshold is not None or self.recalibration is not None:
+            return self.pseudo_labels(self.evidence(probs), dtype=dtype)
         return pseudo_labels(
             probs,
             to_image(self.threshold, (probs.shape[-2], probs.shape[-1])),
@@ -219,6 +244,9 @@ class Calibration:
             tensors["level"] = self.level
         if self.class_threshold is not None:
             tensors["class_threshold"] = self.class_threshold
+        if self.recalibration is not None:
+            metadata["recalibration"] = self.recalibration.metadata()
+            tensors |= {_MAP + name: part for name, part in self.recalibration.tensors().items()}
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -244,6 +272,15 @@ class Calibration:
             if "certificate" in metadata:
                 proven = Certificate.from_json(metadata["certificate"], where=str(path))
                 calibration = replace(calibration, certificate=proven)
+            if "recalibration" in metadata or any(name.startswith(_MAP) for name in tensors):
+                parts = {k.removeprefix(_MAP): v for k, v in tensors.items() if k.startswith(_MAP)}
+                facts = metadata.get("recalibration")
+                if not isinstance(facts, dict):
+                    expected, got = "the facts of its recalibration", repr(facts)[:80]
+                    fix = "run cpseg calibrate anew"
+                    raise ValueError(message(str(path), expected, got, fix))
+                made = Recalibration.from_parts(parts, facts, where=str(path))
+                calibration = replace(calibration, recalibration=made)
         except KeyError as error:
             fix = "run cpseg calibrate with this version"
             raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
@@ -281,6 +318,10 @@ class Calibration:
         if self.count.shape != self.threshold.shape or self.count.dtype != torch.int64:
             got = f"{self.count.dtype} {shape(self.count)}"
             raise ValueError(message(path, f"int64 counts {shape(self.threshold)}", got, fix))
+        if self.recalibration is not None and self.recalibration.num_classes != self.num_classes:
+            got = f"{self.recalibration.num_classes}"
+            expected = f"a recalibration onto {self.num_classes} classes"
+            raise ValueError(message(path, expected, got, fix))
         if self.unit not in UNITS or not isinstance(self.randomized, bool):
             got = f"{self.unit!r} and {self.randomized!r}"
             raise ValueError(message(path, f"a unit among {UNITS} and a truth value", got, fix))
@@ -294,9 +335,18 @@ class Calibration:
             got = f"{own.dtype} {shape(own)}"
             raise ValueError(message(path, "float32 thresholds of every class", got, fix))
 
+    @property
+    def num_source(self) -> int | None:
+        """Number of classes of the model: K, unless a recalibration maps others onto them."""
+        return self.num_classes if self.recalibration is None else self.recalibration.num_source
+
     def _check(self, where: str, probs: Tensor) -> None:
         check_probs(where, probs)
-        if self.num_classes not in (None, probs.shape[-3]):
+        if self.num_source not in (None, probs.shape[-3]):
             fix = "apply a calibration to the scores of the model that it was made from"
-            expected = f"{self.num_classes} classes as calibrated"
+            expected = f"{self.num_source} classes as calibrated"
             raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
+
+
+def _which_map(fingerprint: str | None) -> str:
+    return "no recalibration" if fingerprint is None else f"recalibration {fingerprint}"
