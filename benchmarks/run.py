@@ -315,6 +315,89 @@ def importing() -> Iterator[Row]:
     )
 
 
+def recalibration() -> Iterator[Row]:
+    """Map and select against the matrix product of the map alone, and a fit in full."""
+    for num_classes in (21, 150):
+        probs = torch.rand(1, num_classes, 512, 512).softmax(1)
+        generator = torch.Generator().manual_seed(0)
+        recalibration = cpseg.Recalibration(
+            torch.eye(num_classes)
+            + 0.05 * torch.randn(num_classes, num_classes, generator=generator),
+            torch.zeros(num_classes),
+            torch.full((num_classes,), 1 / num_classes, dtype=torch.float64),
+            method="dirichlet",
+            scores="softmax",
+            context=(),
+            num_source=num_classes,
+            num_images=1,
+            strength=0.1,
+        )
+        logs = probs.log().flatten(2)
+        yield at_most(
+            f"Recalibration.evidence K={num_classes}, 512x512",
+            "the product W log p, logs given",
+            1.5,
+            lambda r=recalibration, p=probs: r.evidence(p, background=0),
+            lambda r=recalibration, f=logs: torch.matmul(r.weight, f),
+            21 if num_classes < 100 else 9,
+        )
+        yield at_most(
+            f"Recalibration.evidence K={num_classes}, 512x512",
+            "log, product, softmax and evidence over whole arrays",
+            None,
+            lambda r=recalibration, p=probs: r.evidence(p, background=0),
+            lambda r=recalibration, p=probs: cpseg.evidence(
+                torch.matmul(r.weight, p.clamp(min=1e-4).log().flatten(2))
+                .softmax(1)
+                .reshape(p.shape),
+                background=0,
+            ),
+            21 if num_classes < 100 else 9,
+        )
+    for context in ("none", "auto"):
+        text = subprocess.run(
+            [sys.executable, "-c", _FIT, context], capture_output=True, text=True, check=True
+        ).stdout
+        seconds, peak = (float(value) for value in text.split())
+        yield Row(
+            f"Recalibrator, 100 images 21x512x512, context {context}, seconds",
+            "-",
+            "<= 60 s and 2 GB",
+            seconds,
+            seconds,
+            seconds,
+            seconds <= 60 and peak <= 2,
+            f"updates and fit; peak of the process {peak:.2f} GB",
+        )
+
+
+_FIT = """
+import sys, time
+import torch, cpseg
+
+generator = torch.Generator().manual_seed(0)
+weight = 0.7 * torch.eye(21) + 0.2 * torch.randn(21, 21, generator=generator)
+recalibrator = cpseg.Recalibrator(21, context=() if sys.argv[1] == "none" else sys.argv[1])
+seconds = 0.0
+for _ in range(100):
+    z = 2 * torch.randn(1, 21, 16, 16, generator=generator)
+    z = torch.nn.functional.interpolate(z, (512, 512), mode="bilinear")
+    z += 0.7 * torch.randn(z.shape, generator=generator)
+    noise = torch.empty_like(z).exponential_(generator=generator).log_()
+    labels = (torch.einsum("ks,bshw->bkhw", weight, z) - noise).argmax(1)
+    probs = z.softmax(1)
+    start = time.perf_counter()
+    recalibrator.update(probs, labels)
+    seconds += time.perf_counter() - start
+start = time.perf_counter()
+recalibrator.fit()
+seconds += time.perf_counter() - start
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(seconds, peak * 1024 / 1e9)
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("word", nargs="?", default="", help="only benchmarks named so")
@@ -325,6 +408,7 @@ def main() -> None:
         "update": update,
         "small_calibration": small_calibration,
         "learned_groups": learned_groups,
+        "recalibration": recalibration,
         "memory": lambda: memory(10582 if arguments.full else 700),
         "import": importing,
     }

@@ -10,13 +10,23 @@ from typing import Any
 import pytest
 
 import cpseg
-from cpseg import Calibration, Calibrator, Certifier, Evidence, groups
+from cpseg import (
+    Calibration,
+    Calibrator,
+    Certifier,
+    Evidence,
+    Recalibration,
+    Recalibrator,
+    groups,
+)
 
 NAMES = [
     "Calibration",
     "Calibrator",
     "Certifier",
     "Evidence",
+    "Recalibration",
+    "Recalibrator",
     "__version__",
     "boundary_iou",
     "class_scores",
@@ -98,6 +108,24 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Calibration.load: (["path"], []),
     Evidence.pseudo_labels: (["self", "threshold"], ["ignore_index=", "dtype="]),
     Evidence.argmax: (["self"], []),
+    Recalibrator: (
+        ["num_classes"],
+        ["method=", "scores=", "context=", "budget=", "seed=", "folds=", "ignore_index="],
+    ),
+    Recalibrator.update: (["self", "probs", "labels"], []),
+    Recalibrator.merge: (["self", "other"], []),
+    Recalibrator.sync: (["self", "process_group="], []),
+    Recalibrator.fit: (["self"], []),
+    Recalibration.evidence: (["self", "probs"], ["background="]),
+    Recalibration.with_prior_power: (["self", "tau"], []),
+    Recalibration.to: (["self", "device"], []),
+    Recalibration.correspondence: (["self", "top="], []),
+    Recalibration.describe: (["self", "source_names=", "names="], []),
+    Recalibration.tensors: (["self"], []),
+    Recalibration.metadata: (["self"], []),
+    Recalibration.from_parts: (["tensors", "metadata"], ["where="]),
+    Recalibration.save: (["self", "path"], []),
+    Recalibration.load: (["path"], []),
 }
 DEFAULTS = {"score": "lac", "ignore_index": 255, "alpha": 0.05, "rule": "conformal", "dim": 0}
 
@@ -133,7 +161,7 @@ def test_signatures(function: Any) -> None:
 def test_every_public_function_has_its_signature_above() -> None:
     functions = [getattr(cpseg, name) for name in NAMES]
     functions = [f for f in functions if inspect.isfunction(f)]
-    for kind in (Calibrator, Calibration, Certifier, Evidence):
+    for kind in (Calibrator, Calibration, Certifier, Evidence, Recalibrator, Recalibration):
         methods = inspect.getmembers(kind, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
         functions += [m for name, m in methods if not name.startswith("_")]
     for function in functions:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from tests import folders, oracles
 from tests.folders import DataSet, command, complains, done, files, refused
 from tests.test_torchrun import ENVIRONMENT, free_port
 
 from cpseg import Calibrator, groups, sources
+from cpseg.class_map import parse_class_map
 from cpseg.jobs import calibrate, evaluate
+from cpseg.recalibration import Recalibrator
 from cpseg.sources import Source
 from cpseg.store import Pair, write_evidence
 from cpseg.sweep_table import FIGURES, Estimate, SweepRow, closing, table_of_sweep, too_few
@@ -31,6 +34,7 @@ from cpseg.sweeping import sweep
 
 Capture = pytest.CaptureFixture[str]
 FOLDS, SEED, SHARE, BLOCK, GROUPS = 3, 5, 0.5, 5, 2
+FITTING = 0.3
 ALL = ("pixel", "image", "blocks", "kmeans", "annuli")
 
 
@@ -70,6 +74,19 @@ def dealt(data: DataSet) -> list[tuple[list[str], list[str], list[str]]]:
         learning = [training[n] for n in drawn[:count]]
         parts.append((learning, [training[n] for n in drawn[count:]], testing))
     return parts
+
+
+def recalibrated(
+    data: DataSet, fitting: list[str], method: str, tau: float, **settings: Any
+) -> DataSet:
+    """The data set with the scores that a map fitted on some of its images gives."""
+    recalibrator = Recalibrator(4, method=method, seed=SEED, **settings)
+    for image in fitting:
+        probs, labels = data.scores[image], data.labels[image]
+        recalibrator.update(torch.from_numpy(probs), torch.from_numpy(labels))
+    refit = recalibrator.fit().with_prior_power(tau)
+    scores = {name: refit(torch.from_numpy(each)).numpy() for name, each in data.scores.items()}
+    return replace(data, scores=scores)
 
 
 def threshold(
@@ -169,11 +186,76 @@ def test_every_figure_is_that_of_a_loop(data: DataSet) -> None:
     assert named["pixel", 2, 0.5].infinite.mean < 1
 
 
+@pytest.mark.parametrize(
+    ("method", "context", "scores"),
+    [("vector", (), "softmax"), ("dirichlet", ("location",), "sigmoid")],
+)
+def test_recalibrated_figures_are_those_of_maps_fitted_by_hand(
+    data: DataSet, method: str, context: tuple[str, ...], scores: str
+) -> None:
+    variants, alphas, taus = ("pixel", "image", "kmeans"), ("0.5", "0.3"), (0.0, 0.5)
+    rows = run(
+        data,
+        variants=variants,
+        alphas=alphas,
+        recalibrate=["none", method],
+        prior_powers=taus,
+        context=context,
+        scores=scores,
+    )
+    settings: list[tuple[Any, ...]] = [("none", 0.0, "raw argmax", None, None)]
+    for name, tau in itertools.product(["none", method], taus):
+        if (name, tau) != ("none", 0.0):
+            settings.append((name, tau, "argmax", None, None))
+        settings += itertools.product([name], [tau], variants, [None, 2], map(float, alphas))
+    assert [(r.recalibrate, r.prior_power, *astuple(r)[:3]) for r in rows] == settings
+    parts = dealt(data)
+    folds: dict[tuple[Any, ...], list[dict[str, float]]] = {each: [] for each in settings}
+    for learning, rest, testing in parts:
+        count = round(FITTING * len([*learning, *rest]))
+        calibrating, fitting = rest[:-count], rest[-count:]
+        scored: dict[tuple[str, float], tuple[DataSet, list[str]]] = {}
+        for name, tau in itertools.product(["none", method], taus):
+            used = {"scores": scores, "context": context if name == method else ()}
+            refitted = recalibrated(data, fitting, name, tau, **used)
+            scored[name, tau] = (refitted, calibrating)
+        scored["none", 0.0] = (data, rest)  # the model's own scores: every image calibrates
+        for setting in settings:
+            name, tau, variant, background, alpha = setting
+            seen, images = scored[name, tau]
+            limit = None
+            if alpha is not None:
+                limit = threshold(seen, variant, str(alpha), learning, images)
+            folds[setting].append(figures(seen, testing, limit, background))
+    for row, setting in zip(rows, settings, strict=True):
+        check(row, folds[setting])
+
+
 def test_figures_do_not_depend_on_what_else_is_tried(data: DataSet) -> None:
-    named = {(r.variant, r.background, r.alpha): str(r) for r in run(data, variants=ALL)}
+    def key(row: SweepRow) -> tuple[object, ...]:
+        return row.recalibrate, row.prior_power, row.variant, row.background, row.alpha
+
+    named = {key(row): str(row) for row in run(data, variants=ALL)}
     for variant in ALL:
         for row in run(data, variants=[variant], alphas=[0.3], backgrounds=[2]):
-            assert str(row) == named[row.variant, row.background, row.alpha]
+            assert str(row) == named[key(row)]
+    for row in run(
+        data,
+        variants=["image", "kmeans"],
+        recalibrate=["none", "temperature", "vector"],
+        prior_powers=[0, 1],
+        context=(),
+    ):
+        assert named.setdefault(key(row), str(row)) == str(row)
+    for method, variant in (("temperature", "image"), ("vector", "kmeans")):
+        rows = run(data, variants=[variant], recalibrate=[method], prior_powers=[1], context=())
+        assert [row.name for row in rows[:2]] == [
+            "raw argmax",
+            f"{method}, prior power 1, argmax",
+        ]
+        assert len(rows) == 2 + 6
+        for row in rows:
+            assert str(row) == named[key(row)]
 
 
 def test_a_fold_is_what_calibrate_and_evaluate_say_of_it(data: DataSet, tmp_path: Path) -> None:
@@ -211,7 +293,16 @@ def test_the_seed_deals_the_folds(data: DataSet) -> None:
 # Reading
 
 
-@pytest.mark.parametrize("settings", [{}, {"variants": ALL, "backgrounds": [None, 0, 1, 2]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"variants": ALL, "backgrounds": [None, 0, 1, 2]},
+        {"variants": ["image", "kmeans"], "recalibrate": ["none", "vector"]},
+        {"recalibrate": ["temperature"], "prior_powers": [0, 1]},
+    ],
+    ids=str,
+)
 def test_a_score_file_is_read_once_a_fold(
     data: DataSet, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -246,6 +337,7 @@ def stop_at(title: str, place: int) -> Any:
 @pytest.mark.parametrize(
     ("title", "finished"),
     [
+        ("fold 1/3, recalibrate", 0),
         ("fold 1/3, calibrate", 0),
         ("fold 2/3, learn groups", 1),
         ("fold 2/3, measure", 1),
@@ -255,11 +347,15 @@ def stop_at(title: str, place: int) -> Any:
 def test_a_run_that_was_stopped_goes_on_with_the_next_fold(
     data: DataSet, tmp_path: Path, title: str, finished: int
 ) -> None:
-    options: dict[str, Any] = {"variants": ["pixel", "kmeans"]}
+    options: dict[str, Any] = {
+        "variants": ["pixel", "kmeans"],
+        "recalibrate": ["none", "temperature"],
+        "prior_powers": [0, 0.5],
+    }
     rows = run(data, out=tmp_path / "whole", **options)
     out = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        run(data, out=out, progress=stop_at(title, 1), **options)
+        run(data, out=out, progress=stop_at(title, 0), **options)
     left = [f"fold-{n}.json" for n in range(finished)] + ["run.json"]
     assert sorted(files(out)) == left
     passes: list[str] = []
@@ -270,7 +366,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_fold(
 
     assert str(run(data, out=out, progress=listing, **options)) == str(rows)
     assert files(out) == files(tmp_path / "whole")
-    assert len(passes) == 3 * (FOLDS - finished)
+    assert len(passes) == 4 * (FOLDS - finished)
     assert passes[0].startswith(f"fold {finished + 1}/3")
     assert str(run(data, out=out, progress=stop_at("any", 0), **options)) == str(rows)
 
@@ -286,6 +382,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_fold(
         {"folds": 4},
         {"seed": 6},
         {"grid": (3, 4)},
+        {"recalibrate": ["none", "temperature"]},
+        {"prior_powers": [0, 0.5]},
+        {"recalibrate_share": 0.4},
+        {"context": ()},
+        {"scores": "sigmoid"},
     ],
     ids=str,
 )
@@ -314,6 +415,17 @@ def test_a_folder_with_other_files_is_refused(data: DataSet, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "thesis.txt"]
 
 
+def test_there_is_no_bar_for_what_is_not_done(data: DataSet) -> None:
+    passes: list[str] = []
+
+    def listing(items: Iterable[Pair], count: int, name: str) -> Iterable[Pair]:
+        passes.append(name.partition(", ")[2])
+        return items
+
+    run(data, progress=listing)
+    assert passes == ["calibrate", "measure"] * FOLDS
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1]", "null", '[{"variant": "pixel"}]'])
 def test_a_damaged_fold_is_refused(data: DataSet, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
@@ -326,17 +438,17 @@ def test_a_damaged_fold_is_refused(data: DataSet, tmp_path: Path, text: str) -> 
 
 def test_files_hold_the_figures(data: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    rows = run(data, out=out)
+    rows = run(data, out=out, alphas=[0.1, 0.5], recalibrate=["none", "vector"], context=())
     assert "NaN" not in "".join(path.read_text() for path in out.iterdir())
     assert (out / "sweep.md").read_text() == f"{table_of_sweep(rows)}\n\n{closing(rows)}\n"
     with open(out / "sweep.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == len(rows) == 13
-    assert [line["background"] for line in lines] == ["", *["none"] * 3, *["2"] * 3] + (
-        ["none"] * 3 + ["2"] * 3
-    )
+    assert len(lines) == len(rows) == 18
+    assert [line["background"] for line in lines] == 2 * ["", *2 * ["none", "none", "2", "2"]]
+    assert list(lines[0])[:4] == ["recalibrate", "prior_power", "variant", "background"]
     for line, row in zip(lines, rows, strict=True):
         assert line["variant"] == row.variant
+        assert (line["recalibrate"], line["prior_power"]) == (row.recalibrate, "0.0")
         assert line["alpha"] == ("" if row.alpha is None else str(row.alpha))
         for name in FIGURES:
             for value, end in zip(getattr(row, name), ("", "_se", "_folds"), strict=True):
@@ -364,6 +476,23 @@ def test_closing_names_the_best_and_the_cleanest() -> None:
     assert "kept: blocks, background none, alpha 0.2 (10.0 ± 1.0 % of 50.0 %)" in text
     assert "certify it, or measure it on others" in text
     assert "\n" not in text
+
+
+def test_refitted_scores_are_named() -> None:
+    fitted = replace(row("image", 0.3, miou_all=0.6), recalibrate="dirichlet", prior_power=0.5)
+    plain = replace(row("argmax", None, wrong=0.1), recalibrate="vector")
+    divided = replace(row("image"), prior_power=1.0)
+    text = closing([RAW, row(), fitted, plain, divided])
+    assert "pixels: dirichlet, prior power 0.5, image, background none, alpha 0.3 (0.600" in text
+    assert "kept: vector, argmax (10.0" in text
+    assert divided.name == "prior power 1, image, background none, alpha 0.1"
+    lines = table_of_sweep([RAW, fitted, divided]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][:4] == ["recalibrate", "prior power", "variant", "background"]
+    assert cells[2][:4] == ["none", "0", "raw argmax", "-"]
+    assert cells[3][:4] == ["dirichlet", "0.5", "image", "none"]
+    assert cells[4][:4] == ["none", "1", "image", "none"]
+    assert table_of_sweep([RAW, row()]).startswith("| variant ")
 
 
 def test_a_setting_that_is_no_better_than_the_raw_argmax_is_not_the_best() -> None:
@@ -422,6 +551,26 @@ def test_estimates_leave_out_folds_without_a_figure() -> None:
         ({"backgrounds": [None, 4]}, "background in 0..3 or None, got 4"),
         ({"variants": ["kmeans"], "group_share": 0.0}, "a --group-share above 0"),
         ({"variants": ["annuli"], "group_share": 1.0}, "splits 5 images in two, got 1"),
+        ({"recalibrate": ["platt"]}, "none, temperature, vector, dirichlet, got 'platt'"),
+        ({"recalibrate": []}, "recalibrations, each once, got none"),
+        ({"recalibrate": ["vector"] * 2}, "recalibrations, each once, got one twice"),
+        ({"prior_powers": []}, "prior powers, each once, got none"),
+        ({"prior_powers": [0, 0.0]}, "prior powers, each once, got one twice"),
+        ({"prior_powers": [0, 1.5]}, "prior powers in [0, 1], got 1.5; 0 leaves the scores"),
+        ({"prior_powers": ["0.5"]}, "prior powers in [0, 1], got '0.5'"),
+        ({"scores": "logits"}, "scores among softmax, sigmoid, got 'logits'"),
+        ({"context": "place"}, "location, neighbourhood, image, got 'place'"),
+        ({"recalibrate": ["vector"], "recalibrate_share": 0}, "a --recalibrate-share above 0"),
+        ({"prior_powers": [1], "recalibrate_share": 0}, "a --recalibrate-share above 0"),
+        (
+            {"recalibrate": ["vector"], "recalibrate_share": 1},
+            "a --recalibrate-share that splits 5 images in two, got 1",
+        ),
+        (
+            {"variants": ALL, "recalibrate": ["vector"], "recalibrate_share": 0.6},
+            "shares that leave some of 5 images to calibrate, got --group-share 0.5 and "
+            "--recalibrate-share 0.6",
+        ),
     ],
     ids=str,
 )
@@ -441,8 +590,24 @@ def test_one_labelled_image_is_refused(data: DataSet) -> None:
     complains(caught.value, "sweep", "at least 2 labelled images, got 1; label more")
 
 
-def test_a_group_share_is_not_looked_at_where_nothing_is_learned(data: DataSet) -> None:
-    assert len(run(data, group_share=0.0)) == 13
+def test_shares_are_not_looked_at_where_nothing_is_learned(data: DataSet) -> None:
+    assert len(run(data, group_share=0.0, recalibrate_share=0.0)) == 13
+
+
+def test_maps_that_change_the_classes_are_refused(data: DataSet) -> None:
+    table = {"0": 0, "1": 0, "2": 1, "3": 1}
+    source = Source(data.root, data.probs, mask_map=parse_class_map(table))
+    with pytest.raises(ValueError, match="expected") as caught:
+        sweep(source, data.ids, backgrounds=[None], recalibrate=["dirichlet"])
+    complains(caught.value, "sweep", "2 classes in the mask map, got 4", "--class-map")
+
+
+def test_a_fold_that_fits_no_map_is_named(data: DataSet) -> None:
+    for image in data.images:
+        Image.fromarray(np.zeros_like(data.labels[image])).save(data.mask_file(image))
+    with pytest.raises(ValueError, match="expected") as caught:
+        run(data, recalibrate=["vector"])
+    complains(caught.value, "fold 1/3: Recalibrator.fit", "2 labelled classes, got class 0 alone")
 
 
 def test_evidence_is_refused(data: DataSet) -> None:
@@ -483,6 +648,35 @@ def test_the_command_prints_the_table(data: DataSet, tmp_path: Path, capsys: Cap
     assert again.out == result.out == (tmp_path / "out" / "sweep.md").read_text()
 
 
+def test_the_command_tries_recalibrations(data: DataSet, capsys: Capture) -> None:
+    words = data.options(
+        backgrounds="none",
+        alphas=0.5,
+        variants="image",
+        folds=FOLDS,
+        seed=SEED,
+        recalibrate="none, dirichlet",
+        prior_powers="0, 0.5",
+        recalibrate_share=0.5,
+        context="location,image",
+        scores="sigmoid",
+    )
+    result = done(command(capsys, "sweep", *words))
+    rows = run(
+        data,
+        backgrounds=[None],
+        alphas=[0.5],
+        variants=["image"],
+        recalibrate=["none", "dirichlet"],
+        prior_powers=[0, 0.5],
+        recalibrate_share=0.5,
+        context=["location", "image"],
+        scores="sigmoid",
+    )
+    assert result.out == f"{table_of_sweep(rows)}\n\n{closing(rows)}\n"
+    assert len(rows) == 2 + 3 * 2
+
+
 def test_the_command_warns_of_too_few_images(data: DataSet, capsys: Capture) -> None:
     result = command(capsys, "sweep", *data.options(backgrounds="none", folds=2))
     assert result.code == 0
@@ -512,6 +706,9 @@ def test_class_and_mask_maps(data: DataSet, tmp_path: Path, capsys: Capture) -> 
         ({"backgrounds": 0, "folds": 9}, "2 to 8 folds"),
         ({"backgrounds": 0, "alphas": "0.1;0.2"}, "alpha in (0, 1), got '0.1;0.2'"),
         ({"backgrounds": 0, "variants": "pixels"}, "got 'pixels'"),
+        ({"backgrounds": 0, "recalibrate": "none,platt"}, "got 'platt'"),
+        ({"backgrounds": 0, "prior_powers": "0,2"}, "in [0, 1], got '2'"),
+        ({"backgrounds": 0, "recalibrate": "vector", "recalibrate_share": 0}, "above 0"),
     ],
     ids=str,
 )
@@ -528,7 +725,13 @@ def test_torchrun_gives_the_bytes_of_one_process(
     data: DataSet, tmp_path: Path, capsys: Capture
 ) -> None:
     words = data.options(
-        backgrounds="none,2", alphas="0.5,0.3", variants=",".join(ALL), num_groups=2, folds=2
+        backgrounds="none,2",
+        alphas="0.5,0.3",
+        variants=",".join(ALL),
+        num_groups=2,
+        folds=2,
+        recalibrate="none,vector",
+        context="none",
     )
     single = command(capsys, "sweep", *words, "-o", tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

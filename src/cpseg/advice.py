@@ -35,13 +35,13 @@ def _labelling(found: Findings) -> str:
             f"{plus_minus(raw.estimate('error'))} of the pixels do not get their true label. "
         )
         other = _closest(found)
-        if other is None:
-            return text
-        return text + (
-            f"The best of the others, {other.name}, {_change(found, other)}: that is not better by "
-            "more than a standard error in mIoU and no worse than one in error, which a change "
-            "would have to be."
-        )
+        if other is not None:
+            text += (
+                f"The best of the others, {other.name}, {_change(found, other)}. A change would "
+                "have to be better by more than a standard error in mIoU, and no worse than one in "
+                "error."
+            )
+        return text + _fewer_mistakes(found)
     chosen = found.rules[found.label_with]
     return (
         f"To label every pixel, use {found.label_with.name}. On images that made no rule its mIoU "
@@ -52,15 +52,36 @@ def _labelling(found: Findings) -> str:
     )
 
 
-def _closest(found: Findings) -> Rule | None:
-    """The rule with the best mIoU among those that could have been recommended."""
-    others = [
+def _others(found: Findings) -> list[Rule]:
+    """The rules that could have been recommended."""
+    return [
         rule
         for rule in found.rules
         if rule != Rule(RAW, "argmax")
         and (rule.kind == "argmax" or (rule.kind == "eq4" and rule.level == found.plan.asked))
     ]
-    return max(others, key=lambda rule: found.rules[rule].estimate("miou_all").mean, default=None)
+
+
+def _closest(found: Findings) -> Rule | None:
+    """The one of these with the best mIoU."""
+    return max(
+        _others(found),
+        key=lambda rule: found.rules[rule].estimate("miou_all").mean,
+        default=None,
+    )
+
+
+def _fewer_mistakes(found: Findings) -> str:
+    """Whether another rule is right in more pixels beyond noise: a choice of what counts."""
+    raw = found.rules[Rule(RAW, "argmax")].values("error")
+    least, chosen = 0.0, None
+    for rule in _others(found):
+        saved = paired(raw, over=found.rules[rule].values("error"))
+        if saved.mean > max(saved.se, least):
+            least, chosen = saved.mean, rule
+    if chosen is None:
+        return ""
+    return f" Where pixels count more than rare classes: {chosen.name} {_change(found, chosen)}."
 
 
 def _change(found: Findings, rule: Rule) -> str:

@@ -358,6 +358,60 @@ class Calibrator:
             extra={"images": sorted(self.ids)} if self.ids else {},
         )
 
+    def p_values(self, probs: Tensor, labels: Tensor) -> Tensor:
+        """Conformal p-value of one class a pixel: the share of calibration scores as strange.
+
+        ``(1 + number of the cell's scores at least as large) / (n + 1)``. It is above alpha just
+        where that class is in the prediction set at alpha, for every alpha.
+
+        Args:
+            probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
+            labels: the class of each pixel, integer, ``[B, h, w]`` or ``[h, w]``.
+
+        Returns:
+            float64, the shape of ``labels``; NaN where they are ``ignore_index``, 1 where no score
+            is behind the cell.
+
+        Raises:
+            ValueError: nothing to compare with, randomised scores, a fallback, another number of
+                classes, or ``max_images`` that let scores be forgotten.
+            TypeError: wrong dtypes.
+
+        Guarantee:
+            Pixel-wise, at each cell of a new image: P(p-value of the true class <= a) <= a for
+            every a, where images are exchangeable. With binned scores it is rounded up. With
+            ``unit="image"`` the number is that of conformal risk control (shares of images in
+            place of scores) and promises no more than its sets do. For a class chosen by looking
+            at ``probs`` it promises nothing.
+
+        Reference:
+            Vovk, Gammerman & Shafer (2005), section 2.2.
+        """
+        where = "Calibrator.p_values"
+        check_probs(where, probs)
+        check_labels(where, labels, probs)
+        if self._store is None:
+            raise ValueError(message(where, "labelled images", "none", "call update first"))
+        if self.num_classes not in (None, probs.shape[-3]):
+            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
+            raise ValueError(message(where, expected, got, "use the model that calibrated"))
+        if self.generator is not None or self.fallback:
+            got = "a generator" if self.generator is not None else "a fallback"
+            fix = "calibrate without it for p-values"
+            raise ValueError(message(where, "one fixed score and group a cell", got, fix))
+        if not self._store.complete:
+            expected = "a calibrator that keeps every score"
+            got, fix = f"max_images={self.max_images}", "build it without max_images"
+            raise ValueError(message(where, expected, got, fix))
+        scores = self._score(where, probs.detach(), labels)
+        rows = scores.reshape(-1, *scores.shape[-2:])
+        classes = None
+        if self.per_class:
+            classes = labels.to(torch.int64).reshape(rows.shape).masked_fill(rows.isnan(), 0)
+        at_least, count = self._store.at_least(rows, classes)
+        found = (at_least + 1).to(torch.float64) / (count + 1)
+        return found.masked_fill(rows.isnan(), torch.nan).reshape(scores.shape)
+
     @property
     def _grid(self) -> tuple[int, int]:
         return self.groups.shape[0], self.groups.shape[1]

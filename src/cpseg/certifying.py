@@ -12,9 +12,10 @@ from cpseg.calibration import Calibrator
 from cpseg.certificate import Certificate
 from cpseg.checks import check_alpha, message
 from cpseg.evaluation import aligned
-from cpseg.jobs import fixed, labelled
+from cpseg.jobs import fixed
+from cpseg.refitting import Refit, refit_scores
 from cpseg.risk import ALPHAS, Certifier
-from cpseg.sources import IGNORE, Progress, Source, naming, quiet, share
+from cpseg.sources import IGNORE, Progress, Source, labelled, naming, quiet, share
 from cpseg.store import Pair, read_ids
 from cpseg.thresholds import Calibration
 
@@ -37,6 +38,7 @@ def certify(
     calibration_ids: str | Path | None = None,
     seed: int = 0,
     grid: tuple[int, int] | None = None,
+    refit: Refit | None = None,
     progress: Progress = quiet,
 ) -> Calibration:
     """Find the loosest certified rule on the labelled images of an id list.
@@ -57,6 +59,8 @@ def certify(
         calibration_ids: id list of images that set the thresholds instead; all of ``ids`` certify.
         seed: of the draw and of the order in which images are bet on.
         grid: height and width of the grid; by default the size of the first listed image.
+        refit: how the scores are refitted first, or None: on the images that set the thresholds,
+            all of them. A certificate needs no more than that neither saw its own images.
         progress: wraps the loops over images.
 
     Raises:
@@ -80,17 +84,33 @@ def certify(
     paths = source.locate([*setting, *proving])
     first = source.probabilities(paths[setting[0]])
     size = (first.shape[-2], first.shape[-1]) if grid is None else grid
+    num_source = num_classes = first.shape[0]
+    recalibration = None
+    if refit is not None:
+        refitted = refit_scores(
+            where,
+            replace(refit, share=0.0, folds=0),
+            source,
+            setting,
+            paths,
+            num_source,
+            seed=seed,
+            progress=progress,
+        )
+        recalibration = refitted.recalibration
+        num_classes = recalibration.num_classes
     calibrator = Calibrator(
         fixed(variant, size, block),
         alpha=max(map(Fraction, ALPHAS)),
         background=background,
-        num_classes=first.shape[0],
+        num_classes=num_classes,
         ignore_index=IGNORE,
+        recalibration=recalibration,
     )
 
     def feed(update: Callable[..., None], pairs: list[Pair], title: str) -> None:
         for pair in progress(*share(pairs), title):
-            probs, labels = labelled(source, pair, paths[pair], first.shape[0])
+            probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
             with naming(paths[pair]):
                 update(probs, labels, ids=pair.image)
 
@@ -132,7 +152,9 @@ def _parts(pairs: list[Pair], part: float, seed: int) -> tuple[list[Pair], list[
 def overlap(calibration: Calibration, ids: str | Path) -> list[str]:
     """Images of an id list that made the calibration or its certificate, sorted."""
     made = [
-        name for key in ("images", "certifying_images") for name in calibration.extra.get(key, [])
+        *calibration.extra.get("images", []),
+        *calibration.extra.get("certifying_images", []),
+        *calibration.extra.get("refitted", {}).get("images", []),
     ]
     return sorted({pair.image for pair in read_ids(ids)}.intersection(made))
 

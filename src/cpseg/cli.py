@@ -32,7 +32,9 @@ from cpseg.evaluation import Row, class_table, table
 from cpseg.findings import Plan
 from cpseg.refit import CONTEXTS
 from cpseg.refit import METHODS as REFITS
+from cpseg.refitting import Refit
 from cpseg.report import report
+from cpseg.score_map import SCORES
 from cpseg.sources import Source, rank
 from cpseg.store import Pair, write_text
 from cpseg.sweep_table import closing, table_of_sweep, too_few
@@ -170,10 +172,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         score=arguments.score,
         unit=arguments.unit,
         fallback=arguments.fallback,
+        refit=_refit(arguments),
         progress=_progress,
     )
     if rank() == 0:
-        calibration.save(arguments.output)
+        _save(calibration, arguments.output)
     background = (
         "no background"
         if calibration.background is None
@@ -189,6 +192,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if "fallback" in calibration.extra:
         shares = calibration.extra["fallback"].items()
         _say("thresholds by " + ", ".join(f"{name} {100 * part:.1f} %" for name, part in shares))
+    _tell_refit(calibration)
     learned = calibration.extra.get("groups")
     if learned is not None and not learned["apart"]:
         _warn(
@@ -245,10 +249,57 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
 
 
+def _refit(arguments: argparse.Namespace) -> Refit | None:
+    """What the options ask for."""
+    if arguments.recalibrate == "none" and arguments.prior_power == 0:
+        return None
+    return Refit(
+        arguments.recalibrate,
+        share=getattr(arguments, "recalibrate_share", 0.0),
+        folds=getattr(arguments, "recalibrate_folds", 0),
+        context=arguments.context,
+        scores=arguments.scores,
+        prior_power=arguments.prior_power,
+        num_classes=arguments.num_classes,
+    )
+
+
+def _save(calibration: Calibration, path: Path) -> None:
+    """Write a calibration, and the map of its scores beside it."""
+    calibration.save(path)
+    if calibration.recalibration is not None:
+        calibration.recalibration.save(path.with_suffix(".recalibration.safetensors"))
+
+
+def _tell_refit(calibration: Calibration) -> None:
+    """How the scores were refitted, which classes it left, and where it voids the promise."""
+    fitted = calibration.recalibration
+    if fitted is None:
+        return
+    names = calibration.extra.get("class_map", {})
+    known = names.get("classes") if isinstance(names, dict) else None
+    if fitted.num_source != fitted.num_classes or not known:
+        known = None
+    _say(fitted.describe(known, known))
+    if fitted.absent:
+        classes = ", ".join(map(str, fitted.absent))
+        _warn(f"no labelled pixel of class {classes} to refit by: left as they are")
+    refitted = calibration.extra.get("refitted")
+    if refitted is not None and not refitted["apart"]:
+        how = f"by {refitted['folds']} folds" if refitted["folds"] else "on these images"
+        _warn(
+            f"scores were refitted {how}, and the same images calibrate: nothing is promised; "
+            "pass --recalibrate-share 0.3 to fit on images of their own"
+        )
+
+
 def _promise(calibration: Calibration) -> str:
     """What a calibration promises on new images, in words."""
     if calibration.certificate is not None:
         return str(calibration.certificate)
+    refitted = calibration.extra.get("refitted")
+    if refitted is not None and not refitted["apart"]:
+        return "nothing: scores were refitted on the images that calibrated"
     learned = calibration.extra.get("groups")
     if learned is not None and not learned["apart"]:
         return "nothing: groups were learned on the images that calibrated"
@@ -289,6 +340,7 @@ def _certify(arguments: argparse.Namespace) -> int:
         calibration_ids=arguments.calibration_ids,
         seed=arguments.seed,
         grid=arguments.grid,
+        refit=_refit(arguments),
         progress=_progress,
     )
     certificate = calibration.certificate
@@ -298,8 +350,9 @@ def _certify(arguments: argparse.Namespace) -> int:
             print(f"cpseg: not certified: {certificate}", file=sys.stderr)
         return 1
     if rank() == 0:
-        calibration.save(arguments.output)
+        _save(calibration, arguments.output)
     _say(f"{arguments.output}: {certificate}")
+    _tell_refit(calibration)
     if certificate.classes is not None:
         _say("\n" + certifying.class_levels(certificate))
     return 0
@@ -315,6 +368,11 @@ def _sweep(arguments: argparse.Namespace) -> None:
         block=arguments.block,
         num_groups=arguments.num_groups,
         group_share=arguments.group_share,
+        recalibrate=arguments.recalibrate,
+        prior_powers=arguments.prior_powers,
+        recalibrate_share=arguments.recalibrate_share,
+        context=arguments.context,
+        scores=arguments.scores,
         folds=arguments.folds,
         seed=arguments.seed,
         grid=arguments.grid,
@@ -338,8 +396,8 @@ def _report(arguments: argparse.Namespace) -> None:
         max_errors=() if arguments.max_error == ["none"] else tuple(arguments.max_error),
         delta=arguments.delta,
         methods=tuple(arguments.recalibrate),
-        context=() if arguments.context == ["none"] else tuple(arguments.context),
-        activation=arguments.activation,
+        context=arguments.context,
+        scores=arguments.scores,
         share=arguments.recalibrate_share,
         samples=arguments.images,
         grid=arguments.grid,
@@ -376,20 +434,22 @@ def _command(arguments: argparse.Namespace) -> str:
     for name, value in vars(arguments).items():
         if name == "run" or (value is None and name != "background"):
             continue
-        if isinstance(value, list):
-            value = ",".join(value)
-        elif isinstance(value, tuple):
-            value = "x".join(map(str, value))
+        if isinstance(value, (list, tuple)):
+            joined = ("x" if name == "grid" else ",").join(map(str, value))
+            value = joined or "none"
         words += [f"--{name.replace('_', '-')}", "none" if value is None else str(value)]
     return shlex.join(words)
 
 
 def _compact(arguments: argparse.Namespace) -> None:
+    calibration = arguments.calibration and Calibration.load(arguments.calibration)
+    background = calibration.background if calibration else arguments.background
     written = jobs.compact(
         _source(arguments),
         arguments.ids,
         arguments.output,
-        background=arguments.background,
+        background=background,
+        calibration=calibration,
         progress=_progress,
     )
     _say(f"{arguments.output}: {written} evidence files written by this rank")
@@ -439,6 +499,21 @@ def _share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
 
 
+def _shares(text: str) -> list[float]:
+    return [_share(word) for word in _words(text)]
+
+
+def _context(text: str) -> str | tuple[str, ...]:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else ()
+    parts = tuple(text.split(","))
+    if not set(parts) <= set(CONTEXTS):
+        raise argparse.ArgumentTypeError(
+            f"expected auto, none or a list of {', '.join(CONTEXTS)}, got {text!r}"
+        )
+    return parts
+
+
 def _grid(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
@@ -472,6 +547,33 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="index of a dominant class to suppress, or 'none' where every class counts",
     )
+    refit = _Parser(add_help=False)
+    group = refit.add_argument_group("refitted scores")
+    group.add_argument(
+        "--recalibrate",
+        choices=REFITS,
+        default="none",
+        help="fit the scores to the labelled images first (default none)",
+    )
+    group.add_argument(
+        "--context",
+        type=_context,
+        default="auto",
+        help="what else vector and dirichlet see: auto (default), none, or a list of "
+        + ", ".join(CONTEXTS),
+    )
+    group.add_argument(
+        "--scores", choices=SCORES, default="softmax", help="the model's (default softmax)"
+    )
+    group.add_argument(
+        "--prior-power",
+        type=_share,
+        default=0.0,
+        help="divide out the class prior to this power in [0, 1] (default 0)",
+    )
+    group.add_argument(
+        "--num-classes", type=_whole(2), help="of the data set, where the model has others"
+    )
     made = _Parser(add_help=False)
     made.add_argument("--calibration", type=Path, required=True, help="what calibrate wrote")
 
@@ -484,7 +586,21 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     command = commands.add_parser(
-        "calibrate", parents=[data, masks, mapped, ground], help="thresholds from labelled images"
+        "calibrate",
+        parents=[data, masks, mapped, ground, refit],
+        help="thresholds from labelled images",
+    )
+    command.add_argument(
+        "--recalibrate-share",
+        type=_share,
+        default=0.3,
+        help="share of the images that refits the scores and does not calibrate (default 0.3)",
+    )
+    command.add_argument(
+        "--recalibrate-folds",
+        type=_whole(2),
+        default=0,
+        help="refit by folds instead: all images calibrate, without a promise",
     )
     command.add_argument("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
     command.add_argument("--variant", choices=jobs.VARIANTS, default="pixel")
@@ -535,7 +651,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "certify",
-        parents=[data, masks, mapped, ground],
+        parents=[data, masks, mapped, ground, refit],
         help="thresholds whose labels are proven to be wrong rarely",
     )
     command.add_argument(
@@ -564,7 +680,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "sweep",
         parents=[data, masks, mapped],
-        help="alphas, variants and background rules cross-validated on labelled images",
+        help="scores, alphas, variants and background rules cross-validated on labelled images",
     )
     command.add_argument(
         "--backgrounds",
@@ -590,7 +706,35 @@ def _parser() -> argparse.ArgumentParser:
         "--group-share",
         type=_share,
         default=0.3,
-        help="share of a fold's calibration images that learns the groups (default 0.3)",
+        help="share of a fold's training images that learns the groups (default 0.3)",
+    )
+    command.add_argument(
+        "--recalibrate",
+        type=_words,
+        default=["none"],
+        help=f"how scores are refitted, among {','.join(REFITS)} (default none)",
+    )
+    command.add_argument(
+        "--prior-powers",
+        type=_shares,
+        default=[0.0],
+        help="powers in [0, 1] to which the class prior is divided out (default 0)",
+    )
+    command.add_argument(
+        "--recalibrate-share",
+        type=_share,
+        default=0.3,
+        help="share of a fold's training images that fits maps and prior (default 0.3)",
+    )
+    command.add_argument(
+        "--context",
+        type=_context,
+        default="auto",
+        help="what else vector and dirichlet see: auto (default), none, or a list of "
+        + ", ".join(CONTEXTS),
+    )
+    command.add_argument(
+        "--scores", choices=SCORES, default="softmax", help="the model's (default softmax)"
     )
     command.add_argument("--folds", type=_whole(1), default=5, help="parts (default 5)")
     command.add_argument("--seed", type=_whole(0), default=0, help="of all draws (default 0)")
@@ -624,20 +768,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--recalibrate-share",
         type=_share,
-        default=0.25,
-        help="share of a fold's training images that refits and sets levels (default 0.25)",
+        default=0.3,
+        help="share of a fold's training images that refits and sets levels (default 0.3)",
     )
     command.add_argument(
         "--context",
-        type=_words,
-        default=["none"],
-        help=f"further features to refit by: none, auto, or some of {','.join(CONTEXTS)}",
+        type=_context,
+        default="auto",
+        help="what else vector and dirichlet see: auto (default), none, or a list of "
+        + ", ".join(CONTEXTS),
     )
     command.add_argument(
-        "--activation",
-        choices=("softmax", "sigmoid"),
-        default="softmax",
-        help="of the model: sigmoid where class scores are independent (default softmax)",
+        "--scores", choices=SCORES, default="softmax", help="the model's (default softmax)"
     )
     command.add_argument("--images", type=_whole(0), default=4, help="to show (default 4)")
     command.add_argument("--names", type=Path, help="class names, one a line")
@@ -646,7 +788,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_report)
 
     command = commands.add_parser(
-        "compact", parents=[data, mapped, ground], help="score files to small evidence files"
+        "compact", parents=[data, mapped], help="score files to small evidence files"
+    )
+    choice = command.add_mutually_exclusive_group(required=True)
+    choice.add_argument(
+        "--background",
+        type=_background,
+        default=-1,  # not None, which argparse would take for no answer
+        help="index of a dominant class to suppress, or 'none' where every class counts",
+    )
+    choice.add_argument(
+        "--calibration", type=Path, help="take background, class map and recalibration from it"
     )
     command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     command.set_defaults(run=_compact)

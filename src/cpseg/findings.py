@@ -36,8 +36,8 @@ class Plan:
         max_errors: bounds on the mean error of an image to certify, each for itself.
         delta: 1 - confidence of these.
         methods: how scores are refitted; ``"none"`` is always measured.
-        context: further features of the refitting, or ``("auto",)``, see :class:`Recalibrator`.
-        activation: of the model, ``"softmax"`` or ``"sigmoid"`` where scores are independent.
+        context: ``"auto"``, or what else the refitting sees, see :class:`Recalibrator`.
+        scores: the model's, ``"softmax"`` or ``"sigmoid"``.
         share: of a fold's training images, those that refit the scores and set certified levels.
         samples: number of images to show.
         grid: height and width of the grid; by default the size of the first listed image.
@@ -53,9 +53,9 @@ class Plan:
     max_errors: tuple[str, ...] = ("0.05", "0.1")
     delta: str = "0.1"
     methods: tuple[str, ...] = (RAW, "dirichlet")
-    context: tuple[str, ...] = ()
-    activation: str = "softmax"
-    share: float = 0.25
+    context: str | tuple[str, ...] = "auto"
+    scores: str = "softmax"
+    share: float = 0.3
     samples: int = 4
     grid: tuple[int, int] | None = None
     names: tuple[str, ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cpseg.calibration import Calibrator
 from cpseg.checks import check_alpha, message
 from cpseg.evaluation import Row, Tally
 from cpseg.quantiles import conformal_rank
+from cpseg.refitting import Refit, refit_scores, unchanged
 from cpseg.scores import nonconformity
 from cpseg.selection import Evidence, evidence, pseudo_labels
 from cpseg.sources import (
@@ -24,16 +26,19 @@ from cpseg.sources import (
     barrier,
     begin,
     digest,
+    labelled,
     naming,
     place,
     quiet,
     share,
+    split,
     with_map_of,
 )
 from cpseg.store import Pair, read_ids, write_evidence
 from cpseg.thresholds import Calibration
 
 LEARNED = ("kmeans", "annuli")
+_RAW, _REFITTED = "raw argmax", "refitted argmax"
 VARIANTS = ("pixel", "image", "blocks", *LEARNED)
 
 
@@ -53,6 +58,7 @@ def calibrate(
     score: str = "lac",
     unit: str = "pixel",
     fallback: bool = False,
+    refit: Refit | None = None,
     progress: Progress = quiet,
 ) -> Calibration:
     """Calibrate on the labelled images of an id list, sharing them out over the ranks.
@@ -74,6 +80,7 @@ def calibrate(
         unit: what is exchangeable in a pooled group, ``"pixel"`` or ``"image"``.
         fallback: cells whose threshold is infinite take that of their block, and where that one
             is too that of the image.
+        refit: how the scores are refitted first, or None.
         progress: wraps the loop over images.
 
     Raises:
@@ -84,7 +91,7 @@ def calibrate(
     pairs = read_ids(ids)
     paths = source.locate(pairs)
     first = source.probabilities(paths[pairs[0]])
-    num_classes = first.shape[0]
+    num_source = num_classes = first.shape[0]
     if grid is None:
         grid = (first.shape[-2], first.shape[-1])
     if variant not in VARIANTS:
@@ -93,12 +100,29 @@ def calibrate(
     extra: dict[str, Any] = {}
     if source.class_map is not None:
         extra["class_map"] = source.class_map.to_json()
+    map_of: Callable[[Pair], Callable[[Tensor], Tensor]] = unchanged
+    recalibration = None
+    if refit is not None:
+        refitted = refit_scores(
+            "calibrate", refit, source, pairs, paths, num_source, seed=seed, progress=progress
+        )
+        recalibration, pairs, map_of = (
+            refitted.recalibration,
+            refitted.calibrating,
+            refitted.map_of,
+        )
+        num_classes = recalibration.num_classes
+        extra["refitted"] = {
+            "apart": refitted.apart,
+            "folds": refit.folds,
+            "images": sorted(pair.image for pair in refitted.fitted_on),
+        }
     if variant in LEARNED:
         generator = torch.Generator().manual_seed(seed)
         learning, pairs = split("calibrate", pairs, group_share, generator)
         extra["groups"] = {"learned_on": len(learning), "apart": group_share > 0}
         images = [(pair, paths[pair]) for pair in learning]
-        curves = _curves(source, images, grid, score, progress)
+        curves = _curves(source, images, num_classes, map_of, grid, score, progress)
         partition = learned(variant, curves, num_groups, generator)
     else:
         partition = fixed(variant, grid, block)
@@ -118,13 +142,13 @@ def calibrate(
         fallback=[fixed(name, grid, block) for name in coarser],
     )
     for pair in progress(*share(pairs), "calibrate"):
-        probs, labels = labelled(source, pair, paths[pair], num_classes)
+        probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
         with naming(paths[pair]):
-            calibrator.update(probs, labels, ids=pair.image)
+            calibrator.update(map_of(pair)(probs), labels, ids=pair.image)
     calibrator.sync()
     calibration = calibrator.compute()
     extra.update(calibration.extra)
-    calibration = replace(calibration, variant=variant, extra=extra)
+    calibration = replace(calibration, variant=variant, extra=extra, recalibration=recalibration)
     if fallback:
         extra["fallback"] = _level_shares(calibration, [variant, *coarser])
     return calibration
@@ -151,32 +175,11 @@ def learned(variant: str, curves: Tensor, num_groups: int, generator: torch.Gene
     return learn(curves, num_groups, generator=generator)
 
 
-def labelled(source: Source, pair: Pair, path: Path, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class scores and true labels of an image, as many classes as the others have."""
-    probs = source.probabilities(path)
-    if probs.shape[0] != num_classes:
-        expected, got = f"{num_classes} classes like the first image", f"{probs.shape[0]}"
-        raise ValueError(message(str(path), expected, got, "use the scores of one model"))
-    return probs, source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
-
-
-def split(
-    where: str, pairs: list[Pair], share: float, generator: torch.Generator
-) -> tuple[list[Pair], list[Pair]]:
-    """Images that learn the groups and images that calibrate; the same for a share of 0."""
-    if share == 0:
-        return pairs, pairs
-    count = round(share * len(pairs))
-    if not 0 < count < len(pairs):
-        expected = f"a --group-share that splits {len(pairs)} images in two"
-        raise ValueError(message(where, expected, f"{share:g}", "choose another share"))
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    return [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
-
-
 def _curves(
     source: Source,
     images: list[tuple[Pair, Path]],
+    num_classes: int,
+    map_of: Callable[[Pair], Callable[[Tensor], Tensor]],
     grid: tuple[int, int],
     score: str,
     progress: Progress,
@@ -186,9 +189,10 @@ def _curves(
     scores = []
     for pair in progress(list(where), len(where), "learn groups"):
         probs = source.probabilities(where[pair])
-        labels = source.labels(pair, probs.shape[0], (probs.shape[1], probs.shape[2]))
+        labels = source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
         with naming(where[pair]):
-            scores.append(groups.to_grid(nonconformity(probs, labels, score=score), grid))
+            found = nonconformity(map_of(pair)(probs), labels, score=score)
+        scores.append(groups.to_grid(found, grid))
     return groups.curves(torch.stack(scores))
 
 
@@ -218,7 +222,7 @@ def evaluate(
         progress: wraps the loop over images.
 
     Returns:
-        Raw argmax, the calibration's rule (its sets alone where the score is not LAC), the same
+        Raw argmax, that of the refitted scores if there are such, the calibration's rule (its sets alone where the score is not LAC), the same
         without background suppression if it has one, and the constant threshold if given. From
         evidence: without coverage and set size.
 
@@ -237,21 +241,27 @@ def evaluate(
         path = paths[pair]
         found = source.scores(path)
         with naming(path):
-            if isinstance(found, Evidence):
-                num_classes, raw = found.num_classes, found.argmax()
-            else:
-                num_classes, raw = found.shape[0], evidence(found, background=background).argmax()
             selects = calibration.score == "lac" or isinstance(found, Evidence)
-            chosen = calibration.pseudo_labels(found) if selects else None
-        truth = source.labels(pair, num_classes, (raw.shape[0], raw.shape[1]))
-        rules = {"raw argmax": raw, _name(calibration): chosen}
-        if not isinstance(found, Evidence):
-            if background is not None and selects:
-                rules[_name(plain)] = plain.pseudo_labels(found)
-            if constant is not None:
-                rules[f"constant {constant:g}"] = pseudo_labels(
-                    found, constant, background=background
-                )
+            rules = {_name(calibration): calibration.pseudo_labels(found) if selects else None}
+            if isinstance(found, Evidence):
+                num_classes, height, width = found.num_classes, *found.best.shape
+                rules[_RAW if found.recalibration is None else _REFITTED] = found.argmax()
+            else:
+                num_classes, height, width = found.shape
+                probs = found
+                if calibration.recalibration is not None:
+                    probs = calibration.recalibration(found)
+                    rules[_REFITTED] = evidence(probs, background=background).argmax()
+                if num_classes == len(probs):  # else the model has other classes
+                    rules[_RAW] = evidence(found, background=background).argmax()
+                num_classes = len(probs)
+                if background is not None and selects:
+                    rules[_name(plain)] = plain.pseudo_labels(found)
+                if constant is not None:
+                    rules[f"constant {constant:g}"] = pseudo_labels(
+                        probs, constant, background=background
+                    )
+        truth = source.labels(pair, num_classes, (height, width))
         for name, predictions in rules.items():
             if name not in tallies:
                 tallies[name] = Tally(name, num_classes, device=source.device)
@@ -270,6 +280,7 @@ def compact(
     out: str | Path,
     *,
     background: int | None,
+    calibration: Calibration | None = None,
     progress: Progress = quiet,
 ) -> int:
     """Turn the class scores of an id list into evidence files, skipping those that are there.
@@ -279,6 +290,7 @@ def compact(
         ids: id list; a second column is not read.
         out: the folder to write, laid out like the folder of scores.
         background: index of the dominant class that selection will suppress, or None.
+        calibration: one whose class map and recalibration the scores go through, or None.
         progress: wraps the loop over images.
 
     Returns:
@@ -290,7 +302,13 @@ def compact(
     """
     out = Path(out)
     pairs = read_ids(ids, columns=1)
+    recalibration = None
+    if calibration is not None:
+        source = with_map_of(source, calibration)
+        recalibration = calibration.to(source.device).recalibration
     made = {"background": background, "map": source.class_map and source.class_map.to_json()}
+    if recalibration is not None:
+        made["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)
     places = {pair: place(out, pair.image, ".safetensors") for pair in pairs}
     begin(out, digest({**made, "probs": str(source.probs.resolve())}))
@@ -301,7 +319,10 @@ def compact(
             continue
         probs = source.probabilities(paths[pair])
         with naming(paths[pair]):
-            found = evidence(probs, background=background)
+            if recalibration is not None:
+                found = recalibration.evidence(probs, background=background)
+            else:
+                found = evidence(probs, background=background)
         write_evidence(path, found)
         written += 1
     barrier()
@@ -324,6 +345,6 @@ def _rows(tallies: dict[str, Tally], calibration: Calibration, device: str) -> l
             tallies.setdefault(rule, Tally(rule, num_classes, device=device))
     for name in sorted(tallies):
         tallies[name].sync()
-    order = ["raw argmax", _name(replace(calibration, background=None)), _name(calibration)]
+    order = [_RAW, _REFITTED, _name(replace(calibration, background=None)), _name(calibration)]
     place = {name: number for number, name in enumerate(order)}
     return [tallies[name].row() for name in sorted(tallies, key=lambda n: place.get(n, 9))]

@@ -130,6 +130,7 @@ def _listed(mask: Path, root: Path) -> str:
 
 def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:
     """What must be the same for a run to go on in a folder."""
+    refitted = calibration.recalibration
     maps = [calibration.threshold]
     if calibration.class_threshold is not None:
         maps.append(calibration.class_threshold)
@@ -138,6 +139,7 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
         {
             "threshold": hashlib.sha256(thresholds).hexdigest(),
             "background": calibration.background,
+            **({} if refitted is None else {"recalibration": refitted.fingerprint}),
             "map": source.class_map and source.class_map.to_json(),
             "probs": str(source.probs.resolve()),
             "images": [pair.image for pair in pairs],

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
-STYLES = (
+STYLES = (  # the first four for kinds of scores, then eq. 4 without and with suppression
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
     ("#CC79A7", ":", "v"),
+    ("#000000", "-", "<"),
+    ("#E69F00", "-", ">"),
 )
 _CERTIFIED = ("*", "P", "X", "D")
 _SIDE = 360  # pixels, the longer side of a sample image
@@ -109,7 +111,7 @@ def reliability(
     with _context():
         figure = _figure(4.2, 4.2)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        colour, dashes, marker = STYLES[style % len(STYLES)]
+        colour, dashes, marker = STYLES[style]
         above.plot([0, 1], [0, 1], color="#666666", linewidth=1, linestyle=(0, (1, 2)))
         above.text(0.98, 0.04, "dotted: as confident as right", ha="right", color="#444444")
         there = np.isfinite(confidence) & np.isfinite(accuracy)
@@ -150,7 +152,7 @@ def error_against_kept(series: Sequence[Series], *, highest: float) -> str:
         figure = _figure(4.4, 5.2)
         axes = figure.subplots()
         for one in series:
-            colour, dashes, marker = STYLES[one.style % len(STYLES)]
+            colour, dashes, marker = STYLES[one.style]
             x, y = 100 * one.x, 100 * one.y
             xerr, yerr = (100 * np.nan_to_num(se) for se in (one.x_se, one.y_se))
             if one.kind == "line":
@@ -169,7 +171,7 @@ def error_against_kept(series: Sequence[Series], *, highest: float) -> str:
                 color="black" if star else colour,
                 ecolor="#555555",
                 elinewidth=0.8,
-                marker=_CERTIFIED[one.style % len(_CERTIFIED)] if star else marker,
+                marker=_CERTIFIED[one.style] if star else marker,
                 markersize=9 if star else 5,
                 markerfacecolor=colour if star else "white",
             )

@@ -36,7 +36,6 @@ from cpseg.refit import (
     log_scores,
     places,
     radii,
-    weighted_spread,
     width,
     window_means,
 )
@@ -260,12 +259,9 @@ class Recalibrator:
             raise ValueError(message(where, expected, got, "label images of other classes too"))
         own = self.num_source * (2 if self.scores == "sigmoid" else 1)
         base = self._base(prior, present, own)
-        pixels = self._pixels(samples, present)
-        shares = pixels.weights / pixels.weights.sum()
-        spread = weighted_spread(pixels.features[:, :own], shares).float()
-        facts = (prior, present, spread)
         if self.method == "none":
-            return self._result(base, (), 0.0, facts, ())
+            return self._result(base, (), 0.0, prior, present, ())
+        pixels = self._pixels(samples, present)
         if bool((pixels.features[:, :own] == pixels.features[:1, :own]).all()):
             got = "the same scores at every labelled pixel"
             fix = "check how they were written: there is nothing to learn"
@@ -279,7 +275,7 @@ class Recalibrator:
             strength,
             own=own,
         )
-        return self._result(fitted, context, strength, facts, table)
+        return self._result(fitted, context, strength, prior, present, table)
 
     def _draw(self, image: Tensor, labels: Tensor) -> Sample:
         """Some pixels of one image ``[S, H, W]``, with what the context needs."""
@@ -385,12 +381,12 @@ class Recalibrator:
         fitted: Map,
         context: tuple[str, ...],
         strength: float,
-        facts: tuple[Tensor, Tensor, Tensor],
+        prior: Tensor,
+        present: Tensor,
         table: tuple[dict[str, Any], ...],
     ) -> Recalibration:
         """The map of the present classes, as one of all classes."""
         assert self.num_source is not None
-        prior, present, spread = facts
         weight = torch.zeros(self.num_classes, fitted.weight.shape[1])
         bias = torch.zeros(self.num_classes)
         weight[present], bias[present] = fitted.weight.float(), fitted.bias.float()
@@ -398,7 +394,6 @@ class Recalibrator:
             weight,
             bias,
             prior,
-            spread,
             method=self.method,
             scores=self.scores,
             context=context,

@@ -202,19 +202,13 @@ def fit_map(
     return Map(weight, fitted[:, -1] - weight @ mean)
 
 
-def weighted_spread(features: Tensor, shares: Tensor) -> Tensor:
-    """Standard deviation of every column, float64; ``shares`` sum to 1."""
-    values = features.to(torch.float64)
-    return (shares @ (values - shares @ values).square()).sqrt()
-
-
 def _standardised(
     features: Tensor, shares: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Centred and scaled features with a column of ones, the scales and the means."""
     mean = shares @ features.to(torch.float64)
     centred = features.to(dtype) - mean.to(dtype)
-    scale = weighted_spread(centred, shares).clamp(min=_LEAST_SPREAD)
+    scale = (shares @ centred.to(torch.float64).square()).sqrt().clamp(min=_LEAST_SPREAD)
     x = torch.cat([centred / scale.to(dtype), torch.ones(len(features), 1, dtype=dtype)], 1)
     return x, scale, mean
 

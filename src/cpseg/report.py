@@ -270,7 +270,7 @@ def _points(found: Findings) -> list[plots.Series]:
             key = (f"constant confidence, {by}", place, "points")
         elif rule.kind == "eq4" and rule.scores == RAW:
             how = "without suppression" if rule.background is None else "with suppression"
-            key = (f"eq. 4, {by}, {how}", 2 + (rule.background is not None), "points")
+            key = (f"eq. 4, {by}, {how}", 4 + (rule.background is not None), "points")
         elif rule.kind == "certified":
             key = (f"certified, {by}", place, "stars")
         else:
@@ -392,6 +392,7 @@ def _panels(found: Findings, root: Path, names: Sequence[str]) -> str:
 def _making(found: Findings, made_by: str) -> str:
     plan = found.plan
     background = "none" if plan.background is None else str(plan.background)
+    context = plan.context if isinstance(plan.context, str) else ", ".join(plan.context)
     absent = ", ".join(map(str, found.absent))
     bounds = ", ".join(f"{bound:g}" for bound in plan.bounds) or "none"
     fitting, proving, testing = (sorted(set(each)) for each in zip(*found.used, strict=True))
@@ -406,7 +407,8 @@ def _making(found: Findings, made_by: str) -> str:
         ("alpha, variant", f"{plan.asked:g}, {plan.variant}"),
         ("background", background),
         ("recalibration", ", ".join(found.reliability)),
-        ("context, activation", f"{', '.join(plan.context) or 'none'}, {plan.activation}"),
+        ("context", context or "none"),
+        ("scores of the model", plan.scores),
         ("classes that refitting images of some fold lack", absent or "none"),
         ("bounds certified", f"{bounds}; delta {plan.risk:g} for each"),
         ("versions", ", ".join(f"{name} {number}" for name, number in packages)),

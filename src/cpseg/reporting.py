@@ -30,16 +30,16 @@ from cpseg.findings import (
     certified_at,
     label_with,
 )
-from cpseg.jobs import fixed, labelled
+from cpseg.jobs import fixed
 from cpseg.levels import confusions, hits
 from cpseg.metrics import confusion_matrix
-from cpseg.recalibrator import Recalibrator
 from cpseg.refit import METHODS
+from cpseg.refitting import Refit
 from cpseg.reliability import Reliability
 from cpseg.risk import ALPHAS as LEVELS
 from cpseg.risk import Certifier
 from cpseg.selection import Evidence, evidence
-from cpseg.sources import IGNORE, Progress, Source, naming, quiet
+from cpseg.sources import IGNORE, Progress, Source, labelled, naming, quiet
 from cpseg.store import Pair, read_ids
 from cpseg.thresholds import Calibration
 
@@ -147,7 +147,7 @@ def _check(plan: Plan) -> None:
     check_alpha(where, plan.alpha)
     check_alpha(where, plan.delta, name="delta")
     errors = [check_alpha(where, error, name="max_error") for error in plan.max_errors]
-    for name, values in (("max_error", errors), ("recalibrate", plan.methods)):
+    for name, values in (("max-error", errors), ("recalibrate", plan.methods)):
         if len(set(values)) < len(values):
             raise ValueError(message(where, f"every --{name} once", "one twice", "list it once"))
     for name, value, known in (
@@ -269,13 +269,8 @@ def _refit(
     """How every kind of scores is made from the model's."""
     plan = run.plan
     made = {
-        name: Recalibrator(
-            run.num_classes,
-            method=name,
-            scores=plan.activation,
-            context="auto" if plan.context == ("auto",) else plan.context,
-            seed=plan.seed,
-            ignore_index=IGNORE,
+        name: Refit(name, context=plan.context, scores=plan.scores).recalibrator(
+            run.num_classes, plan.seed
         )
         for name in names
         if name != RAW

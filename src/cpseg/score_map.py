@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cpseg.selection import Evidence
 from cpseg.store import read_tensors, write_tensors
 
 _FORMAT = 1
-_TENSORS = ("weight", "bias", "prior", "spread")
+_TENSORS = ("weight", "bias", "prior")
 SCORES = ("softmax", "sigmoid")
 _TILE = 2**18  # class scores that a step on the CPU holds in cache
 _TILE_ELSEWHERE = 2**25
@@ -50,8 +50,6 @@ class Recalibration:
         weight: float32 ``[K, F]``; the columns are the own scores, then the parts of ``context``.
         bias: float32 ``[K]``.
         prior: float64 ``[K]``, class frequencies in the labelled images, each weighing the same.
-        spread: float32, the standard deviation of each of the own log scores over the labelled
-            pixels; ``[S]``, or ``[2 S]`` for sigmoid scores.
         method: ``"none"``, ``"temperature"``, ``"vector"`` or ``"dirichlet"``.
         scores: ``"softmax"`` or ``"sigmoid"``, what the source scores are.
         context: the parts of the context in use.
@@ -63,6 +61,7 @@ class Recalibration:
         cv: the candidates of the cross-validation, each with ``context``, ``strength``, mean
             ``loss`` over folds of images and its standard ``error``; empty where one image leaves
             nothing to validate on.
+        absent: the classes that the labelled images do not have.
 
     Guarantee:
         None by itself. As part of the score function it must be fixed before calibration: fit it
@@ -76,7 +75,6 @@ class Recalibration:
     weight: Tensor
     bias: Tensor
     prior: Tensor
-    spread: Tensor
     method: str
     scores: str
     context: tuple[str, ...]
@@ -85,12 +83,11 @@ class Recalibration:
     strength: float
     prior_power: float = 0.0
     cv: tuple[Mapping[str, Any], ...] = ()
+    absent: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         missing = (self.prior == 0).nonzero().flatten().tolist()
         object.__setattr__(self, "absent", tuple(missing))
-
-    absent: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -190,31 +187,33 @@ class Recalibration:
             weight=self.weight.to(device),
             bias=self.bias.to(device),
             prior=self.prior.to(device),
-            spread=self.spread.to(device),
         )
 
     def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
         """For every target class the source classes that speak most for it.
 
+        The weights alone would mislead: a class for all the rest may have none that is large.
+
         Args:
             top: how many to name.
 
         Returns:
-            A list a target class of pairs (source class, weight), the largest first; none for an
-            absent class. The weight is what a standard deviation of the source's log score adds
-            to the target's z (a sigmoid score's log(1 - p), with its sign turned, beside it): the
-            score of a class that the images do not show hardly moves, and its plain weight
-            misleads.
+            A list a target class of pairs (source class, probability of the target where the model
+            is sure of that source: its score 0.9, the others sharing 0.1, and the same in all of
+            the image where context is used), the largest first; none for an absent class.
         """
-        weight = self.weight[:, : self._own()] * self.spread
-        if self.scores == "sigmoid":
-            weight = weight[:, : self.num_source] - weight[:, self.num_source :]
-        found = []
-        for target, row in enumerate(weight.cpu()):
-            value, source = row.topk(min(top, self.num_source))
-            pairs = list(zip(source.tolist(), value.tolist(), strict=True))
-            found.append([] if target in self.absent else pairs)
-        return found
+        sources, device = self.num_source, self.weight.device
+        sure = torch.full((sources, sources), 0.1 / max(1, sources - 1), device=device)
+        sure.fill_diagonal_(0.9)
+        value, source = (
+            self(sure[..., None, None]).flatten(1).sort(dim=0, descending=True, stable=True)
+        )
+        return [
+            []
+            if target in self.absent
+            else list(zip(source[:top, target].tolist(), value[:top, target].tolist(), strict=True))
+            for target in range(self.num_classes)
+        ]
 
     def describe(
         self, source_names: Sequence[str] | None = None, names: Sequence[str] | None = None
@@ -249,7 +248,6 @@ class Recalibration:
             "weight": self.weight,
             "bias": self.bias,
             "prior": self.prior,
-            "spread": self.spread,
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -278,7 +276,7 @@ class Recalibration:
         """The map that :meth:`tensors` and :meth:`metadata` describe.
 
         Args:
-            tensors: the four tensors.
+            tensors: the three tensors.
             metadata: the table; further entries are ignored.
             where: who asks, for messages: a file's name.
 
@@ -307,7 +305,6 @@ class Recalibration:
             ("weight", (max(2, num_classes), wide), torch.float32),
             ("bias", (num_classes,), torch.float32),
             ("prior", (num_classes,), torch.float64),
-            ("spread", (own,), torch.float32),
         ):
             part = parts[name]
             if tuple(part.shape) != size or part.dtype != dtype or not bool(part.isfinite().all()):
@@ -321,7 +318,7 @@ class Recalibration:
         if facts["method"] in METHODS[:3] and num_classes != facts["num_source"]:
             expected, got = f"{num_classes} source classes", str(facts["num_source"])
             raise ValueError(message(where, expected, got, fix))
-        return cls(**parts, context=context, cv=cv, **facts)
+        return cls(weight, parts["bias"], prior, context=context, cv=cv, **facts)
 
     def save(self, path: str | Path) -> None:
         """Write the map as safetensors, atomically."""

@@ -102,6 +102,40 @@ class Source:
         return classes[labels.to(torch.int64)].to(self.device)
 
 
+def labelled(
+    source: Source, pair: Pair, path: Path, num_classes: int, num_source: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Class scores and true labels of an image, as many classes as the others have.
+
+    ``num_source`` is the number of the model's classes, where it is another.
+    """
+    probs = source.probabilities(path)
+    num_source = num_classes if num_source is None else num_source
+    if probs.shape[0] != num_source:
+        expected, got = f"{num_source} classes like the first image", f"{probs.shape[0]}"
+        raise ValueError(message(str(path), expected, got, "use the scores of one model"))
+    return probs, source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
+
+
+def split(
+    where: str,
+    pairs: list[Pair],
+    share: float,
+    generator: torch.Generator,
+    *,
+    option: str = "--group-share",
+) -> tuple[list[Pair], list[Pair]]:
+    """A drawn share of the images and the rest; all of them twice for a share of 0."""
+    if share == 0:
+        return pairs, pairs
+    count = round(share * len(pairs))
+    if not 0 < count < len(pairs):
+        expected = f"a {option} that splits {len(pairs)} images in two"
+        raise ValueError(message(where, expected, f"{share:g}", "choose another share"))
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    return [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
+
+
 def with_map_of(source: Source, calibration: Calibration) -> Source:
     """The source with the class map that the calibration was made with."""
     recorded = calibration.extra.get("class_map")

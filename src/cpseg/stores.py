@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cpseg.groups import to_image
 from cpseg.quantiles import from_top, from_top_of_counts, top_quantile
 from cpseg.ranks import everyone, gather_blocks, gather_rows, tiles, total
 
@@ -32,6 +33,10 @@ def _total_images(own: int, device: torch.device, group: dist.ProcessGroup | Non
 def _stack(blocks: list[Tensor], cells: slice) -> Tensor:
     """One tile of several ``[n, cells]`` blocks as ``[rows, tile]``."""
     return torch.cat([block[:, cells] for block in blocks])
+
+
+def _size(maps: Tensor) -> Size:
+    return maps.shape[-2], maps.shape[-1]
 
 
 class TopScores:
@@ -92,6 +97,25 @@ class TopScores:
             scores.masked_fill_(missing, -torch.inf)
             threshold[cells] = top_quantile(scores, count[cells], alpha, most=self.images)
         return threshold.reshape(self.size), count.reshape(self.size)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every score seen is still here."""
+        return self.keep is None or self.images <= self.keep
+
+    def at_least(self, scores: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How many scores of a pixel's cell are at least its own, ``[B, h, w]``; of how many.
+
+        One pass over the batch for every image kept; ``scores`` may have any size.
+        """
+        found = torch.zeros_like(scores, dtype=torch.int64)
+        count = self._count.clone()
+        for block in (self._top[: self._filled], *self._pending):
+            for row in block:
+                found += to_image(row.reshape(self.size), _size(scores)) >= scores
+        for block in self._pending:
+            count += (~block.isnan()).sum(0)
+        return found, to_image(count.reshape(self.size), _size(scores)).expand(scores.shape)
 
     def _sync_top(self, keep: int, group: dist.ProcessGroup | None) -> None:
         counts = everyone([self._filled], self._top.device, group)
@@ -161,6 +185,8 @@ class ClassScores:
     cell, whatever its class.
     """
 
+    complete = True
+
     def __init__(self, size: Size, *, num_classes: int, device: torch.device) -> None:
         self.size = size
         self.num_classes = num_classes
@@ -215,6 +241,19 @@ class ClassScores:
         return threshold.reshape(-1, *self.size), count.reshape(-1, *self.size)
 
 
+    def at_least(self, scores: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How many scores of a pixel's cell and class are at least its own; of how many."""
+        assert classes is not None
+        found = torch.zeros_like(scores, dtype=torch.int64)
+        count = torch.zeros_like(found)
+        for block, owners in zip(self._scores, self._classes, strict=True):
+            for row, owner in zip(block, owners, strict=True):
+                same = to_image(owner.reshape(self.size), _size(scores)) == classes
+                found += same & (to_image(row.reshape(self.size), _size(scores)) >= scores)
+                count += same
+        return found, count
+
+
 # Bins: the sign side and the leading bits of the float32 nearer end of [0, 1]. Eight bits of
 # mantissa are steps of at most 1/256 in s (or 1 - s), hence under 1 % in the odds s / (1 - s).
 _SHIFT = 23 - 8
@@ -260,6 +299,8 @@ class BinnedScores:
     pixel counts 1/m of its m pixels, in fixed point, so that sums are exact in any order. The
     threshold is then that of conformal risk control over images.
     """
+
+    complete = True
 
     def __init__(
         self,
@@ -345,6 +386,23 @@ class BinnedScores:
         if self.num_classes is None:
             return threshold[0], count[0]
         return threshold, count
+
+    def at_least(self, scores: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How many scores of a pixel's group lie in its own bin or above, ``[B, h, w]``; of how many.
+
+        With ``per_image``: the sum of the images' shares, and the number of images.
+        """
+        counts = self._counts[:-1].reshape(self._layers, NUM_BINS)
+        from_above = counts.flip(-1).cumsum(-1).flip(-1)
+        layer = to_image(self._groups, _size(scores)).expand(scores.shape)
+        if classes is not None:
+            layer = classes * self._num_groups + layer
+        low, high = self._limits
+        within = scores if self._limits == (0.0, 1.0) else (scores - low) / (high - low)
+        found = from_above[layer, score_bins(within).clamp(0, NUM_BINS - 1)]
+        if self.per_image:
+            return found.to(torch.float64) / _WHOLE, self._seen[:-1][layer]
+        return found, from_above[:, 0][layer]
 
     def _allowed(self, n: int, alpha: Fraction) -> int:
         """What may lie above the threshold; below 0: nothing keeps the promise but +inf."""

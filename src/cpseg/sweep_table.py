@@ -15,6 +15,8 @@ from cpseg.jobs import images_needed
 
 FIGURES = ("miou_kept", "miou_all", "kept", "wrong", "coverage", "infinite")
 RAW = "raw argmax"
+ARGMAX = "argmax"  # of refitted scores
+_SCORING = ("recalibrate", "prior power")
 _HEADER = (
     *("variant", "background", "alpha", "mIoU kept", "mIoU all"),
     *("kept", "wrong", "coverage", "infinite"),
@@ -42,16 +44,19 @@ class SweepRow:
     """One setting's figures over the folds; the first row of a sweep is the raw argmax.
 
     Attributes:
-        variant: how cells share thresholds, or ``"raw argmax"``.
+        variant: how cells share thresholds, or ``"raw argmax"``, or ``"argmax"`` of refitted
+            scores.
         background: the class that selection suppresses, or None.
-        alpha: miscoverage rate; None for the raw argmax.
+        alpha: miscoverage rate; None for an argmax.
         miou_kept: mean IoU over the pixels that carry a label.
         miou_all: mean IoU over all pixels, those without a label counted as wrong.
         kept: share of non-void pixels that carry a label.
         wrong: share of wrong labels among those kept.
-        coverage: share of pixels whose class is in the prediction set; no fold for raw argmax.
+        coverage: share of pixels whose class is in the prediction set; no fold for an argmax.
         infinite: share of thresholds that are +inf, too few images in a fold for this alpha; no
-            fold for raw argmax.
+            fold for an argmax.
+        recalibrate: the method that refitted the scores, ``"none"`` for the model's own.
+        prior_power: the power to which the class prior was divided out of them.
     """
 
     variant: str
@@ -63,22 +68,34 @@ class SweepRow:
     wrong: Estimate
     coverage: Estimate
     infinite: Estimate
+    recalibrate: str = "none"
+    prior_power: float = 0.0
 
     @property
     def name(self) -> str:
         """The setting in words."""
-        if self.alpha is None:
-            return self.variant
-        return f"{self.variant}, background {_word(self.background)}, alpha {self.alpha:g}"
+        words = [self.recalibrate] if self.recalibrate != "none" else []
+        if self.prior_power > 0:
+            words.append(f"prior power {self.prior_power:g}")
+        words.append(self.variant)
+        if self.alpha is not None:
+            words += [f"background {_word(self.background)}", f"alpha {self.alpha:g}"]
+        return ", ".join(words)
 
 
 def table_of_sweep(rows: Sequence[SweepRow]) -> str:
-    """The rows as a Markdown table, mean ± standard error over folds."""
-    lines: list[tuple[str, ...]] = [_HEADER, ("---",) + ("---:",) * (len(_HEADER) - 1)]
+    """The rows as a Markdown table, mean ± standard error over folds.
+
+    How scores were refitted has its columns where one row's were.
+    """
+    refitted = any(row.recalibrate != "none" or row.prior_power > 0 for row in rows)
+    header = (*_SCORING, *_HEADER) if refitted else _HEADER
+    lines: list[tuple[str, ...]] = [header, ("---",) + ("---:",) * (len(header) - 1)]
     for row in rows:
         baseline = row.alpha is None
         lines.append(
             (
+                *((row.recalibrate, f"{row.prior_power:g}") if refitted else ()),
                 row.variant,
                 "-" if baseline else _word(row.background),
                 "-" if baseline else f"{row.alpha:g}",
@@ -145,11 +162,12 @@ def csv_of_sweep(rows: Sequence[SweepRow]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"{name}{end}" for name in FIGURES for end in ("", "_se", "_folds")]
-    writer.writerow(["variant", "background", "alpha", *columns])
+    names = ["recalibrate", "prior_power", "variant", "background", "alpha"]
+    writer.writerow([*names, *columns])
     for row in rows:
-        cells: list[object] = [row.variant, "", ""]
+        cells: list[object] = [row.recalibrate, repr(row.prior_power), row.variant, "", ""]
         if row.alpha is not None:
-            cells[1:] = [_word(row.background), repr(row.alpha)]
+            cells[3:] = [_word(row.background), repr(row.alpha)]
         for name in FIGURES:
             mean, se, folds = getattr(row, name)
             cells += ["" if math.isnan(value) else repr(value) for value in (mean, se)]
