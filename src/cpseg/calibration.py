@@ -387,7 +387,10 @@ class Calibrator:
         Reference:
             Vovk, Gammerman & Shafer (2005), section 2.2.
         """
-        where = "Calibrator.p_values"
+        return self._p_values("Calibrator.p_values", probs, labels)[0]
+
+    def _p_values(self, where: str, probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """p-values, and how many scores (images where those are the unit) are behind each."""
         check_probs(where, probs)
         check_labels(where, labels, probs)
         if self._store is None:
@@ -410,7 +413,8 @@ class Calibrator:
             classes = labels.to(torch.int64).reshape(rows.shape).masked_fill(rows.isnan(), 0)
         at_least, count = self._store.at_least(rows, classes)
         found = (at_least + 1).to(torch.float64) / (count + 1)
-        return found.masked_fill(rows.isnan(), torch.nan).reshape(scores.shape)
+        found = found.masked_fill(rows.isnan(), torch.nan)
+        return found.reshape(scores.shape), count.reshape(scores.shape)
 
     @property
     def _grid(self) -> tuple[int, int]:

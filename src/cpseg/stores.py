@@ -240,7 +240,6 @@ class ClassScores:
             threshold[:, cells], count[:, cells] = value[:-1], number[:-1]
         return threshold.reshape(-1, *self.size), count.reshape(-1, *self.size)
 
-
     def at_least(self, scores: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         """How many scores of a pixel's cell and class are at least its own; of how many."""
         assert classes is not None

@@ -80,8 +80,8 @@ def sweep(
     on with the next fold.
 
     M ways to score, V variants, B background rules and A alphas take ``8 M V B A K (K + 1)`` bytes
-    for counts (0.5 GB for 12, 3, 2 and 7 at K = 150) and ``4 M V A`` bytes a cell for thresholds;
-    pixel-wise calibration takes its memory M times.
+    for counts (91 MB for 12, 3, 2 and 7 at K = 150) and ``4 M V A`` bytes a cell for thresholds
+    (264 MB on 512 x 512 cells); pixel-wise calibration takes its memory M times.
 
     Args:
         source: the data set and the class scores; evidence will not do.
@@ -136,26 +136,26 @@ def sweep(
     first = source.probabilities(paths[pairs[0]])
     if refits and source.mask_map is not None and source.mask_map.num_classes != len(first):
         expected = f"scores of the {source.mask_map.num_classes} classes in the mask map"
-        fix = "recalibration in a sweep keeps the classes: name theirs with --class-map"
+        fix = "maps of a sweep keep the number of classes: merge the model's with --class-map"
         raise ValueError(message("sweep", expected, str(len(first)), fix))
     for background in backgrounds:
         check_background("sweep", background, len(first))
     plan = Plan(
-        sorted(map(str, alphas), key=lambda a: check_alpha("sweep", a), reverse=True),
-        list(variants),
-        list(backgrounds),
-        block,
-        num_groups,
-        group_share,
-        folds,
-        seed,
-        grid or (first.shape[-2], first.shape[-1]),
-        len(first),
-        list(recalibrate),
-        [float(tau) for tau in prior_powers],
-        recalibrate_share,
-        context if isinstance(context, str) else list(context),
-        scores,
+        alphas=sorted(map(str, alphas), key=lambda a: check_alpha("sweep", a), reverse=True),
+        variants=list(variants),
+        backgrounds=list(backgrounds),
+        block=block,
+        num_groups=num_groups,
+        group_share=group_share,
+        folds=folds,
+        seed=seed,
+        size=grid or (first.shape[-2], first.shape[-1]),
+        num_classes=len(first),
+        recalibrate=list(recalibrate),
+        prior_powers=[float(tau) for tau in prior_powers],
+        recalibrate_share=recalibrate_share,
+        context=context if isinstance(context, str) else list(context),
+        scores=scores,
     )
     finished: set[int] = set()
     if out is not None:

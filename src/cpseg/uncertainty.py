@@ -164,10 +164,8 @@ def certainty(
         if labels is None:
             fix = "pass calibrator.compute().pseudo_labels(probs)"
             raise ValueError(message(where, "labels with a Calibrator", "none", fix))
-        found = calibration.p_values(probs, labels)
-        # Without any score behind it a p-value is 1: nothing is known, and it says so. With any,
-        # it is 1/2 at least for one score, and so on: that much is shown.
-        return found.masked_fill(labels == ignore_index, 0).to(torch.float32)
+        found, count = calibration._p_values(where, probs, labels)
+        return found.masked_fill((labels == ignore_index) | (count == 0), 0).to(torch.float32)
     if calibration.score != "lac":
         got, fix = repr(calibration.score), "pass the Calibrator"
         raise ValueError(message(where, "a calibration of the lac score", got, fix))
