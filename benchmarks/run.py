@@ -255,6 +255,48 @@ def learned_groups() -> Iterator[Row]:
         )
 
 
+def sum_training() -> Iterator[Row]:
+    """Loss and prompts of SUM, at the size of SAM's masks: 8 of 512 x 512 and 64 of 1024 x 1024."""
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    logits = (3 * torch.randn(8, 1, 512, 512)).requires_grad_()
+    targets = (torch.rand(8, 1, 512, 512) < 0.4).float()
+    uncertainty = torch.rand(8, 1, 512, 512)
+
+    def step(loss: Callable[[], torch.Tensor]) -> None:
+        logits.grad = None
+        loss().backward()
+
+    for title, unsure in (("", None), (" with uncertainty", uncertainty)):
+        yield at_most(
+            f"sum_loss{title}, forward + backward, 8x1x512x512",
+            "binary_cross_entropy_with_logits",
+            3,
+            lambda u=unsure: step(lambda: cpseg.sum_loss(logits, targets, uncertainty=u)),
+            lambda: step(lambda: bce(logits, targets)),
+            31,
+        )
+    masks, predictions = torch.rand(2, 64, 1024, 1024) < 0.3
+    unsure = torch.rand(64, 1024, 1024)
+    generator = torch.Generator().manual_seed(0)
+    for title, other in (("first", None), ("correction", predictions)):
+        seconds = []
+        for _ in range(9):
+            start = time.perf_counter()
+            cpseg.sample_prompts(masks, other, uncertainty=unsure, generator=generator)
+            seconds.append(time.perf_counter() - start)
+        low, median, high = statistics.quantiles(seconds[1:], n=4)
+        yield Row(
+            f"sample_prompts, {title}, 64 masks of 1024x1024, seconds",
+            "-",
+            "<= 0.2 s",
+            median,
+            low,
+            high,
+            median <= 0.2,
+            "8 rounds, uncertainty checked",
+        )
+
+
 _MEMORY = """
 import sys, time
 import torch, cpseg
@@ -409,6 +451,7 @@ def main() -> None:
         "small_calibration": small_calibration,
         "learned_groups": learned_groups,
         "recalibration": recalibration,
+        "sum": sum_training,
         "memory": lambda: memory(10582 if arguments.full else 700),
         "import": importing,
     }

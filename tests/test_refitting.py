@@ -374,3 +374,22 @@ def test_coverage_holds_where_other_images_fitted_and_falls_short_where_the_same
     """
     assert abs(mean_coverage(apart=True) - 0.9) < 0.034
     assert mean_coverage(apart=False) < 0.9 - 0.034
+
+
+def test_a_certifier_refuses_the_images_that_fitted_the_map(data: DataSet) -> None:
+    recalibrator = Recalibrator(4)
+    calibrator_images, fitting, new = data.images[:5], data.images[5:9], data.images[9:]
+    for image in fitting:
+        recalibrator.update(*pair(data, image), ids=image)
+    made = recalibrator.fit()
+    assert made.images == tuple(sorted(fitting))
+    calibrator = Calibrator(groups.image(SIZE), alpha=0.9, recalibration=made)
+    for image in calibrator_images:
+        calibrator.update(*pair(data, image), ids=image)
+    certifier = Certifier(calibrator, max_error=0.3)
+    for image in (calibrator_images[0], fitting[0]):
+        with raises(ValueError, "Certifier.update", f"got '{image}', which did"):
+            certifier.update(*pair(data, image), ids=image)
+    certifier.update(*pair(data, new[0]), ids=new[0])
+    with raises(ValueError, "Recalibrator.update", "every image once"):
+        recalibrator.update(*pair(data, fitting[0]), ids=fitting[0])

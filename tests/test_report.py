@@ -80,7 +80,7 @@ NOISE = (0.02, -0.02, 0.01, -0.01)
         (
             [
                 candidate("a step", 0.45, 0.308, *NOISE),
-                candidate("and another", 0.5, 0.316, *NOISE),
+                candidate("and another", 0.5, 0.316, *(-each for each in NOISE)),
             ],
             1,
         ),
@@ -398,7 +398,7 @@ def test_every_picture_can_be_opened(text: str) -> None:
 def test_the_same_findings_give_the_same_bytes(data: DataSet, text: str) -> None:
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):  # a user's own settings
+    with matplotlib.rc_context({"font.size": 30, "axes.labelsize": 30}):  # a user's own settings
         again = gather(Source(data.root, data.probs), data.ids, PLAN)
         assert page(again, root=data.root, made_by="cpseg report --root <somewhere>") == text
         assert matplotlib.rcParams["font.size"] == 30

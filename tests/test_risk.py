@@ -525,7 +525,7 @@ def test_bad_updates_count_nothing() -> None:
         (probs, labels + 1, list("efgh"), "labels in 0..2 or 255"),
         (probs, labels[:3], list("efgh"), r"labels \[4, 6, 7\]"),
         (probs[:, :2], labels, list("efgh"), "3 classes as calibrated"),
-        (probs, labels, ["e", "f", "c7", "c3"], "did not calibrate, got 'c3', which did"),
+        (probs, labels, ["e", "f", "c7", "c3"], "nor refitted the scores, got 'c3', which did"),
         (probs, labels, ["e", "f", "g", "a"], "every image once, got 'a' twice"),
         (probs, labels, ["e", "f", "g", "e"], "every image once, got 'e' twice"),
         (probs, labels, ["e", "f"], "ids as 4 strings, one an image"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -19,6 +18,7 @@ from cpseg.checks import (
     check_alpha,
     check_background,
     check_ignore_index,
+    check_image_ids,
     check_labels,
     check_not_empty,
     check_probs,
@@ -395,8 +395,8 @@ class Calibrator:
         check_labels(where, labels, probs)
         if self._store is None:
             raise ValueError(message(where, "labelled images", "none", "call update first"))
-        if self.num_classes not in (None, probs.shape[-3]):
-            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
+        if self._num_source not in (None, probs.shape[-3]):
+            expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
             raise ValueError(message(where, expected, got, "use the model that calibrated"))
         if self.generator is not None or self.fallback:
             got = "a generator" if self.generator is not None else "a fallback"
@@ -529,22 +529,6 @@ class Calibrator:
             names = [name for part in everyone for name in part]
             self.ids = set(check_image_ids(where, names, len(names), set()) or ())
         return images > 0
-
-
-def check_image_ids(
-    where: str, ids: str | Sequence[str] | None, count: int, seen: Collection[str]
-) -> list[str] | None:
-    """A name for every image of a batch, none of them twice or seen before."""
-    if ids is None:
-        return None
-    names = [ids] if isinstance(ids, str) else list(ids)
-    if len(names) != count or not all(isinstance(name, str) for name in names):
-        expected, got = f"ids as {count} strings, one an image", " ".join(repr(ids).split())[:80]
-        raise ValueError(message(where, expected, got, "name every image of the batch"))
-    twice = [name for name, number in Counter(names).items() if number > 1 or name in seen]
-    if twice:
-        raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
-    return names
 
 
 def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:

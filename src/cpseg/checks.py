@@ -8,6 +8,8 @@ command.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import torch
@@ -204,3 +206,19 @@ def labels_outside(labels: Tensor, num_classes: int, ignore_index: int) -> Tenso
 
 
 SCORES_FIX = "apply softmax or sigmoid to logits, and bound a head that sums over queries"
+
+
+def check_image_ids(
+    where: str, ids: str | Sequence[str] | None, count: int, seen: Collection[str]
+) -> list[str] | None:
+    """A name for every image of a batch, none of them twice or seen before."""
+    if ids is None:
+        return None
+    names = [ids] if isinstance(ids, str) else list(ids)
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        expected, got = f"ids as {count} strings, one an image", " ".join(repr(ids).split())[:80]
+        raise ValueError(message(where, expected, got, "name every image of the batch"))
+    twice = [name for name, number in Counter(names).items() if number > 1 or name in seen]
+    if twice:
+        raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
+    return names

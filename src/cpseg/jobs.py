@@ -222,9 +222,9 @@ def evaluate(
         progress: wraps the loop over images.
 
     Returns:
-        Raw argmax, that of the refitted scores if there are such, the calibration's rule (its sets alone where the score is not LAC), the same
-        without background suppression if it has one, and the constant threshold if given. From
-        evidence: without coverage and set size.
+        Raw argmax, that of the refitted scores if there are such, the calibration's rule (its sets
+        alone where the score is not LAC), the same without background suppression if it has one,
+        and the constant threshold if given. From evidence: without coverage and set size.
 
     Raises:
         ValueError: bad files, named in the message.
@@ -306,7 +306,8 @@ def compact(
     if calibration is not None:
         source = with_map_of(source, calibration)
         recalibration = calibration.to(source.device).recalibration
-    made = {"background": background, "map": source.class_map and source.class_map.to_json()}
+    class_map = source.class_map and source.class_map.to_json()
+    made: dict[str, object] = {"background": background, "map": class_map}
     if recalibration is not None:
         made["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)

@@ -1,7 +1,7 @@
 """The sums that focal and Dice loss are made of, one a sample.
 
-With the logits z of a pixel, its target y in {0, 1} and s = 2y - 1, the probability of the target is
-p_t = sigma(s z), and all follows from log p_t without overflow: the focal term
+With the logit z of a pixel, its target y in {0, 1} and s = 2y - 1, the probability of the target
+is p_t = sigma(s z), and all follows from log p_t without overflow: the focal term
 -a (1 - p_t)^gamma log p_t, and p = y - s (1 - p_t) for Dice. The binary sums have a derivative
 written out, so that an eager loss reads its data once forward and once backward, in tiles that stay
 in the cache; where it is traced, or differentiated twice, the formula itself is used.
@@ -38,15 +38,17 @@ def binary_sums(
     if is_compiling():
         return _formula(logits, targets, uncertainty, settings)
     if not (torch.is_grad_enabled() and logits.requires_grad):
-        return _BinarySums.forward(logits, targets, uncertainty, settings)[:3]
-    sums = _BinarySums.apply(logits, targets, uncertainty, settings)
+        sums = _BinarySums.forward(logits, targets, uncertainty, settings)
+    else:
+        arguments = (logits, targets, uncertainty, settings)
+        sums = _BinarySums.apply(*arguments)  # type: ignore[no-untyped-call]
     return sums[0], sums[1], sums[2]
 
 
 def class_sums(
     logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for softmax over K classes: ``[B]``, then ``[B, K]`` for each class against the rest.
+    """The same for softmax over K classes: focal ``[B]``, the others ``[B, K]``, a class each.
 
     ``logits`` is ``[B, K, N]``, the others are ``[B, N]``.
     """
@@ -110,7 +112,7 @@ class _BinarySums(torch.autograd.Function):
         slopes = logits.new_empty(2, *logits.shape)
         for tile in _tiles(logits):
             part = None if uncertainty is None else uncertainty[tile]
-            found = _tile(logits[tile], targets[tile], part, settings, slopes[(slice(None), *tile)])
+            found = _tile(logits[tile], targets[tile], part, settings, slopes[:, tile[0], tile[1]])
             for total, value in zip(sums, found, strict=True):
                 total[tile[0]] += value
         return (*sums.unbind(), *slopes.unbind())
@@ -173,7 +175,7 @@ def _tile(
 def _pixels(
     z: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """log p_t, targets, their signs, certainties and what Dice keeps; None where it is all 1."""
+    """The log of p_t, target, sign, certainty and what Dice keeps; None where that is all 1."""
     threshold, void_value, trusted = settings[2:]
     y = _targets(targets, z.dtype, settings)
     certainty = None if uncertainty is None else 1 - uncertainty.detach().to(z.dtype)

@@ -1,10 +1,9 @@
-"""Losses that weigh pixels by certainty: focal, Dice and their sum (SUM), and cross-entropy over
-pseudo-labels (ConformalSAM).
+"""Losses that weigh pixels by certainty.
 
-One channel means a binary mask and sigmoid, more mean classes and softmax. All is computed in
-float32 (float64 stays), also under autocast. On a CPU values are looked at and bad ones raise; on an
-accelerator, where a look would wait for the device, and under ``torch.compile``, they make the loss
-NaN instead.
+Focal, Dice and their sum (SUM), and cross-entropy over pseudo-labels (ConformalSAM). One channel
+means a binary mask and sigmoid, more mean classes and softmax. All is computed in float32 (float64
+stays), also under autocast. On a CPU values are looked at and bad ones raise; on an accelerator,
+where a look would wait for the device, and under ``torch.compile``, they make the loss NaN instead.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from cpseg.checks import (
     check_integer,
     check_label_values,
     check_labels,
-    check_not_empty,
     check_probs,
     check_same_device,
     check_unit_interval,
@@ -71,15 +69,16 @@ def focal_loss(
         SUM (NeurIPS 2024), eq. 1; Lin et al. (2017), eq. 5.
 
     Example:
-        >>> logits, targets = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2), torch.tensor([[[1, 1]]])
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
         >>> focal_loss(logits, targets)
-        tensor(0.0881)
+        tensor(0.0880)
         >>> focal_loss(logits, targets, uncertainty=torch.tensor([[[0.0, 1.0]]]))
         tensor(0.0002)
     """
     where = "focal_loss"
-    settings, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
-    settings = (_check_balance(where, balance, logits), _gamma(where, gamma), 0.0, *settings)
+    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    settings = (_check_balance(where, balance, logits), _gamma(where, gamma), 0.0, *own)
     sums = _sums(*parts, settings)
     return _reduce(sums[0] / _count(parts[1], settings), reduction)
 
@@ -121,16 +120,17 @@ def dice_loss(
         SUM (NeurIPS 2024), eq. 2; Milletari et al. (2016), without their squares.
 
     Example:
-        >>> logits, targets = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2), torch.tensor([[[1, 1]]])
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
         >>> dice_loss(logits, targets)
-        tensor(0.2044)
+        tensor(0.2049)
         >>> dice_loss(logits, targets, uncertainty=torch.tensor([[[0.0, 0.4]]]))
-        tensor(0.0413)
+        tensor(0.0414)
     """
     where = "dice_loss"
-    settings, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
     _check_dice(where, certainty_threshold, smooth)
-    sums = _sums(*parts, (None, 2.0, certainty_threshold, *settings))
+    sums = _sums(*parts, (None, 2.0, certainty_threshold, *own))
     return _reduce(_dice(sums, smooth), reduction)
 
 
@@ -181,9 +181,12 @@ def sum_loss(
         SUM (NeurIPS 2024), section 3.2.1 and appendix B.1.
 
     Example:
-        >>> logits, targets = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2), torch.tensor([[[1, 1]]])
-        >>> sum_loss(logits, targets), sum_loss(logits, targets, predicted_iou=torch.tensor([0.9]))
-        (tensor(1.9665), tensor(2.1265))
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
+        >>> sum_loss(logits, targets)
+        tensor(1.9641)
+        >>> sum_loss(logits, targets, predicted_iou=torch.tensor([0.9]))
+        tensor(2.1241)
     """
     where = "sum_loss"
     own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
@@ -414,7 +417,7 @@ def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: 
         check_label_values(where, targets, max(2, num_classes), ignore_index, name="targets")
         return False
     # A few at a time, from the cache; NaN equals nothing.
-    if all(bool((part * part == part).all()) for part in targets.flatten().split(2**15)):
+    if all(bool((part * part == part).all()) for part in torch.split(targets.flatten(), 2**15)):
         return True
     good = (targets == 0) | (targets == 1) | (targets == ignore_index)
     if not bool(good.all()):
@@ -449,7 +452,7 @@ def _check_weight(where: str, values: Tensor, other: Tensor, name: str) -> None:
         raise TypeError(message(where, f"floating-point {name}", got, "convert it to float32"))
     _check_plane(where, values, other, name, "logits" if other.ndim == 4 else "pseudo_labels")
     if _looks(values):
-        check_unit_interval(where, values.detach(), name=name, fix="make it with uncertainty_map")
+        check_unit_interval(where, values.detach(), name=name, fix="see cpseg.uncertainty")
 
 
 def _check_dice(where: str, certainty_threshold: float, smooth: float) -> None:

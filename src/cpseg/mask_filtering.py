@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cpseg.checks import check_not_empty, check_same_device, message, shape

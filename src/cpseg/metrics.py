@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,11 +162,83 @@ def boundary_iou(
     return iou if per_class else iou.nanmean()
 
 
+class InteractiveIoU(NamedTuple):
+    """Quality after each of R rounds, means over the masks.
+
+    Attributes:
+        iou: mean IoU, float64 ``[R]``.
+        boundary_iou: mean IoU of the boundary bands, float64 ``[R]``.
+    """
+
+    iou: Tensor
+    boundary_iou: Tensor
+
+
+def interactive_iou(
+    predictions: Tensor, targets: Tensor, *, dilation_ratio: float = 0.02
+) -> InteractiveIoU:
+    """Mean IoU and mean boundary IoU of the masks after each round of interaction.
+
+    Here every mask counts the same; in :func:`mean_iou` and :func:`boundary_iou` every class
+    does.
+
+    Args:
+        predictions: bool ``[R, N, H, W]``: the masks after each of R rounds.
+        targets: bool ``[N, H, W]``.
+        dilation_ratio: width of the band as a share of the diagonal; at least one pixel.
+
+    Returns:
+        An :class:`InteractiveIoU`. A mask that is empty in target and prediction does not count;
+        NaN where none does.
+
+    Raises:
+        ValueError: shapes or devices do not belong together.
+        TypeError: masks that are not bool.
+
+    Reference:
+        SUM (NeurIPS 2024), appendix B.3; Cheng et al. (2021), Boundary IoU.
+
+    Example:
+        >>> target = torch.zeros(1, 8, 8, dtype=torch.bool)
+        >>> target[0, 2:6, 2:6] = True
+        >>> first = target.clone()
+        >>> first[0, 2:4] = False
+        >>> interactive_iou(torch.stack([first, target]), target).iou
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    where = "interactive_iou"
+    for name, masks in (("predictions", predictions), ("targets", targets)):
+        if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
+            got = str(getattr(masks, "dtype", type(masks).__name__))
+            raise TypeError(message(where, f"bool {name}", got, "compare logits with 0"))
+    if targets.ndim != 3 or predictions.ndim != 4 or predictions.shape[1:] != targets.shape:
+        expected = "predictions [R, N, H, W] and targets [N, H, W]"
+        got = f"{shape(predictions)} and {shape(targets)}"
+        raise ValueError(message(where, expected, got, "stack the rounds in front"))
+    check_same_device(where, predictions, targets, name="predictions", reference="targets")
+    check_not_empty(where, predictions, name="predictions")
+    width = max(1, round(dilation_ratio * math.hypot(*targets.shape[-2:])))
+    truth = _band(targets, width)
+    iou = [_mean_of_masks(masks, targets) for masks in predictions]
+    bands = [_mean_of_masks(_band(masks, width), truth) for masks in predictions]
+    return InteractiveIoU(torch.stack(iou), torch.stack(bands))
+
+
+def _mean_of_masks(masks: Tensor, targets: Tensor) -> Tensor:
+    both = (masks & targets).sum((1, 2)).to(torch.float64)
+    return (both / (masks | targets).sum((1, 2))).nanmean()
+
+
 def _bands(labels: Tensor, num_classes: int, ignore_index: int, width: int) -> Tensor:
     """Boundary bands of all classes, bool ``[B, K, H, W]``."""
     labels = labels.reshape(-1, *labels.shape[-2:])
     index = labels.masked_fill(labels == ignore_index, num_classes)
     masks = one_hot(index, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).bool()
+    return _band(masks, width)
+
+
+def _band(masks: Tensor, width: int) -> Tensor:
+    """What an erosion by ``width`` takes away from masks ``[A, B, H, W]`` or ``[A, H, W]``."""
     outside = torch.nn.functional.pad((~masks).float(), [width] * 4, value=1.0)
     side = 2 * width + 1  # an erosion by a square, one axis after the other
     near = max_pool2d(max_pool2d(outside, (side, 1), stride=1), (1, side), stride=1)

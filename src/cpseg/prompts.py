@@ -21,7 +21,6 @@ from cpseg.checks import (
     shape,
 )
 
-
 _TILE = 2**16  # pixels of a step on the CPU
 
 
@@ -54,9 +53,9 @@ def sample_prompts(
     """A prompt for each mask, as in the interactive training of SAM and SUM.
 
     Without predictions, the first prompt: with probability ``box_share`` the jittered box of the
-    target, else a point in it. With predictions, a correction: a point where the two differ, positive
-    where the target is missed and negative where it is overrun. A pixel i of the region is drawn with
-    probability ``c_i / sum c``, where ``c = 1 - u``.
+    target, else a point in it. With predictions, a correction: a point where the two differ,
+    positive where the target is missed and negative where it is overrun. A pixel i of the region is
+    drawn with probability ``c_i / sum c``, where ``c = 1 - u``.
 
     Where the region is empty or its certainty is 0, the prompt is the mask's backup point, as a
     positive one. Looks at values, so on an accelerator it waits for the device.
@@ -262,7 +261,8 @@ def centre_point(targets: Tensor, predictions: Tensor | None = None) -> Prompts:
 def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
     """A harder first prompt: the median of the pixels of a target near its boundary.
 
-    The pixels of the target at most ``distance`` from its outside, in reading order; the middle one.
+    Of the pixels of the target at most ``distance`` from its outside, in reading order, the middle
+    one.
 
     Args:
         targets: bool ``[N, H, W]``.
@@ -299,7 +299,7 @@ def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
 def _draw(
     targets: Tensor, predictions: Tensor | None, uncertainty: Tensor | None, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A pixel of each region by weight: first its row, then its place there; where there is none."""
+    """A pixel of each region by weight, first its row, then its place there; where is none."""
     rows = _row_weights(targets, predictions, uncertainty)
     row = _pick(rows, numbers[:, 0])
     index = (torch.arange(len(targets), device=targets.device), row)

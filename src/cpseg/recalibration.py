@@ -14,6 +14,7 @@ from cpseg import ranks
 from cpseg.checks import (
     SCORES_FIX,
     check_ignore_index,
+    check_image_ids,
     check_label_values,
     check_labels,
     check_probs,
@@ -138,6 +139,7 @@ class Recalibrator:
         self.folds = folds
         self.ignore_index = ignore_index
         self.num_source: int | None = None
+        self.ids: set[str] = set()
         self._reservoir = Reservoir(budget)
         self._synced = False
 
@@ -156,13 +158,17 @@ class Recalibrator:
         """Pixels kept."""
         return sum(len(sample.labels) for sample in self._reservoir.samples)
 
-    def update(self, probs: Tensor, labels: Tensor) -> None:
+    def update(
+        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+    ) -> None:
         """Draw pixels from a batch of labelled images.
 
         Args:
             probs: class scores in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, whole images.
             labels: true classes 0..K-1, integer, ``[B, H, W]`` or ``[H, W]``, ``ignore_index`` for
                 void. An image that is all void counts for nothing.
+            ids: a name for every image, a string for a single one, so that a ``Certifier`` can
+                tell them from its own; kept in ``ids`` and as ``Recalibration.images``.
 
         Raises:
             ValueError: shapes or devices do not belong together, another number of source classes
@@ -189,6 +195,7 @@ class Recalibrator:
         check_label_values(where, labels, self.num_classes, self.ignore_index)
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
+        self.ids.update(check_image_ids(where, ids, len(probs), self.ids) or ())
         self.num_source = num_source
         for image, truth in zip(probs, labels, strict=True):
             sample = self._draw(image, truth.to("cpu", torch.int64))
@@ -213,7 +220,7 @@ class Recalibrator:
         if self._synced or other._synced:
             fix = "sync last: a merge afterwards would count images twice"
             raise ValueError(message(where, "recalibrators before sync", "one after it", fix))
-        self._take(where, [(other._settings(), other._reservoir.samples)])
+        self._take(where, [(other._settings(), other._reservoir.samples, other.ids)])
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Merge over the ranks of ``torch.distributed``; every rank then holds the whole.
@@ -234,9 +241,9 @@ class Recalibrator:
             raise ValueError(message(where, "one call", "a second one", fix))
         everyone: list[Any] = [None] * dist.get_world_size(process_group)
         dist.all_gather_object(
-            everyone, (self._settings(), self._reservoir.samples), group=process_group
+            everyone, (self._settings(), self._reservoir.samples, self.ids), group=process_group
         )
-        self._reservoir = Reservoir(self.budget)
+        self._reservoir, self.ids = Reservoir(self.budget), set()
         self._take(where, everyone)
         self._synced = True
 
@@ -401,6 +408,7 @@ class Recalibrator:
             num_images=self.num_images,
             strength=strength,
             cv=table,
+            images=tuple(sorted(self.ids)),
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -417,10 +425,12 @@ class Recalibrator:
             "ignore_index": self.ignore_index,
         }
 
-    def _take(self, where: str, others: Sequence[tuple[dict[str, Any], list[Sample]]]) -> None:
+    def _take(
+        self, where: str, others: Sequence[tuple[dict[str, Any], list[Sample], set[str]]]
+    ) -> None:
         """The samples of recalibrators of the same settings."""
         own = self._settings()
-        for theirs, _ in others:
+        for theirs, _, _ in others:
             if own["num_source"] is None:
                 own["num_source"] = theirs["num_source"]
             for name, value in own.items():
@@ -428,7 +438,8 @@ class Recalibrator:
                     expected, got = f"the same {name} ({value})", str(theirs[name])
                     raise ValueError(message(where, expected, got, "build both alike"))
         self.num_source = own["num_source"]
-        for _, samples in others:
+        for _, samples, ids in others:
+            self.ids.update(check_image_ids(where, sorted(ids), len(ids), self.ids) or ())
             self._reservoir.add(samples)
 
 

@@ -113,10 +113,10 @@ def refit_scores(
     for pair in progress(*share(fitting), "refit scores"):
         probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
         with naming(paths[pair]):
-            whole.update(probs, labels)
+            whole.update(probs, labels, ids=pair.image)
             for number, part in enumerate(parts):
                 if fold_of[pair] != number:
-                    part.update(probs, labels)
+                    part.update(probs, labels, ids=pair.image)
 
     def fit(recalibrator: Recalibrator) -> Recalibration:
         recalibrator.sync()

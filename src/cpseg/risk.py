@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cpseg import ranks
 from cpseg.betting import PVALUES, Floats, fixed_sequence, images_needed, p_values
-from cpseg.calibration import Calibrator, check_image_ids
+from cpseg.calibration import Calibrator
 from cpseg.certificate import METHODS, Certificate
 from cpseg.checks import (
     SCORES_FIX,
     check_alpha,
+    check_image_ids,
     check_label_values,
     check_labels,
     check_probs,
@@ -136,7 +137,8 @@ class Certifier:
         made = [calibrator.compute(alpha) for alpha in levels]
         self._base = made[-1]
         self._thresholds = torch.stack([calibration.threshold for calibration in made])
-        self._calibrated = frozenset(calibrator.ids)
+        fitted = calibrator.recalibration
+        self._calibrated = frozenset(calibrator.ids).union(() if fitted is None else fitted.images)
         self._images: list[_Image] = []
         self._named: bool | None = None
         self._synced = False
@@ -185,7 +187,8 @@ class Certifier:
         names = check_image_ids(where, ids, len(probs), self.ids)
         overlap = sorted(self._calibrated.intersection(names or ()))
         if overlap:
-            expected, got = "images that did not calibrate", f"'{overlap[0]}', which did"
+            expected = "images that neither calibrated nor refitted the scores"
+            got = f"'{overlap[0]}', which did"
             raise ValueError(message(where, expected, got, "certify on other labelled images"))
         self._check_naming(where, names is not None)
         counted = [

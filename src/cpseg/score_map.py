@@ -61,6 +61,8 @@ class Recalibration:
         cv: the candidates of the cross-validation, each with ``context``, ``strength``, mean
             ``loss`` over folds of images and its standard ``error``; empty where one image leaves
             nothing to validate on.
+        images: ids of the images that fitted it, sorted, where they were given: a ``Certifier``
+            refuses them.
         absent: the classes that the labelled images do not have.
 
     Guarantee:
@@ -83,6 +85,7 @@ class Recalibration:
     strength: float
     prior_power: float = 0.0
     cv: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[str, ...] = ()
     absent: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -263,6 +266,7 @@ class Recalibration:
             "strength": self.strength,
             "prior_power": self.prior_power,
             "cv": [dict(row) for row in self.cv],
+            "images": list(self.images),
         }
 
     @classmethod
@@ -297,6 +301,7 @@ class Recalibration:
                 got = " ".join(repr(facts[name]).split())[:80]
                 raise ValueError(message(where, f"a {name} that fits", got, fix))
         context, cv = tuple(facts.pop("context")), tuple(facts.pop("cv"))
+        images = tuple(facts.pop("images"))
         weight, prior = parts["weight"], parts["prior"]
         own = facts["num_source"] * (1 + (facts["scores"] == "sigmoid"))
         wide = own + sum(width(part, own) for part in context)
@@ -318,7 +323,7 @@ class Recalibration:
         if facts["method"] in METHODS[:3] and num_classes != facts["num_source"]:
             expected, got = f"{num_classes} source classes", str(facts["num_source"])
             raise ValueError(message(where, expected, got, fix))
-        return cls(weight, parts["bias"], prior, context=context, cv=cv, **facts)
+        return cls(weight, parts["bias"], prior, context=context, cv=cv, images=images, **facts)
 
     def save(self, path: str | Path) -> None:
         """Write the map as safetensors, atomically."""
@@ -449,4 +454,5 @@ _FACTS: dict[str, Any] = {
     "strength": lambda value: _is_share(value, math.inf),
     "prior_power": lambda value: _is_share(value, 1),
     "cv": lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value),
+    "images": lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
 }

@@ -387,7 +387,7 @@ class BinnedScores:
         return threshold, count
 
     def at_least(self, scores: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """How many scores of a pixel's group lie in its own bin or above, ``[B, h, w]``; of how many.
+        """How many scores of a pixel's group lie in its own bin or above; of how many.
 
         With ``per_image``: the sum of the images' shares, and the number of images.
         """

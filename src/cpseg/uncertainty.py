@@ -1,7 +1,7 @@
-"""How far a pseudo-label is to be trusted, as a map: uncertainty for SUM's losses, certainty from
-conformal calibration.
+"""How far a pseudo-label is to be trusted, as a map.
 
-Every uncertainty lies in [0, 1] and goes into ``uncertainty=`` of a loss; certainty is one minus it.
+Uncertainty from models, for SUM's losses, and certainty from conformal calibration. Both lie in
+[0, 1]; uncertainty is one minus certainty and goes into ``uncertainty=`` of a loss.
 """
 
 from __future__ import annotations
@@ -173,11 +173,14 @@ def certainty(
         labels = calibration.pseudo_labels(probs)
     else:
         check_labels(where, labels, probs)
-    if calibration.num_classes not in (None, probs.shape[-3]):
-        expected, got = f"{calibration.num_classes} classes as calibrated", f"probs {shape(probs)}"
+    if calibration.num_source not in (None, probs.shape[-3]):
+        expected, got = f"{calibration.num_source} classes as calibrated", f"probs {shape(probs)}"
         raise ValueError(message(where, expected, got, "use the model that calibrated"))
     check_same_device(where, calibration.threshold, probs, name="calibration", reference="probs")
-    score = true_class_score(where, probs.detach(), labels, ignore_index)
+    probs = probs.detach()
+    if calibration.recalibration is not None:
+        probs = calibration.recalibration(probs)
+    score = true_class_score(where, probs, labels, ignore_index)
     threshold = to_image(calibration.threshold, (probs.shape[-2], probs.shape[-1]))
     if threshold.ndim == 3:
         index = labels.to(torch.int64).masked_fill(labels == ignore_index, 0).unsqueeze(-3)
