@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from cpseg.checks import is_compiling
 
-_TILE = 2**15  # pixels of a step on the CPU
+_TILE = 2**17  # pixels of a step on the CPU
 # Weight of a class (None: 1), gamma, certainty threshold, value of void pixels, and whether all
 # values are known to be good and no pixel void.
 Settings = tuple[Any, float, float, int, bool]
@@ -204,7 +204,7 @@ def _targets(targets: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:
 
 def _kept(certainty: Tensor, uncertain: bool, threshold: float) -> Tensor:
     """What the indicator of eq. 2 keeps; void pixels have certainty 0."""
-    return (certainty > (threshold if uncertain else 0)).to(certainty.dtype)
+    return certainty.clone().gt_(threshold if uncertain else 0)  # 1 and 0, without a bool between
 
 
 def _good(certainty: Tensor) -> Tensor:

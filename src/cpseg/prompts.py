@@ -108,7 +108,7 @@ def sample_prompts(
     boxed = numbers[:, 2] < box_share if predictions is None else torch.zeros_like(empty)
     if predictions is None:
         boxes = masks_to_boxes(targets)
-        filled = targets.view(torch.uint8).amax((1, 2)) > 0
+        filled = targets.view(torch.uint8).amax(2).amax(1) > 0
         empty = empty & ~(boxed & filled)  # a box needs no certain pixel
     if backup_points is not None:
         _check_points(where, backup_points, targets)
