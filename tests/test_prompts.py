@@ -22,6 +22,7 @@ from cpseg import (
     masks_to_boxes,
     sample_prompts,
 )
+from cpseg.prompts import _pick
 
 FALSE_ALARM = 1e-6  # of each chi-square test below; the seeds are fixed, so it is met once and kept
 
@@ -116,6 +117,12 @@ def test_a_generator_repeats_draws() -> None:
         one, two = (sample_prompts(targets, other, generator=seeded(7)) for _ in range(2))
         assert all(same(a, b) for a, b in zip(one[:2], two[:2], strict=True))
         assert not same(one.points, sample_prompts(targets, other, generator=seeded(8)).points)
+
+
+def test_no_number_picks_a_place_of_weight_zero() -> None:
+    weight = torch.tensor([[0.0, 0.0, 2.0, 0.0, 2.0, 0.0]], dtype=torch.float64)
+    for number, place in ((0.0, 2), (0.4999, 2), (0.5, 4), (1 - 2.0**-53, 4)):
+        assert _pick(weight, torch.tensor([number], dtype=torch.float64)).tolist() == [place]
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

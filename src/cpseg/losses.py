@@ -418,8 +418,8 @@ def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: 
         return False
     # All as far from 1/2, a few at a time from the cache: reading extremes is fast. NaN is neither.
     for part in torch.split(targets.flatten(), 2**15):
-        low, high = (part - 0.5).abs_().aminmax()
-        if not float(low) == float(high) == 0.5:
+        nearest, farthest = (part - 0.5).abs_().aminmax()
+        if not float(nearest) == float(farthest) == 0.5:
             break
     else:
         return True
