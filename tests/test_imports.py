@@ -63,6 +63,7 @@ ORDER = [
     "report",
     "demo_scenes",
     "demo",
+    "options",
     "cli",
 ]
 FREE = {"__init__", "__main__"}

@@ -393,3 +393,15 @@ def test_a_certifier_refuses_the_images_that_fitted_the_map(data: DataSet) -> No
     certifier.update(*pair(data, new[0]), ids=new[0])
     with raises(ValueError, "Recalibrator.update", "every image once"):
         recalibrator.update(*pair(data, fitting[0]), ids=fitting[0])
+
+
+def test_p_values_go_through_the_map(data: DataSet) -> None:
+    made = fitted(data, data.images[:6])
+    raw = Calibrator(groups.pixel(SIZE), alpha=0.5, recalibration=made)
+    mapped = Calibrator(groups.pixel(SIZE), alpha=0.5)
+    for image in data.images[6:]:
+        probs, labels = pair(data, image)
+        raw.update(probs, labels)
+        mapped.update(made(probs), labels)
+    probs, labels = pair(data, data.images[0])
+    assert same(raw.p_values(probs, labels), mapped.p_values(made(probs), labels))
