@@ -1,0 +1,430 @@
+"""The SUM example, run on digits with a tiny random SAM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.helpers import seeded
+from torch import Tensor
+
+from cpseg import TaskPrompt
+from cpseg.store import read_tensors, write_mask, write_tensors
+
+pytest.importorskip("transformers")
+pytest.importorskip("sklearn")
+FOLDER = Path(__file__).parents[1] / "examples" / "sum"
+NAMES = ("checkpoints", "digits_data", "refinement", "rounds", "sam_data", "sam_model", "train")
+SHORT = ["--model", "tiny", "--data", "digits", "--digits", "3", "--masks", "2"]
+SHORT += ["--steps", "4", "--refine-steps", "6", "--every", "2"]
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[SimpleNamespace]:
+    """The example's modules, which lie beside each other and in no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def finished(example: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A whole run: its folder and what it said."""
+    out, said = tmp_path_factory.mktemp("sum"), []
+    assert example.train.main(["all", *SHORT, "--out", str(out)], said.append) == 0
+    return SimpleNamespace(out=out, said=said)
+
+
+@pytest.fixture
+def tiny(example: SimpleNamespace) -> torch.nn.Module:
+    return example.sam_model.load("tiny", 0).eval()
+
+
+def read(example: SimpleNamespace, finished: SimpleNamespace, part: str, number: int = 0):
+    folder = finished.out / "digits"
+    pair = example.sam_data.read_list(folder, part)[number]
+    if part == "unlabelled":
+        return example.sam_data.read_unlabelled(folder, pair, 128)
+    return example.sam_data.read_labelled(folder, pair, 128, coarse=part == "labelled")
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["modules"]
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def copied(finished: SimpleNamespace, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished.out, tmp_path / "copy"))
+
+
+def test_the_whole_command(example, finished):
+    text = "\n".join(finished.said)
+    assert re.search(r"refine: \d+ masks of 3 images", text)
+    assert "refine: step 6 of 6, loss" in text
+    assert "uncertainty: 3 maps written, 0 were there" in text
+    assert "finetune-sum: step 4 of 4, loss" in text
+    for when in ("before", " after"):
+        for name in ("mIoU ", "mBIoU"):
+            row = re.search(rf"^{when}, {name} after 1..6 points:((?: +\d+\.\d){{6}})$", text, re.M)
+            assert row, text
+            assert all(0 <= float(value) <= 100 for value in row[1].split())
+    maps = sorted((finished.out / "uncertainty-sum" / "images").iterdir())
+    assert [path.name for path in maps] == [f"unlabelled_{k:04d}.safetensors" for k in range(3)]
+    model = example.sam_model.load(str(finished.out / "finetune-sum"), 0)
+    own = weights(finished.out / "finetune-sum.pt")
+    assert all(torch.equal(own[f"sam.{k}"], v) for k, v in model.state_dict().items())
+    assert "task_prompt.embedding.weight" in own
+
+
+def test_only_prompt_encoder_and_decoder_learn_to_refine(tiny, finished):
+    start, end = tiny.state_dict(), weights(finished.out / "refine.pt")
+    moved = {name for name in start if not torch.equal(start[name], end[f"sam.{name}"])}
+    assert {name.split(".")[0] for name in moved} == {"prompt_encoder", "mask_decoder"}
+    end = weights(finished.out / "finetune-sum.pt")
+    moved = {name for name in start if not torch.equal(start[name], end[f"sam.{name}"])}
+    assert {"vision_encoder", "prompt_encoder", "mask_decoder"} == {n.split(".")[0] for n in moved}
+
+
+def test_a_stopped_run_ends_the_same(example, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.out / "digits", out / "digits")
+
+    def until(words: str):
+        def say(line: str) -> None:
+            if words in line:
+                raise KeyboardInterrupt
+
+        return say
+
+    stops = ("refine: step 2 of", "refine: step 4 of", "maps written", "finetune-sum: step 2 of")
+    for words in stops:
+        with pytest.raises(KeyboardInterrupt):
+            example.train.main(["all", *SHORT, "--out", str(out)], until(words))
+    said: list[str] = []
+    assert example.train.main(["all", *SHORT, "--out", str(out)], said.append) == 0
+    assert "uncertainty: 0 maps written, 3 were there" in said
+    assert "finetune-sum: goes on after step 2 of 4" in said
+    for name in ("refine.pt", "finetune-sum.pt"):
+        assert equal(weights(out / name), weights(finished.out / name)), name
+
+
+def test_a_lost_map_is_written_again_and_nothing_else(example, finished, tmp_path):
+    out = copied(finished, tmp_path)
+    lost = out / "uncertainty-sum" / "images" / "unlabelled_0001.safetensors"
+    before = lost.read_bytes()
+    lost.unlink()
+    said: list[str] = []
+    assert example.train.main(["uncertainty", *SHORT, "--out", str(out)], said.append) == 0
+    assert said[-1] == "uncertainty: 1 maps written, 2 were there"
+    assert lost.read_bytes() == before
+
+
+def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
+    ends = {"sum": weights(finished.out / "finetune-sum.pt")}
+    for kind in ("confidence", "discrepancy", "none"):
+        out = tmp_path / kind
+        shutil.copytree(finished.out / "digits", out / "digits")
+        more = ["--uncertainty", kind, "--no-task-prompt", "--out", str(out)]
+        assert example.train.main(["all", *SHORT, *more], lambda line: None) == 0
+        assert not (out / "refine.pt").exists()
+        assert (out / f"uncertainty-{kind}").is_dir() == (kind != "none")
+        ends[kind] = weights(out / f"finetune-{kind}-no-task.pt")
+        assert not any(name.startswith("task_prompt") for name in ends[kind])
+    names = list(ends)
+    for k, left in enumerate(names):
+        for right in names[k + 1 :]:
+            name = "sam.mask_decoder.iou_prediction_head.proj_in.weight"
+            assert not torch.equal(ends[left][name], ends[right][name]), (left, right)
+
+
+def test_uncertainty_maps(example, finished, tiny):
+    image = read(example, finished, "unlabelled")
+    coarse = example.sam_model.shrink(image.coarse, 64)[:, 0].double().numpy()
+    p = 1 / (1 + np.exp(-coarse))
+    tiny.load_state_dict(
+        {k[4:]: v for k, v in weights(finished.out / "refine.pt").items() if k[:4] == "sam."}
+    )
+    with torch.no_grad():
+        embedding = example.sam_model.encode(tiny, image.pixels[None])
+        refined, _ = example.refinement.refine(tiny, embedding, image)
+    r = 1 / (1 + np.exp(-refined[:, 0].double().numpy()))
+    path = finished.out / "uncertainty-sum" / "images" / "unlabelled_0000.safetensors"
+    written = read_tensors(path)[0]["uncertainty"]
+    assert written.dtype == torch.float16
+    np.testing.assert_allclose(written.double().numpy(), abs(p - r), atol=6e-4)
+    found = example.refinement.uncertainty_of("confidence", tiny, image)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -(np.nan_to_num(p * np.log2(p)) + np.nan_to_num((1 - p) * np.log2(1 - p)))
+    np.testing.assert_allclose(found.double().numpy(), entropy, atol=6e-4)
+
+
+def test_pairs_for_refinement(example, finished):
+    image = read(example, finished, "labelled")
+    truth, coarse = (image.masks == 1).numpy(), (image.coarse > 0).numpy()
+    iou = [(t & c).sum() / (t | c).sum() for t, c in zip(truth, coarse, strict=True)]
+    assert 0.7 < min(iou) < 0.95  # the digits' coarse masks are wrong, but not too wrong
+    order = np.argsort(iou)
+    for least in (0.0, (iou[order[0]] + iou[order[1]]) / 2, 1.0):
+        expected = [k for k, value in enumerate(iou) if value >= least]
+        assert example.refinement.good_pairs(image, least).tolist() == expected
+
+
+def test_rounds_of_training(example, finished, tiny, monkeypatch):
+    x, u = read(example, finished, "labelled"), read(example, finished, "unlabelled")
+    task_prompt = TaskPrompt(3, 64)
+    torch.nn.init.normal_(task_prompt.embedding.weight, generator=seeded(0))
+    calls, real = [], example.rounds.predict
+
+    def spy(model, embedding, prompts, masks=None, **more):
+        calls.append((embedding.detach(), prompts, masks, more))
+        return real(model, embedding, prompts, masks, **more)
+
+    monkeypatch.setattr(example.rounds, "predict", spy)
+    example.rounds.backward(tiny, task_prompt, [x, u], [None, None], [2, 0], seeded(3))
+    assert len(calls) == 7
+    assert [prompts.points.shape[1] for _, prompts, _, _ in calls] == [1, 2, 3, 4, 5, 6, 6]
+    assert [more["several"] for *_, more in calls] == [True] + 6 * [False]
+    assert calls[0][2] is None
+    assert all(masks.shape[1:] == (1, 64, 64) for _, _, masks, _ in calls[1:])
+    first, later = calls[0][0], calls[1][0]
+    task = torch.tensor([2] * len(x.masks) + [0] * len(u.masks))
+    expected = task_prompt.embedding(task)[:, :, None, None]
+    torch.testing.assert_close(first - later, expected.expand_as(first), atol=1e-5, rtol=0)
+    assert all(torch.equal(embedding, later) for embedding, *_ in calls[1:])
+    for rows in (slice(0, len(x.masks)), slice(len(x.masks), None)):  # each its own image
+        assert (later[rows] == later[rows][:1]).all()
+    assert not torch.equal(later[0], later[-1])
+    assert torch.equal(task_prompt.embedding.weight.grad[1], torch.zeros(64))
+    assert (task_prompt.embedding.weight.grad[[0, 2]] != 0).any(1).all()
+    targets = torch.cat([x.masks, u.masks]) == 1
+    prompts = calls[-1][1]
+    for row in range(len(targets)):  # a positive point lies in the mask, a negative one outside
+        for k in range(6):
+            if k == 0 and prompts.boxed[row]:
+                continue
+            column, line = prompts.points[row, k].long().tolist()
+            assert bool(targets[row, line, column]) == bool(prompts.labels[row, k])
+
+
+def gradients(example, model, examples, uncertainties) -> list[Tensor]:
+    model.zero_grad()
+    example.rounds.backward(model, None, examples, uncertainties, [2, 0], seeded(5))
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_an_uncertain_pseudo_label_teaches_nothing(example, finished, tiny):
+    x, u = read(example, finished, "labelled"), read(example, finished, "unlabelled")
+    wrong = u.masks.clone()
+    boxes = example.refinement.masks_to_boxes(wrong == 1).long()
+    for mask, (x0, y0, x1, y1) in zip(wrong, boxes.tolist(), strict=True):
+        mask[y0 + 4 : y1 - 3, x0 + 4 : x1 - 3] ^= 1  # another inside in the same box
+    other = u._replace(masks=wrong)
+    one = torch.ones(u.masks.shape)
+    left = gradients(example, tiny, [x, u], [None, one])
+    right = gradients(example, tiny, [x, other], [None, one])
+    assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    sure = [gradients(example, tiny, [x, e], [None, 0 * one]) for e in (u, other)]
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(*sure, strict=True))
+
+
+def test_rows_with_and_without_a_box(example, finished, tiny):
+    image = read(example, finished, "labelled")
+    model = example.sam_model
+    embedding = model.encode(tiny, image.pixels[None])
+    masks = image.masks == 1
+    count = len(masks)
+    boxed = torch.arange(count) % 2 == 0
+    boxes = example.refinement.masks_to_boxes(masks)
+    prompts = model.Prompted(image.points[:, None], torch.ones(count, 1).long(), boxes, boxed)
+    prompts = prompts.add(image.points.flip(0), torch.zeros(count).long())
+    before = torch.randn(count, 1, 64, 64, generator=seeded(1))
+    logits, iou = model.predict(tiny, embedding.expand(count, -1, -1, -1), prompts, before)
+    for k in range(count):
+        first = 1 if boxed[k] else 0
+        out = tiny(
+            image_embeddings=embedding,
+            input_points=prompts.points[k][None, None, first:],
+            input_labels=prompts.labels[k][None, None, first:],
+            input_boxes=boxes[k][None, None] if boxed[k] else None,
+            input_masks=before[k][None],
+            multimask_output=False,
+        )
+        torch.testing.assert_close(logits[k], out.pred_masks[0, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(iou[k], out.iou_scores[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_finds_a_perfect_model(example, finished, tiny, monkeypatch):
+    image = read(example, finished, "val")
+    truth = torch.nn.functional.interpolate(
+        (image.masks == 1).float()[:, None], size=(128, 128), mode="nearest"
+    )
+    rounds = []
+
+    def oracle(model, embedding, prompts, masks=None, *, several=False):
+        rounds.append(prompts)
+        logits = 20 * truth - 10
+        if several:  # the second candidate is the right one
+            logits = torch.cat([-logits, logits, -logits], 1)
+        return logits, torch.zeros(logits.shape[:2])
+
+    monkeypatch.setattr(example.rounds, "predict", oracle)
+    found = example.rounds.evaluate(tiny, None, image, 2)
+    assert found.iou.tolist() == [1.0] * 6
+    assert found.boundary_iou.tolist() == [1.0] * 6
+    assert len(rounds) == 6
+    assert (rounds[-1].labels[:, 1:] == -1).all()  # nothing to correct
+
+
+def test_learning_rates_fall_with_depth(example, tiny):
+    groups = example.sam_model.layer_groups(tiny, 1e-5, 0.8, TaskPrompt(3, 64))
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(rate) == 1 + len(list(tiny.parameters()))
+    encoder = tiny.vision_encoder
+    for module, power in (
+        (tiny.mask_decoder, 0),
+        (tiny.prompt_encoder, 0),
+        (encoder.neck, 0),
+        (encoder.layers[1], 1),
+        (encoder.layers[0], 2),
+        (encoder.patch_embed, 3),
+    ):
+        rates = {rate[id(p)] for p in module.parameters()}
+        assert rates == {pytest.approx(1e-5 * 0.8**power)}
+    assert rate[id(encoder.pos_embed)] == pytest.approx(1e-5 * 0.8**3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One image of 40 x 20 pixels with two objects in each list."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(
+        tmp_path / "images" / "a.png"
+    )
+    labels = torch.zeros(40, 20, dtype=torch.uint8)
+    labels[4:12, 4:12], labels[20:36, 10:16], labels[38:] = 1, 2, 255
+    write_mask(tmp_path / "masks" / "a.png", labels)
+    logits = torch.stack([labels == 1, labels == 2]).float() * 8 - 4
+    points = torch.tensor([[7, 8], [13, 28]])
+    write_tensors(
+        tmp_path / "coarse" / "images" / "a.safetensors", {"logits": logits, "points": points}, {}
+    )
+    for part in ("labelled", "val"):
+        (tmp_path / f"{part}.txt").write_text("images/a.png masks/a.png\n")
+    (tmp_path / "unlabelled.txt").write_text("images/a.png\n")
+    return tmp_path
+
+
+def test_frames(example, folder):
+    data = example.sam_data
+    x = data.read_labelled(folder, data.read_list(folder, "labelled")[0], 80, coarse=True)
+    assert x.size == (80, 40)
+    assert (x.masks[:, :, 40:] == 255).all()
+    assert (x.pixels[:, :, 40:] == 0).all()
+    assert (x.masks[:, 76:] == 255).all()  # void
+    assert (x.masks[0] == 1).nonzero().aminmax() == (torch.tensor(8), torch.tensor(23))
+    assert (x.masks[1] == 1).sum() == 32 * 12
+    assert torch.equal((x.coarse > 0) & (x.masks != 255), x.masks == 1)
+    assert (x.coarse[:, :, 40:] < 0).all()
+    assert x.points.tolist() == [[14.5, 16.5], [26.5, 56.5]]  # the middles of their pixels
+    u = data.read_unlabelled(folder, data.read_list(folder, "unlabelled")[0], 80)
+    assert torch.equal(u.masks == 1, x.coarse > 0)
+    assert (u.masks[:, :, 40:] == 255).all()
+
+
+def test_coarse_masks_without_a_pixel_are_left_out(example, folder):
+    path = folder / "coarse" / "images" / "a.safetensors"
+    logits = read_tensors(path)[0]["logits"]
+    write_tensors(path, {"logits": torch.cat([logits[:1] * 0 - 1, logits])}, {})
+    pair = example.sam_data.read_list(folder, "unlabelled")[0]
+    u = example.sam_data.read_unlabelled(folder, pair, 80)
+    assert len(u.masks) == len(u.coarse) == len(u.points) == 2
+    for mask, (x, y) in zip(u.masks, u.points.long().tolist(), strict=True):
+        assert mask[y, x] == 1
+
+
+def _coarse(logits: Tensor, **more: Tensor):
+    def change(folder: Path) -> None:
+        path = folder / "coarse" / "images" / "a.safetensors"
+        write_tensors(path, {"logits": logits, **more}, {})
+
+    return change
+
+
+ONES = torch.ones(2, 40, 20)
+BAD = {
+    "no list": (lambda f: (f / "labelled.txt").unlink(), "labelled.txt"),
+    "no mask": (lambda f: (f / "labelled.txt").write_text("images/a.png\n"), "'image mask'"),
+    "no coarse": (lambda f: shutil.rmtree(f / "coarse"), "a.safetensors"),
+    "no object": (
+        lambda f: write_mask(f / "masks" / "a.png", torch.zeros(40, 20).byte()),
+        "expected at least one object, got none",
+    ),
+    "mask size": (
+        lambda f: write_mask(f / "masks" / "a.png", torch.ones(20, 40).byte()),
+        "expected a mask 40x20",
+    ),
+    "no image": (lambda f: (f / "images" / "a.png").write_text("x"), "expected an image"),
+    "a way out": (
+        lambda f: (f / "labelled.txt").write_text(f"{f}/images/a.png masks/a.png\n"),
+        "below the root",
+    ),
+    "one channel": (_coarse(ONES[:1]), "expected coarse logits of 2 masks, as its labels are, got"),
+    "integers": (_coarse(ONES.long()), r"'logits' \[M, h, w\]"),
+    "nan": (_coarse(ONES * torch.nan), "finite 'logits'"),
+    "points": (_coarse(ONES, points=torch.ones(3, 2)), r"'points' \[2, 2\], got \[3, 2\]"),
+    "bad pairs": (_coarse(-ONES), "a coarse mask with an IoU of at least 0.7, got none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_is_one_line(example, folder, tmp_path, capsys, name):
+    change, match = BAD[name]
+    change(folder)
+    args = ["refine", "--model", "tiny", "--data", str(folder), "--out", str(tmp_path / "out")]
+    assert example.train.main(args) == 2
+    error = capsys.readouterr().err
+    assert re.search(match, error), error
+    assert error.startswith("train.py: ")
+    assert error.count("\n") == 1
+
+
+def test_bad_runs_are_one_line(example, finished, tmp_path, capsys):
+    out = copied(finished, tmp_path)
+
+    def fails(*more: str) -> str:
+        assert example.train.main([*more, *SHORT, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "of the same settings, got another lr;" in fails("refine", "--lr", "0.5")
+    map_of_0 = out / "uncertainty-sum" / "images" / "unlabelled_0000.safetensors"
+    write_tensors(map_of_0, {"uncertainty": torch.zeros(1, 64, 64)}, {})
+    (out / "finetune-sum.pt").unlink()
+    (out / "uncertainty-sum" / "images" / "unlabelled_0001.safetensors").unlink()
+    (out / "uncertainty-sum" / "images" / "unlabelled_0002.safetensors").unlink()
+    assert "expected " in fails("finetune")
+    shutil.rmtree(out / "uncertainty-sum")
+    assert "expected an uncertainty map, got none; run uncertainty" in fails("finetune")
+    (out / "refine.pt").write_bytes(b"no checkpoint")
+    assert "expected a checkpoint, got a damaged file" in fails("uncertainty")
+    (out / "refine.pt").unlink()
+    assert "expected a refinement module, got none; run refine" in fails("uncertainty")
+    with pytest.raises(SystemExit, match="2"):
+        example.train.main(["refine", *SHORT, "--out", str(out), "--masks", "0"])
