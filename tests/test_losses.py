@@ -390,6 +390,7 @@ def test_half_precision_under_autocast(classes: int, dtype: torch.dtype) -> None
     )
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_compiling"), reason="torch.compile before 2.3")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_losses_trace_whole(backend: str, classes: int) -> None:

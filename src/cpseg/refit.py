@@ -141,7 +141,7 @@ def fit_map(
     own: int,
     start: Map | None = None,
     dtype: torch.dtype = torch.float64,
-    tolerance: float = 1e-10,
+    tolerance: float = 1e-13,
 ) -> Map:
     """Minimise mean negative log likelihood plus ``strength`` times the penalty.
 

@@ -1,0 +1,97 @@
+"""A training loop that writes what it has and goes on from there."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpseg.checks import message
+from cpseg.store import atomic
+
+
+def train(
+    title: str,
+    path: Path,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    backward: Callable[[int], Tensor],
+    *,
+    steps: int,
+    every: int,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Take the steps that are left of ``steps``, with a checkpoint at ``path`` each ``every``.
+
+    ``backward`` gets the number of the step, adds to the gradients and returns the loss. It draws
+    by that number alone, so that a run that was stopped ends where one without a stop does.
+    Afterwards ``modules`` are as the checkpoint has them.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings, or is damaged; a loss that is not
+            finite.
+    """
+    done = restore(path, modules, settings, optimizer) if path.is_file() else 0
+    if done:
+        say(f"{title}: goes on after step {done} of {steps}")
+    start, since, total = time.monotonic(), done, 0.0
+    for step in range(done, steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss = backward(step).detach()
+        if not bool(loss.isfinite()):
+            fix = "lower --lr, or look at the data"
+            raise ValueError(message(title, "a finite loss", f"{loss.item()} at step {step}", fix))
+        optimizer.step()
+        total += float(loss)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            _save(path, modules, optimizer, settings, step + 1)
+            pace = (time.monotonic() - start) / (step + 1 - done)
+            mean = total / (step + 1 - since)
+            say(f"{title}: step {step + 1} of {steps}, loss {mean:.4f}, {pace:.2f} s a step")
+            since, total = step + 1, 0.0
+
+
+def restore(
+    path: Path,
+    modules: nn.ModuleDict,
+    settings: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> int:
+    """Load a checkpoint of the same settings; the number of steps it has taken."""
+    fix = "choose another --out, or delete the file"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old = state["settings"]
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+        raise ValueError(message(str(path), "a checkpoint", "a damaged file", fix)) from error
+    if old != settings:
+        other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+        expected = "a checkpoint of the same settings"
+        raise ValueError(message(str(path), expected, f"another {', '.join(other)}", fix))
+    modules.load_state_dict(state["modules"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _save(
+    path: Path,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    step: int,
+) -> None:
+    state = {
+        "modules": modules.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "settings": settings,
+        "step": step,
+    }
+    with atomic(path) as file:
+        torch.save(state, file)

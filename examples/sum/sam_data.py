@@ -1,0 +1,155 @@
+"""Images, masks and coarse logits of a folder, brought to the square frame of SAM.
+
+The folder holds ``labelled.txt`` and ``val.txt`` (``image mask`` a line), ``unlabelled.txt``
+(``image`` a line), all relative to it, and ``coarse/<image without suffix>.safetensors``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from cpseg import centre_point
+from cpseg.checks import message, shape
+from cpseg.sources import place
+from cpseg.store import Pair, read_ids, read_mask, read_tensors
+
+VOID = 255
+MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # SAM's, of 0..255
+STD = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
+
+
+class Example(NamedTuple):
+    """One image with M masks in a frame of S x S pixels; the image fills its upper left.
+
+    Attributes:
+        name: path of the image in its list.
+        pixels: float ``[3, S, S]``, normalised, 0 in the padding.
+        size: height and width of the image in the frame.
+        masks: 1 mask, 0 not, 255 void or padding, uint8 ``[M, S, S]``.
+        coarse: logits of the coarse masks, ``[M, S, S]``; None where there are none.
+        points: a point in each mask as (x, y), ``[M, 2]``: the one that made the coarse mask.
+    """
+
+    name: str
+    pixels: Tensor
+    size: tuple[int, int]
+    masks: Tensor
+    coarse: Tensor | None
+    points: Tensor
+
+
+def read_list(folder: Path, part: str) -> list[Pair]:
+    """The lines of ``<part>.txt``."""
+    return read_ids(folder / f"{part}.txt", columns=1 if part == "unlabelled" else 2)
+
+
+def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Example:
+    """An image with the masks that a person made: label k is mask k, 0 background, 255 void.
+
+    With ``coarse``, channel k - 1 of the coarse logits belongs to label k.
+    """
+    image = _read_image(folder / pair.image)
+    where = folder / str(pair.mask)
+    labels = read_mask(where, num_classes=255, size=(image.height, image.width))
+    values = [int(v) for v in labels.unique() if v not in (0, VOID)]
+    if not values:
+        raise ValueError(message(str(where), "at least one object", "none", "remove the line"))
+    pixels, inner = _frame(image, size)
+    small = interpolate(labels[None, None].float(), size=inner, mode="nearest-exact")[0, 0]
+    small = _pad(small[None], size, VOID)[0]
+    # An object may vanish when the image shrinks.
+    kept = [v for v in values if bool((small == v).any())]
+    if not kept:
+        fix = "remove the line"
+        raise ValueError(message(str(where), f"an object that {size} pixels show", "none", fix))
+    masks = torch.stack([(small == v).to(torch.uint8) for v in kept])
+    masks = masks.masked_fill(small == VOID, VOID)
+    if not coarse:
+        return Example(pair.image, pixels, inner, masks, None, centre_point(masks == 1).points)
+    logits, points = _read_coarse(folder, pair.image, image, size, inner)
+    if len(logits) < kept[-1]:
+        expected = f"coarse logits of {kept[-1]} masks, as its labels are"
+        fix = "write one channel a label"
+        raise ValueError(message(pair.image, expected, str(len(logits)), fix))
+    index = torch.tensor(kept) - 1
+    own = centre_point(masks == 1).points if points is None else points[index]
+    return Example(pair.image, pixels, inner, masks, logits[index], own)
+
+
+def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
+    """An image whose masks are its coarse logits above 0; empty ones are left out."""
+    image = _read_image(folder / pair.image)
+    pixels, inner = _frame(image, size)
+    logits, points = _read_coarse(folder, pair.image, image, size, inner)
+    inside = _pad(torch.zeros(1, *inner), size, VOID) == 0
+    masks = (logits > 0) & inside
+    kept = masks.flatten(1).any(1)
+    if not bool(kept.any()):
+        fix = "remove the line"
+        raise ValueError(message(pair.image, "a coarse mask with a pixel", "none", fix))
+    masks = masks[kept]
+    own = centre_point(masks).points if points is None else points[kept]
+    targets = masks.to(torch.uint8).masked_fill(~inside, VOID)
+    return Example(pair.image, pixels, inner, targets, logits[kept], own)
+
+
+def take(example: Example, index: Tensor) -> Example:
+    """Some of the masks."""
+    coarse = None if example.coarse is None else example.coarse[index]
+    return example._replace(masks=example.masks[index], coarse=coarse, points=example.points[index])
+
+
+def _read_image(path: Path) -> Image.Image:
+    """RGB, as stored: EXIF rotation is not applied."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        fix = "remove the line or write it anew"
+        raise ValueError(message(str(path), "an image", "an unreadable file", fix)) from error
+
+
+def _frame(image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """Normalised pixels in the frame, and the image's height and width there."""
+    scale = size / max(image.height, image.width)
+    inner = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
+    small = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
+    return _pad((values - MEAN) / STD, size, 0), inner
+
+
+def _pad(maps: Tensor, size: int, value: float) -> Tensor:
+    return pad(maps, (0, size - maps.shape[2], 0, size - maps.shape[1]), value=value)
+
+
+def _read_coarse(
+    folder: Path, name: str, image: Image.Image, size: int, inner: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Logits ``[M, S, S]`` and points ``[M, 2]``, if the file has them, in the frame."""
+    path = place(folder / "coarse", name, ".safetensors")
+    tensors, _ = read_tensors(path)
+    fix = "store float 'logits' [M, h, w] of the whole image, and 'points' [M, 2] if you have them"
+    logits, points = tensors.get("logits"), tensors.get("points")
+    if logits is None or logits.ndim != 3 or 0 in logits.shape or not logits.is_floating_point():
+        got = "none" if logits is None else f"{logits.dtype} {shape(logits)}"
+        raise ValueError(message(str(path), "'logits' [M, h, w]", got, fix))
+    if not bool(logits.isfinite().all()):
+        raise ValueError(message(str(path), "finite 'logits'", "inf or NaN", "clamp them"))
+    small = interpolate(logits[None].float(), size=inner, mode="bilinear", align_corners=False)[0]
+    logits = _pad(small, size, min(float(small.min()), -1.0))
+    if points is None:
+        return logits, None
+    if points.shape != (len(logits), 2):
+        raise ValueError(message(str(path), f"'points' [{len(logits)}, 2]", shape(points), fix))
+    # From pixels of the image to pixels of the frame, centre to centre.
+    scale = torch.tensor([inner[1] / image.width, inner[0] / image.height])
+    return logits, (points.float() + 0.5) * scale - 0.5
