@@ -29,7 +29,7 @@ from cpseg.store import read_tensors, write_tensors
 _FORMAT = 1
 _TENSORS = ("weight", "bias", "prior")
 SCORES = ("softmax", "sigmoid")
-_TILE = 2**18  # class scores that a step on the CPU holds in cache
+_TILE = 2**20  # class scores that a step on the CPU holds: fewer steps beat a smaller cache
 _TILE_ELSEWHERE = 2**25
 
 
