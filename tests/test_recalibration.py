@@ -327,8 +327,11 @@ def test_a_rectangular_permutation_is_recovered_and_printed() -> None:
     assert found[2][0][1] > 0.9 > 0.1 > found[2][1][1]
     text = recal.describe(list("abcde"), ["road", "car", "sky"]).splitlines()
     assert text[0].startswith("dirichlet map of 5 softmax scores onto 3 classes, 6 images")
-    assert [line.split()[:2] for line in text[1:]][2] == ["sky", "c"]
-    assert {*text[1].split()[1::2][:2]} == {"b", "e"}
+    assert "0.9 sure of a source class" in text[1]
+    assert text[4].startswith("sky : ")
+    named = [[part.split() for part in line.split(": ")[1].split(", ")] for line in text[2:]]
+    assert named[2][0] == [f"{found[2][0][1]:.2f}", "where", "c"]
+    assert {words[2] for words in named[0][:2]} == {"b", "e"}
     with raises(ValueError, "Recalibration.describe", "5 source_names, got 2"):
         recal.describe(["a", "b"])
 

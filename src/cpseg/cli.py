@@ -263,11 +263,7 @@ def _tell_refit(calibration: Calibration) -> None:
     fitted = calibration.recalibration
     if fitted is None:
         return
-    names = calibration.extra.get("class_map", {})
-    known = names.get("classes") if isinstance(names, dict) else None
-    if fitted.num_source != fitted.num_classes or not known:
-        known = None
-    _say(fitted.describe(known, known))
+    _say(fitted.describe())
     if fitted.absent:
         classes = ", ".join(map(str, fitted.absent))
         _warn(f"no labelled pixel of class {classes} to refit by: left as they are")

@@ -237,12 +237,13 @@ class Recalibration:
         lines = [
             f"{self.method} map of {self.num_source} {self.scores} scores onto "
             f"{self.num_classes} classes, {self.num_images} images, strength {self.strength:g}, "
-            f"context: {context}"
+            f"context: {context}",
+            "class: its probability where the model is 0.9 sure of a source class, largest first",
         ]
         wide = max(map(len, targets))
         for target, pairs in enumerate(self.correspondence()):
-            said = ", ".join(f"{sources[source]} {value:.2f}" for source, value in pairs)
-            lines.append(f"{targets[target]:<{wide}}  {said or 'absent from the labelled images'}")
+            said = ", ".join(f"{value:.2f} where {sources[source]}" for source, value in pairs)
+            lines.append(f"{targets[target]:<{wide}}: {said or 'absent from the labelled images'}")
         return "\n".join(lines)
 
     def tensors(self) -> dict[str, Tensor]:
