@@ -234,16 +234,18 @@ def evaluate(
     calibration = replace(calibration, ignore_index=IGNORE).to(source.device)
     background = calibration.background
     tallies: dict[str, Tally] = {}
-    plain = replace(calibration, background=None)
+    applied = replace(calibration, recalibration=None)  # to scores that are mapped once
+    plain = replace(applied, background=None)
     pairs = read_ids(ids)
     paths = source.locate(pairs)
     for pair in progress(*share(pairs), "evaluate"):
         path = paths[pair]
         found = source.scores(path)
         with naming(path):
-            selects = calibration.score == "lac" or isinstance(found, Evidence)
-            rules = {_name(calibration): calibration.pseudo_labels(found) if selects else None}
+            selects = calibration.score == "lac"
+            rules: dict[str, Tensor | None] = {_name(calibration): None}  # sets alone
             if isinstance(found, Evidence):
+                rules[_name(calibration)] = calibration.pseudo_labels(found)
                 num_classes, height, width = found.num_classes, *found.best.shape
                 rules[_RAW if found.recalibration is None else _REFITTED] = found.argmax()
             else:
@@ -255,8 +257,10 @@ def evaluate(
                 if num_classes == len(probs):  # else the model has other classes
                     rules[_RAW] = evidence(found, background=background).argmax()
                 num_classes = len(probs)
+                if selects:
+                    rules[_name(calibration)] = applied.pseudo_labels(probs)
                 if background is not None and selects:
-                    rules[_name(plain)] = plain.pseudo_labels(found)
+                    rules[_name(plain)] = plain.pseudo_labels(probs)
                 if constant is not None:
                     rules[f"constant {constant:g}"] = pseudo_labels(
                         probs, constant, background=background
@@ -268,7 +272,7 @@ def evaluate(
             if predictions is not None:  # other scores give sets alone
                 tallies[name].update(predictions, truth)
         if not isinstance(found, Evidence):
-            sets = calibration.prediction_set(found)
+            sets = applied.prediction_set(probs)
             for name in tallies.keys() & {_name(calibration), _name(plain)}:
                 tallies[name].update_sets(sets, truth)
     return _rows(tallies, calibration, source.device)
