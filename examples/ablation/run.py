@@ -1,0 +1,236 @@
+"""The ablations of ConformalSAM (ICCV 2025) on a data set, beside the paper's numbers.
+
+python examples/ablation/run.py table5 --dataset voc --root VOC2012 --probs seem_probs \
+    --lists splits/92 splits/732 --out ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpseg.store import write_text
+from paper import PAPER
+from tables import csv_of, markdown_of, row_of
+
+TRAIN = Path(__file__).parent.parent / "segformer" / "train.py"
+TABLES = ("table5", "table6", "table9", "table11")
+VARIANTS = {"pixel": "Pixel", "image": "Image", "kmeans": "K-Means", "annuli": "GenAnn"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a method, and the options of its labels.
+
+    Attributes:
+        name: what the table calls it.
+        method: of ``train.py``.
+        labels: options that decide the pseudo-labels; rows with the same share them.
+        paper: name of the paper's row, or None.
+    """
+
+    name: str
+    method: str
+    labels: tuple[str, ...] = ()
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of ``train.py``, and those it waits for."""
+
+    out: Path
+    options: tuple[str, ...]
+    after: tuple[Path, ...] = field(default=())
+
+
+def rows_of(table: str, recalibrate: str | None, certified: list[float]) -> list[Row]:
+    """The rows of a table; with refitted and certified labels besides where they are asked for."""
+    constant = ("--constant", "0.3")
+    cp = "foundation+cp"
+    more = []
+    if recalibrate:
+        more.append((f"CP, refitted ({recalibrate})", ("--recalibrate", recalibrate)))
+    for bound in certified:
+        refit = ("--recalibrate", recalibrate) if recalibrate else ()
+        more.append((f"certified, {bound:.0%} wrong", (*refit, "--certified", f"{bound:g}")))
+    if table == "table5":
+        rows = [
+            Row("labels only", "label-only"),
+            Row("self-training", "self-training", paper="-"),
+            Row("foundation", "foundation", paper="SEEM"),
+            Row("foundation + SR", "foundation+sr", paper="SEEM + SR"),
+            Row("CP", cp, paper="SEEM + CP"),
+            Row("CP + SR", f"{cp}+sr", paper="SEEM + CP + SR"),
+        ]
+        for name, labels in more:
+            rows += [Row(name, cp, labels), Row(f"{name} + SR", f"{cp}+sr", labels)]
+        return rows
+    if table == "table6":
+        return [
+            Row(
+                f"{title}, {alpha}",
+                cp,
+                ("--variant", variant, "--alpha", alpha),
+                f"{title} {alpha}",
+            )
+            for variant, title in VARIANTS.items()
+            for alpha in ("0.1", "0.05", "0.01")
+        ]
+    if table == "table9":
+        return [
+            Row("confidence 0.7", cp, constant, "Confidence=0.7"),
+            Row("CP", cp, paper="SEEM+CP"),
+            *(Row(name, cp, labels) for name, labels in more),
+        ]
+    return [
+        Row("foundation", "foundation", paper="SEEM"),
+        Row("CP", cp, paper="SEEM+CP"),
+        Row("confidence 0.7", cp, constant),
+        *(Row(name, cp, labels) for name, labels in more),
+    ]
+
+
+def jobs_of(row: Row, lists: Path, seeds: list[int], table: str, out: Path) -> list[Job]:
+    """What a row needs at one label budget: its labels, its runs, and what they go on from."""
+    home = out / lists.name
+    given = ("--lists", str(lists))
+    if not row.method.startswith("foundation"):
+        jobs, pseudo = [], ()
+    else:
+        kind = "foundation" if "+cp" not in row.method else "cp"
+        labels = home / "labels" / "-".join([kind, *(o.strip("-") for o in row.labels)])
+        method = row.method.removesuffix("+sr")
+        jobs = [Job(labels, (*given, "--method", method, *row.labels, "--labels-only"))]
+        pseudo = ("--pseudo-labels", str(labels / "labels"))
+    if table == "table11":
+        return jobs
+    waits = tuple(job.out for job in jobs)
+    first = {"self-training": "label-only"}.get(row.method, row.method.removesuffix("+sr"))
+    for seed in seeds:
+        options = (*given, *pseudo, "--seed", str(seed))
+        base = cell(row, lists, seed, out, method=first)
+        jobs.append(Job(base, (*options, "--method", first), waits))
+        if first != row.method:  # its stage I is the other's
+            more = ("--method", row.method, "--stage1", str(base / "stage1.pt"))
+            jobs.append(Job(cell(row, lists, seed, out), (*options, *more), (base,)))
+    return jobs
+
+
+def cell(row: Row, lists: Path, seed: int, out: Path, method: str | None = None) -> Path:
+    """Where a run of a row lies."""
+    name = "-".join([method or row.method, *(option.strip("-") for option in row.labels)])
+    return out / lists.name / name / f"seed{seed}"
+
+
+def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> list[str]:
+    """Run what has no result yet, ``workers`` at a time; what failed, with its last line."""
+    wanted = list({job.out: job for job in jobs}.values())
+    done = {job.out: threading.Event() for job in wanted}
+    failed: dict[Path, str] = {}
+
+    def work(job: Job) -> str:
+        try:
+            for path in job.after:
+                done[path].wait()
+                if path in failed:
+                    failed[job.out] = failed[path]
+                    return f"{job.out}: left out"
+            if (job.out / "result.json").is_file():
+                return f"{job.out}: there"
+            job.out.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, str(TRAIN), *common, *job.options, "--out", str(job.out)]
+            with (job.out / "log.txt").open("a", encoding="utf-8") as log:
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            if code:
+                failed[job.out] = (job.out / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
+                return f"{job.out}: {failed[job.out]}"
+            return f"{job.out}: done"
+        finally:
+            done[job.out].set()
+
+    # Jobs come after those they wait for, so that a pool that takes them in order never stands.
+    with ThreadPoolExecutor(workers) as pool:
+        for number, future in enumerate(as_completed([pool.submit(work, j) for j in wanted]), 1):
+            say(f"{number} of {len(wanted)}: {future.result()}")
+    return sorted(set(failed.values()))
+
+
+def gather(table: str, rows: list[Row], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One line a row and label budget, with the mean over the seeds and the paper's number."""
+    lines = []
+    for row in rows:
+        for lists in args.lists:
+            if table == "table11":
+                places = [jobs_of(row, lists, [], table, args.out)[0].out]
+            else:
+                places = [cell(row, lists, seed, args.out) for seed in args.seeds]
+            found = [
+                json.loads((place / "result.json").read_text(encoding="utf-8"))
+                for place in places
+                if (place / "result.json").is_file()
+            ]
+            labels = None
+            if row.method.startswith("foundation"):
+                path = jobs_of(row, lists, [], "table11", args.out)[0].out / "result.json"
+                if path.is_file():
+                    labels = json.loads(path.read_text(encoding="utf-8"))["pseudo_labels"]
+            key = (args.dataset, table, row.paper, lists.name)
+            lines.append(row_of(row.name, lists.name, found, labels, PAPER.get(key)))
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; what it does not know goes to ``train.py``."""
+    out = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    out.add_argument("table", choices=TABLES)
+    out.add_argument("--dataset", required=True)
+    out.add_argument("--lists", type=Path, nargs="+", required=True, help="one folder a budget")
+    out.add_argument("--probs", required=True, help="class scores of the foundation model")
+    out.add_argument("--out", type=Path, required=True)
+    out.add_argument("--seeds", type=int, nargs="+", default=[0])
+    out.add_argument("--recalibrate", help="rows with refitted scores as well")
+    out.add_argument("--certified", type=float, nargs="*", default=[], metavar="ERROR")
+    out.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    return out
+
+
+def main(argv: list[str] | None = None, say: Say = print) -> int:
+    """Run what is missing, write the table; 0 if every cell of it is there."""
+    args, rest = parser().parse_known_args(argv)
+    rows = rows_of(args.table, args.recalibrate, args.certified)
+    jobs = [
+        job
+        for lists in args.lists
+        for row in rows
+        for job in jobs_of(row, lists, args.seeds, args.table, args.out)
+    ]
+    jobs = [
+        Job(job.out, (*job.options, "--probs", args.probs), job.after)
+        if "--labels-only" in job.options
+        else job
+        for job in jobs
+    ]
+    jobs.sort(key=lambda job: (len(job.after) > 0, "--stage1" in job.options))
+    failed = carry_out(jobs, ["--dataset", args.dataset, *rest], args.jobs, say)
+    lines = gather(args.table, rows, args)
+    text = markdown_of(lines, labels_only=args.table == "table11")
+    write_text(args.out / f"{args.table}.md", text)
+    write_text(args.out / f"{args.table}.csv", csv_of(lines))
+    say(text)
+    for line in failed:
+        print(f"run.py: {line}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

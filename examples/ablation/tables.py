@@ -1,0 +1,60 @@
+"""The table of an ablation as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from typing import Any
+
+
+def row_of(
+    name: str,
+    lists: str,
+    found: list[dict[str, Any]],
+    labels: dict[str, Any] | None,
+    paper: float | None,
+) -> dict[str, Any]:
+    """One line: mean and standard deviation over the runs that are there, in percent."""
+    values = [100 * run["miou"] for run in found if "miou" in run]
+    return {
+        "row": name,
+        "labelled": lists,
+        "seeds": len(values),
+        "miou": statistics.mean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "kept": 100 * labels["kept"] if labels else None,
+        "wrong": 100 * labels["wrong"] if labels else None,
+        "labels_miou": 100 * labels["miou_kept"] if labels else None,
+        "paper": paper,
+    }
+
+
+def markdown_of(lines: list[dict[str, Any]], *, labels_only: bool) -> str:
+    """The lines as a table; a figure that is not there is a dash."""
+    titles = ["row", "labelled", "kept", "wrong", "mIoU of labels kept"]
+    names = ["kept", "wrong", "labels_miou"]
+    if not labels_only:
+        titles, names = [*titles, "student's mIoU", "seeds"], names
+    titles.append("paper")
+    out = [" | ".join(titles), " | ".join(["---"] * 2 + ["---:"] * (len(titles) - 2))]
+    for line in lines:
+        cells = [line["row"], line["labelled"], *(_number(line[name]) for name in names)]
+        if not labels_only:
+            spread = "" if line["std"] is None else f" ± {line['std']:.1f}"
+            cells += [_number(line["miou"]) + spread, str(line["seeds"])]
+        out.append(" | ".join([*cells, _number(line["paper"], 2)]))
+    return "".join(f"| {line} |\n" for line in out)
+
+
+def csv_of(lines: list[dict[str, Any]]) -> str:
+    """The lines with all figures."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

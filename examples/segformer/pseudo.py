@@ -1,0 +1,147 @@
+"""Pseudo-labels for the unlabelled images: raw, calibrated, refitted or certified."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpseg import Calibration, confusion_matrix, mean_iou
+from cpseg.certifying import certify
+from cpseg.checks import message
+from cpseg.jobs import calibrate
+from cpseg.labelling import label
+from cpseg.refitting import Refit
+from cpseg.sources import IGNORE, Source, barrier, rank
+from cpseg.store import Pair, image_size, read_ids, read_mask
+from crops import Lists
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How labels are chosen from class scores.
+
+    Attributes:
+        conformal: whether the prediction sets of a calibration select; without, and without a
+            constant, the most probable class is the label of every pixel.
+        alpha: miscoverage rate.
+        variant: how pixels share thresholds.
+        background: the dominant class to suppress, or None.
+        constant: a threshold for all pixels in place of a calibration: 0.3 is confidence 0.7.
+        recalibrate: the method that refits the scores first, or None.
+        context: what of the context the map sees: ``"auto"``, ``"none"``, or its parts.
+        max_error: the certified bound on the error of the labels kept, or None.
+    """
+
+    conformal: bool
+    alpha: float = 0.05
+    variant: str = "pixel"
+    background: int | None = None
+    constant: float | None = None
+    recalibrate: str | None = None
+    context: str = "auto"
+    max_error: float | None = None
+
+
+def write_labels(source: Source, lists: Lists, rule: Rule, classes: int, out: Path) -> Path:
+    """Pseudo-labels of the unlabelled images in ``out``; their id list.
+
+    The calibration is kept beside them as ``out.safetensors``. Every rank takes its share.
+    """
+    calibration = choose(source, lists.labelled, rule, classes)
+    if rank() == 0:
+        calibration.save(out.with_suffix(".safetensors"))
+    label(source, lists.unlabelled, calibration, out)
+    barrier()
+    return out / "ids.txt"
+
+
+def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
+    """The calibration that selects the labels, from the labelled images.
+
+    Raises:
+        ValueError: nothing could be certified with so few images.
+    """
+    context = () if rule.context == "none" else rule.context
+    refit = None
+    if rule.recalibrate is not None:
+        # Folds: every labelled image fits the map that is kept, and every one calibrates. It is an
+        # approximation without a promise; a certificate has one.
+        folds = 5 if rule.conformal and rule.max_error is None else 0
+        refit = Refit(
+            rule.recalibrate, share=0.0, folds=folds, context=context, num_classes=classes
+        )
+    if rule.max_error is not None:
+        made = certify(
+            source, ids, background=rule.background, max_error=rule.max_error, refit=refit
+        )
+        assert made.certificate is not None
+        if not made.certificate.certified:
+            raise ValueError(str(made.certificate))
+        return made
+    if rule.conformal or refit is not None:
+        made = calibrate(
+            source,
+            ids,
+            alpha=rule.alpha,
+            background=rule.background,
+            variant=rule.variant,
+            group_share=0.3 if rule.variant in ("kmeans", "annuli") else 0.0,
+            refit=refit,
+        )
+        if rule.conformal:
+            return made
+    else:
+        none = torch.zeros(1, 1)
+        made = Calibration(none, none.long(), 0.0, 0, classes, rule.background)
+    threshold = torch.inf if rule.constant is None else rule.constant
+    constant = torch.full_like(made.threshold, threshold)
+    return replace(made, threshold=constant, variant="constant")
+
+
+def check_labels(folder: Path, unlabelled: list[Pair], classes: int) -> Path:
+    """The id list of a folder that ``cpseg label`` wrote for these images and classes."""
+    path = folder / "summary.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    found = sum(name.startswith("class_") for name in rows[0])
+    if found != classes:
+        fix = "write them with the same class map"
+        raise ValueError(message(str(path), f"labels of {classes} classes", str(found), fix))
+    missing = sorted({pair.image for pair in unlabelled} - {row[0] for row in rows[1:]})
+    if missing:
+        got, fix = f"none of {missing[0]}", "label the same list"
+        raise ValueError(message(str(path), "a label for every unlabelled image", got, fix))
+    return folder / "ids.txt"
+
+
+def read_pseudo(ids: Path, unlabelled: list[Pair]) -> list[Pair]:
+    """The unlabelled images with their pseudo-labels, in the order of their list."""
+    masks = {pair.image: pair for pair in read_ids(ids)}
+    return [masks[pair.image] for pair in unlabelled]
+
+
+def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int) -> dict[str, Any]:
+    """What the pseudo-labels are worth where the true masks are known: for measuring only."""
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    valid = kept = 0
+    for guess, true in zip(pseudo, truth, strict=True):
+        pixels = image_size(source.root / true.image)
+        found = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
+        labels = source.labels(true, classes, pixels)
+        valid += int((labels != IGNORE).sum())
+        kept += int(((labels != IGNORE) & (found != IGNORE)).sum())
+        labels = labels.masked_fill(found == IGNORE, IGNORE)
+        found = found.masked_fill(found == IGNORE, 0)  # void in the labels
+        confusion += confusion_matrix(found[None].long(), labels[None].long(), num_classes=classes)
+    right = int(confusion.diagonal().sum())
+    return {
+        "kept": kept / max(valid, 1),
+        "wrong": 1 - right / max(kept, 1),
+        "miou_kept": float(mean_iou(confusion)),
+        "iou_kept": mean_iou(confusion, per_class=True).tolist(),
+        "kept_of_class": confusion.sum(1).tolist(),
+    }

@@ -1,0 +1,60 @@
+"""Checkpoints of a run, and going on from one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from cpseg.checks import message
+from cpseg.store import atomic
+
+
+class Trained(Protocol):
+    """What a checkpoint holds the state of."""
+
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+
+
+def save(path: Path, trained: Trained, settings: dict[str, Any], step: int) -> None:
+    """Write the state after ``step`` steps; a run that is killed meanwhile keeps the old one."""
+    state = {
+        "student": trained.student.state_dict(),
+        "optimizer": trained.optimizer.state_dict(),
+        "scaler": trained.scaler.state_dict(),
+        "settings": settings,
+        "step": step,
+    }
+    with atomic(path) as file:
+        torch.save(state, file)
+
+
+def restore(
+    path: Path, trained: Trained, settings: dict[str, Any], *, but: Collection[str] = ()
+) -> int:
+    """Load a checkpoint of the same settings, ``but`` some; the number of steps it has taken.
+
+    Raises:
+        ValueError: it was made with other settings, another model for instance, or is damaged.
+    """
+    fix = "choose another --out, or delete the file"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old = state["settings"]
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+        raise ValueError(message(str(path), "a checkpoint", "a damaged file", fix)) from error
+    names = (settings.keys() | old.keys()) - set(but)
+    other = sorted(name for name in names if settings.get(name) != old.get(name))
+    if other:
+        expected = "a checkpoint of the same settings"
+        raise ValueError(message(str(path), expected, f"another {', '.join(other)}", fix))
+    trained.student.load_state_dict(state["student"])
+    trained.optimizer.load_state_dict(state["optimizer"])
+    trained.scaler.load_state_dict(state["scaler"])
+    return int(state["step"])

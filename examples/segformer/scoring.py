@@ -1,0 +1,73 @@
+"""mIoU of a student on whole images, or in windows that slide over them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cpseg import confusion_matrix, mean_iou
+from cpseg.sources import Source
+from cpseg.store import Pair
+from crops import read_labels, read_pixels
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    source: Source,
+    pairs: list[Pair],
+    num_classes: int,
+    *,
+    window: int | None,
+    device: str,
+    amp: torch.dtype | None = None,
+) -> Tensor:
+    """Confusion matrix ``[K, K]`` over all images, shared out among the ranks."""
+    model.eval()
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    spread = dist.is_initialized()
+    for pair in pairs[dist.get_rank() :: dist.get_world_size()] if spread else pairs:
+        pixels = read_pixels(source.root / pair.image)
+        labels = read_labels(source, pair, num_classes, pixels).to(device)
+        with torch.autocast(torch.device(device).type, dtype=amp, enabled=amp is not None):
+            probs = predict(model, pixels[None].to(device), window)
+        found = probs.argmax(1)
+        total += confusion_matrix(found, labels[None].long(), num_classes=num_classes)
+    if spread:
+        dist.all_reduce(total)
+    model.train()
+    return total
+
+
+def predict(model: nn.Module, pixels: Tensor, window: int | None) -> Tensor:
+    """Class probabilities ``[1, K, H, W]``; windows overlap by a third and are averaged."""
+    height, width = pixels.shape[-2:]
+    if window is None or max(height, width) <= window:
+        return model(pixels).float().softmax(1)
+    total = count = torch.zeros((), device=pixels.device)
+    for top in _starts(height, window):
+        for left in _starts(width, window):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            probs = model(pixels[place]).float().softmax(1)
+            if total.ndim == 0:
+                total = probs.new_zeros(1, probs.shape[1], height, width)
+                count = probs.new_zeros(1, 1, height, width)
+            total[place] += probs
+            count[place] += 1
+    return total / count
+
+
+def _starts(side: int, window: int) -> list[int]:
+    stride = max(1, window * 2 // 3)
+    last = max(0, side - window)
+    return sorted({*range(0, last, stride), last})
+
+
+def table(confusion: Tensor, names: list[str]) -> str:
+    """IoU of every class, and their mean, as a Markdown table."""
+    values = mean_iou(confusion, per_class=True).tolist()
+    lines = ["| class | IoU |", "| --- | ---: |"]
+    for name, value in zip(names, values, strict=True):
+        lines.append(f"| {name} | {'-' if value != value else f'{value:.3f}'} |")
+    return "\n".join([*lines, f"| mean | {float(mean_iou(confusion)):.3f} |"])
