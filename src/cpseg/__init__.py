@@ -1,6 +1,6 @@
 """Conformally calibrated pseudo-labels for semi-supervised semantic segmentation."""
 
-from cpseg import groups
+from cpseg import foundation, groups
 from cpseg._version import __version__
 from cpseg.calibration import Calibration, Calibrator
 from cpseg.losses import (
@@ -20,6 +20,7 @@ from cpseg.metrics import (
     mean_iou,
     set_size,
 )
+from cpseg.online import OnlineThreshold
 from cpseg.prompts import (
     Prompts,
     boundary_point,
@@ -35,6 +36,7 @@ from cpseg.schedules import poly_lr, self_reliance_weight
 from cpseg.scores import class_scores, nonconformity
 from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.task_prompt import TaskPrompt
+from cpseg.training_data import PseudoLabelled, WeakAugmentation
 from cpseg.uncertainty import (
     certainty,
     confidence_uncertainty,
@@ -47,10 +49,13 @@ __all__ = [
     "Calibrator",
     "Certifier",
     "Evidence",
+    "OnlineThreshold",
     "Prompts",
+    "PseudoLabelled",
     "Recalibration",
     "Recalibrator",
     "TaskPrompt",
+    "WeakAugmentation",
     "__version__",
     "boundary_iou",
     "boundary_point",
@@ -66,6 +71,7 @@ __all__ = [
     "discrepancy_uncertainty",
     "evidence",
     "focal_loss",
+    "foundation",
     "groups",
     "interactive_iou",
     "jitter_boxes",

@@ -19,17 +19,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cpseg import certifying, jobs, labelling, sweeping
+from cpseg import certifying, foundation, jobs, labelling, sweeping
 from cpseg.advice import advice
 from cpseg.checks import message
 from cpseg.class_map import read_class_map
 from cpseg.evaluation import Row, class_table, table
 from cpseg.findings import Plan
 from cpseg.options import parser
+from cpseg.predicting import find_images, predict
 from cpseg.refitting import Refit
 from cpseg.report import report
 from cpseg.sources import Source, rank
-from cpseg.store import Pair, write_text
+from cpseg.store import Pair, read_ids, write_text
 from cpseg.sweep_table import closing, table_of_sweep, too_few
 from cpseg.thresholds import Calibration
 
@@ -121,14 +122,7 @@ def _source(arguments: argparse.Namespace) -> Source:
         if not folder.is_dir():
             fix = "check the path"
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        got = f"{arguments.device} ({reason})"
-        raise ValueError(
-            message("--device", "cpu, or a device of this machine", got, "choose another")
-        ) from error
+    _check_device(arguments.device)
     maps = {
         option: read_class_map(path)
         for option in ("class_map", "mask_map")
@@ -141,6 +135,15 @@ def _source(arguments: argparse.Namespace) -> Source:
         void=getattr(arguments, "void", 255),
         device=arguments.device,
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        expected, got = "cpu, or a device of this machine", f"{device} ({reason})"
+        raise ValueError(message("--device", expected, got, "choose another")) from error
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -438,6 +441,56 @@ def _compact(arguments: argparse.Namespace) -> None:
     _say(f"{arguments.output}: {written} evidence files written by this rank")
 
 
+def _predict(arguments: argparse.Namespace) -> None:
+    if (arguments.images is None) == (arguments.root is None and arguments.ids is None):
+        got = "none of them" if arguments.images is None else "both"
+        expected, fix = "--images, or --root and --ids", "pass a folder of images, or an id list"
+        raise ValueError(message("predict", expected, got, fix))
+    if arguments.images is not None:
+        root, pairs = arguments.images, find_images(arguments.images)
+    else:
+        if arguments.root is None or arguments.ids is None:
+            got = "--ids alone" if arguments.root is None else "--root alone"
+            raise ValueError(message("predict", "--root and --ids", got, "pass both"))
+        root, pairs = arguments.root, read_ids(arguments.ids, columns=1)
+    device = arguments.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a device for each rank
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    _check_device(device)
+    model = foundation.load(
+        arguments.model,
+        arguments.classes,
+        background=None if arguments.background == "none" else arguments.background,
+        class_map=arguments.class_map,
+        device=device,
+        amp=arguments.amp and foundation.AMP[arguments.amp],
+        tile=arguments.tile,
+        overlap=arguments.overlap,
+        revision=arguments.revision,
+    )
+    evidence = arguments.evidence != -1
+    written = predict(
+        model,
+        root,
+        pairs,
+        arguments.output,
+        names=model.names,
+        made={"foundation": model.fingerprint},
+        dtype=arguments.dtype,
+        evidence=evidence,
+        background=arguments.evidence if evidence else None,
+        batch=arguments.batch,
+        device=device,
+        progress=_progress,
+    )
+    what = "evidence" if evidence else "score"
+    rule = "there is none" if model.background is None else "class 0"
+    _say(
+        f"{arguments.output}: {written} {what} files written by this rank; {model.num_classes} "
+        f"classes in classes.txt, background: {rule}"
+    )
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from cpseg.demo import demo
 
@@ -453,4 +506,5 @@ _RUNS = {
     "certify": _certify,
     "report": _report,
     "compact": _compact,
+    "predict": _predict,
 }

@@ -12,6 +12,8 @@ from cpseg import certifying, jobs, sweeping
 from cpseg._version import __version__
 from cpseg.betting import PVALUES
 from cpseg.certificate import METHODS
+from cpseg.foundation import AMP
+from cpseg.predicting import DTYPES
 from cpseg.refit import CONTEXTS
 from cpseg.refit import METHODS as REFITS
 from cpseg.score_map import SCORES
@@ -350,4 +352,33 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     command.set_defaults(run=runs["compact"])
+
+    command = commands.add_parser("predict", help="score files from a foundation model")
+    command.add_argument("--model", required=True, help="name on the hub, or a folder")
+    command.add_argument("--images", type=Path, help="folder: every image in it")
+    command.add_argument("--root", type=Path, help="instead: folder that --ids starts from")
+    command.add_argument("--ids", type=Path, help="id list: 'image' or 'image mask' a line")
+    command.add_argument("--classes", type=Path, help="'name' or 'name: prompt, prompt' a line")
+    command.add_argument("--class-map", type=Path, help="JSON: class of the model to class here")
+    command.add_argument(
+        "--background",
+        choices=("prompt", "complement", "none"),
+        required=True,
+        help="prompt: it is class 0; complement: class 0 is added, 1 - max of the others",
+    )
+    command.add_argument(
+        "--evidence",
+        type=_background,
+        default=-1,  # not None, which argparse would take for no answer
+        help="write evidence, for selection that suppresses this class index, or 'none'",
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="uint8", help="(default uint8)")
+    command.add_argument("--batch", type=_whole(1), default=1, help="of one size (default 1)")
+    command.add_argument("--tile", type=_whole(1), help="side of tiles for larger images")
+    command.add_argument("--overlap", type=_whole(0), help="of tiles (default a quarter)")
+    command.add_argument("--amp", choices=tuple(AMP), help="mixed precision")
+    command.add_argument("--revision", help="branch, tag or commit on the hub")
+    command.add_argument("--device", default="cpu", help="where to work, cpu or cuda (default cpu)")
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    command.set_defaults(run=runs["predict"])
     return top

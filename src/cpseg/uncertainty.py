@@ -24,6 +24,7 @@ from cpseg.checks import (
 )
 from cpseg.groups import to_image
 from cpseg.scores import true_class_score
+from cpseg.selection import Evidence
 
 
 def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
@@ -114,7 +115,10 @@ def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 
 def certainty(
-    probs: Tensor, calibration: Calibration | Calibrator, *, labels: Tensor | None = None
+    probs: Tensor | Evidence,
+    calibration: Calibration | Calibrator,
+    *,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Conformal certainty of the chosen label, to weigh pseudo-labels instead of cutting them.
 
@@ -128,7 +132,8 @@ def certainty(
     infinite threshold.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``; or, with a
+            ``Calibration`` and its own labels, their :class:`Evidence`.
         calibration: what was calibrated with the same model.
         labels: the chosen labels, integer ``[B, H, W]`` or ``[H, W]``; with a ``Calibration`` they
             are its pseudo-labels by default.
@@ -155,6 +160,8 @@ def certainty(
         tensor([[0.8750, 0.5000]])
     """
     where = "certainty"
+    if isinstance(probs, Evidence):
+        return _of_evidence(where, probs, calibration, labels)
     check_probs(where, probs)
     if not isinstance(calibration, Calibration | Calibrator):
         expected, got = "a Calibration or a Calibrator", type(calibration).__name__
@@ -181,9 +188,30 @@ def certainty(
     if calibration.recalibration is not None:
         probs = calibration.recalibration(probs)
     score = true_class_score(where, probs, labels, ignore_index)
-    threshold = to_image(calibration.threshold, (probs.shape[-2], probs.shape[-1]))
+    return _graded(score, labels, calibration)
+
+
+def _of_evidence(
+    where: str, found: Evidence, calibration: Calibration | Calibrator, labels: Tensor | None
+) -> Tensor:
+    """Certainty of the labels that a calibration selects from evidence."""
+    if not isinstance(calibration, Calibration) or labels is not None:
+        got = "labels as well" if labels is not None else type(calibration).__name__
+        expected, fix = "evidence with a Calibration alone", "pass the class scores"
+        raise ValueError(message(where, expected, got, fix))
+    own = calibration.pseudo_labels(found)
+    p = found.best
+    if found.background_score is not None and found.background is not None:
+        p = torch.where(own == found.background, found.background_score, p)
+    score = (1 - p.to(torch.float32)).masked_fill(own == calibration.ignore_index, torch.nan)
+    return _graded(score, own, calibration)
+
+
+def _graded(score: Tensor, labels: Tensor, calibration: Calibration) -> Tensor:
+    """``1 - score / q`` in the set, 0 outside and where q is infinite or the score is NaN."""
+    threshold = to_image(calibration.threshold, (score.shape[-2], score.shape[-1]))
     if threshold.ndim == 3:
-        index = labels.to(torch.int64).masked_fill(labels == ignore_index, 0).unsqueeze(-3)
+        index = labels.to(torch.int64).masked_fill(score.isnan(), 0).unsqueeze(-3)
         wide = threshold.expand(*index.shape[:-3], *threshold.shape)
         threshold = wide.gather(-3, index).squeeze(-3)
     inside = (score <= threshold) & threshold.isfinite()
