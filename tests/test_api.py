@@ -15,8 +15,10 @@ from cpseg import (
     Calibrator,
     Certifier,
     Evidence,
+    OnlineThreshold,
     Recalibration,
     Recalibrator,
+    foundation,
     groups,
 )
 
@@ -25,6 +27,7 @@ NAMES = [
     "Calibrator",
     "Certifier",
     "Evidence",
+    "OnlineThreshold",
     "Recalibration",
     "Recalibrator",
     "__version__",
@@ -45,7 +48,9 @@ NAMES = [
     "self_reliance_weight",
     "set_size",
     "Prompts",
+    "PseudoLabelled",
     "TaskPrompt",
+    "WeakAugmentation",
     "boundary_point",
     "centre_point",
     "certainty",
@@ -53,6 +58,7 @@ NAMES = [
     "dice_loss",
     "discrepancy_uncertainty",
     "focal_loss",
+    "foundation",
     "interactive_iou",
     "jitter_boxes",
     "mask_filters",
@@ -134,10 +140,40 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     ),
     cpseg.TaskPrompt: (["num_tasks", "dim"], []),
     cpseg.TaskPrompt.forward: (["self", "image_embedding", "tasks"], []),
+    cpseg.PseudoLabelled: (["images", "scores", "calibration"], ["transform="]),
+    cpseg.WeakAugmentation.__call__: (
+        ["self", "image", "labels", "certainty="],
+        ["generator="],
+    ),
     cpseg.poly_lr: (["step", "total_steps"], ["base_lr", "power="]),
+    OnlineThreshold: (
+        ["num_classes"],
+        ["alpha=", "per_class=", "decay=", "stride=", "ignore_index="],
+    ),
+    OnlineThreshold.update: (["self", "logits", "labels"], []),
+    OnlineThreshold.threshold: (["self"], []),
+    OnlineThreshold.gate: (["self", "logits"], []),
+    OnlineThreshold.sync: (["self", "process_group="], []),
+    OnlineThreshold.state_dict: (["self"], []),
+    OnlineThreshold.load_state_dict: (["self", "state"], []),
     groups.pixel: (["size"], ["device="]),
     groups.image: (["size"], ["device="]),
     groups.blocks: (["size", "block"], ["device="]),
+    foundation.load: (
+        ["model", "classes="],
+        [
+            "background",
+            "class_map=",
+            "device=",
+            "amp=",
+            "tile=",
+            "overlap=",
+            "revision=",
+            "local_files_only=",
+        ],
+    ),
+    foundation.read_classes: (["path"], []),
+    foundation.parse_classes: (["lines"], ["where="]),
     Calibrator: (
         ["groups"],
         [
@@ -230,7 +266,8 @@ def test_signatures(function: Any) -> None:
 def test_every_public_function_has_its_signature_above() -> None:
     functions = [getattr(cpseg, name) for name in NAMES]
     functions = [f for f in functions if inspect.isfunction(f)]
-    for kind in (Calibrator, Calibration, Certifier, Evidence, Recalibrator, Recalibration):
+    kinds = (Calibrator, Calibration, Certifier, Evidence, Recalibrator, Recalibration)
+    for kind in (*kinds, OnlineThreshold):
         methods = inspect.getmembers(kind, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
         functions += [m for name, m in methods if not name.startswith("_")]
     for function in functions:
@@ -257,6 +294,7 @@ def test_what_promises_coverage_says_of_what() -> None:
         Calibrator,
         Calibration,
         Certifier,
+        OnlineThreshold,
     ):
         assert "Guarantee:" in (inspect.getdoc(promise) or "")
 

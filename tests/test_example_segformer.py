@@ -305,33 +305,6 @@ def test_own_labels_leave_padding_void_and_dropout_off(example, data, tmp_path: 
     assert torch.equal(found[3], expected[1])
 
 
-def test_image_and_mask_get_the_same_geometry(example) -> None:
-    """The image shows the class as its brightness; away from edges it still does."""
-    generator = seeded(3)
-    coarse = torch.randint(0, 4, (5, 7), generator=generator)
-    labels = coarse.repeat_interleave(12, 0).repeat_interleave(12, 1).to(torch.uint8)
-    pixels = (labels.float() + 1).expand(3, -1, -1)
-    flipped = padded = 0
-    for seed in range(40):
-        out, found = example.crops.weak(pixels, labels, 64, (0.5, 2.0), seeded(seed))
-        assert out.shape == (3, 64, 64)
-        assert found.shape == (64, 64)
-        assert found.dtype == torch.uint8
-        void = found == 255
-        assert bool((out[:, void] == 0).all())
-        padded += int(void.any())
-        shown = torch.nn.functional.max_pool2d(out[None, :1], 5, 1, 2)[0, 0]
-        least = -torch.nn.functional.max_pool2d(-out[None, :1], 5, 1, 2)[0, 0]
-        flat = (shown - least < 1e-3) & ~void
-        assert bool(flat.any())
-        assert bool((out[0, flat].round() == found[flat] + 1).all())
-        again = example.crops.weak(pixels, labels, 64, (0.5, 2.0), seeded(seed))
-        assert torch.equal(again[0], out)
-        flipped += int(torch.rand(4, generator=seeded(seed))[1] < 0.5)
-    assert 0 < padded < 40
-    assert 8 < flipped < 32
-
-
 @pytest.mark.parametrize(
     ("name", "line", "image", "mask"),
     [

@@ -1,4 +1,4 @@
-"""Data sets by the folders they unpack to, their id lists, and the weak augmentation."""
+"""Data sets by the folders they unpack to, their id lists, and crops to train on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 
+from cpseg import WeakAugmentation
 from cpseg.checks import message
 from cpseg.class_map import ClassMap
 from cpseg.sources import Source
@@ -113,8 +113,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     Args:
         source: where images and masks lie, and what the values in masks mean.
         num_classes: number of classes.
-        crop: side of a crop.
-        scale: least and largest factor of the random resize.
+        augment: what makes a crop of an image.
         order: what to read, batch after batch.
     """
 
@@ -123,12 +122,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         source: Source,
         num_classes: int,
         *,
-        crop: int,
-        scale: tuple[float, float],
+        augment: WeakAugmentation,
         order: list[Sample],
     ) -> None:
         self.source, self.num_classes = source, num_classes
-        self.crop, self.scale, self.order = crop, scale, order
+        self.augment, self.order = augment, order
 
     def __len__(self) -> int:
         return len(self.order)
@@ -138,7 +136,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         pixels = read_pixels(self.source.root / pair.image)
         labels = read_labels(self.source, pair, self.num_classes, pixels, pseudo=pseudo)
         generator = torch.Generator().manual_seed(seed)
-        return weak(pixels, labels, self.crop, self.scale, generator)
+        return self.augment(pixels, labels, generator=generator)[:2]
 
 
 def read_pixels(path: Path) -> Tensor:
@@ -163,26 +161,3 @@ def read_labels(
         return torch.full(size, VOID, dtype=torch.uint8)
     plain = Source(source.root, source.probs) if pseudo else source
     return plain.labels(pair, num_classes, size)
-
-
-def weak(
-    pixels: Tensor,
-    labels: Tensor,
-    crop: int,
-    scale: tuple[float, float],
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Random resize, flip and crop; beyond the image pixels are 0 and labels void."""
-    draw = torch.rand(4, generator=generator).tolist()
-    factor = scale[0] + draw[0] * (scale[1] - scale[0])
-    size = [max(1, round(side * factor)) for side in labels.shape]
-    pixels = interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-    labels = interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-    if draw[1] < 0.5:
-        pixels, labels = pixels.flip(-1), labels.flip(-1)
-    down, right = max(0, crop - size[0]), max(0, crop - size[1])
-    pixels, labels = pad(pixels, (0, right, 0, down)), pad(labels, (0, right, 0, down), value=VOID)
-    top = int(draw[2] * (labels.shape[0] - crop + 1))
-    left = int(draw[3] * (labels.shape[1] - crop + 1))
-    window = (..., slice(top, top + crop), slice(left, left + crop))
-    return pixels[window], labels[window].to(torch.uint8)

@@ -27,7 +27,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from cpseg import mean_iou, poly_lr, self_reliance_loss, self_reliance_weight
+from cpseg import (
+    WeakAugmentation,
+    mean_iou,
+    poly_lr,
+    self_reliance_loss,
+    self_reliance_weight,
+)
 from cpseg.checks import message
 from cpseg.class_map import read_class_map
 from cpseg.sources import Source, rank
@@ -288,8 +294,8 @@ def _loader(
     order = [sample for samples in own for sample in samples]
     numbers = iter(range(len(order)))
     indices = [[next(numbers) for _ in samples] for samples in own]
-    scale = (args.scale[0], args.scale[1])
-    crops = Crops(source, args.classes, crop=args.crop, scale=scale, order=order)
+    augment = WeakAugmentation(args.crop, scale=(args.scale[0], args.scale[1]))
+    crops = Crops(source, args.classes, augment=augment, order=order)
     return DataLoader(crops, batch_sampler=indices, num_workers=args.workers)
 
 
