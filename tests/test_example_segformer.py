@@ -22,7 +22,16 @@ from tests.test_torchrun import ENVIRONMENT, free_port
 from cpseg import Calibration
 
 FOLDER = Path(__file__).parents[1] / "examples" / "segformer"
-NAMES = ("networks", "crops", "pseudo", "resuming", "scoring", "train")
+NAMES = (
+    "networks",
+    "crops",
+    "pseudo",
+    "resuming",
+    "scoring",
+    "order",
+    "arguments",
+    "train",
+)
 CLASSES = 4
 CASES = [
     ("label-only",),
@@ -199,7 +208,7 @@ def test_the_stages_are_as_long_as_the_paper_says(example) -> None:
         return list(example.train.plan(args, lists, []).stages)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example.train, "read_ids", lambda path, columns=2: [None] * int(path))
+        patch.setattr(example.order, "read_ids", lambda path, columns=2: [None] * int(path))
         two_stages = steps("foundation+cp+sr")
         assert two_stages == [(60 * 366, False), (20 * 686, True)]
         assert steps("foundation+cp") == [(60 * 366 + 20 * 686, False), (0, True)]
@@ -207,7 +216,7 @@ def test_the_stages_are_as_long_as_the_paper_says(example) -> None:
 
 
 def test_batches_repeat_labelled_images_evenly(example) -> None:
-    train = example.train
+    train = example.order
     labelled = [train.Pair(f"x{i}", "m") for i in range(3)]
     unlabelled = [train.Pair(f"u{i}", "truth") for i in range(8)]
     pseudo = [train.Pair(f"u{i}", "pseudo") for i in range(8)]
@@ -228,6 +237,11 @@ def test_batches_repeat_labelled_images_evenly(example) -> None:
     assert len(set(seeds)) == len(seeds)
     alone = train.batches(train.Plan(labelled, unlabelled, [], 11, stages), 4, 5)
     assert alone[11:] == halves  # stage II does not see what stage I was labelled with
+    balanced = train.batches(
+        train.Plan(labelled, unlabelled, pseudo, 11, stages), 4, 5, balance=True
+    )
+    assert all([s.pseudo for s in batch] == [False, True, False, True] for batch in balanced[:11])
+    assert balanced[11:] == halves
     for batch, half in ((made[0], False), (made[-1], True)):
         parts = [train.portion(batch, part, 2, halves=half) for part in range(2)]
         assert sorted(s.seed for part in parts for s in part) == sorted(s.seed for s in batch)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from arguments import complete, parser, rule_of, settings_of
 from cpseg import (
     WeakAugmentation,
     mean_iou,
@@ -38,101 +37,14 @@ from cpseg.checks import message
 from cpseg.class_map import read_class_map
 from cpseg.sources import Source, rank
 from cpseg.store import Pair, read_ids, write_text
-from crops import LAYOUTS, VOID, Crops, Layout, Lists, Sample, read_labels, read_pixels, write_lists
+from crops import VOID, Crops, Lists, read_labels, read_pixels, write_lists
 from networks import build
-from pseudo import Rule, check_labels, quality, read_pseudo, write_labels
+from order import Plan, Stage, batches, plan, portion
+from pseudo import check_labels, quality, read_pseudo, write_labels
 from resuming import restore, save
 from scoring import evaluate, table
 
 Say = Callable[[str], None]
-METHODS = (
-    "label-only",
-    "self-training",
-    "foundation",
-    "foundation+sr",
-    "foundation+cp",
-    "foundation+cp+sr",
-)
-
-
-class Stage(NamedTuple):
-    """A part of the training: its steps, and what the loss of a batch is made of.
-
-    Attributes:
-        steps: optimiser steps.
-        halves: whether a batch is half labelled, half unlabelled with labels of the student's own.
-    """
-
-    steps: int
-    halves: bool
-
-
-class Plan(NamedTuple):
-    """The images of a run and its stages; stage II begins after ``switch`` steps, if at all."""
-
-    labelled: list[Pair]
-    unlabelled: list[Pair]
-    pseudo: list[Pair]
-    switch: int
-    stages: tuple[Stage, Stage]
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of both stages."""
-        return sum(stage.steps for stage in self.stages)
-
-
-def plan(args: argparse.Namespace, lists: Lists, pseudo: list[Pair]) -> Plan:
-    """How long each stage is.
-
-    An epoch of stage I passes over labelled and unlabelled images once, one of stage II over the
-    unlabelled ones with as many labelled (appendix A). Methods without a stage II stay in stage I,
-    and label-only repeats its images: all take the same number of steps.
-    """
-    labelled, unlabelled = read_ids(lists.labelled), read_ids(lists.unlabelled, columns=1)
-    one = args.epochs[0] * max(1, (len(labelled) + len(unlabelled)) // args.batch)
-    two = args.epochs[1] * max(1, 2 * len(unlabelled) // args.batch)
-    own = args.method == "self-training" or args.method.endswith("+sr")
-    stages = (Stage(one if own else one + two, False), Stage(two if own else 0, True))
-    return Plan(labelled, unlabelled, pseudo, one, stages)
-
-
-def batches(made: Plan, batch: int, seed: int) -> list[list[Sample]]:
-    """The images of every step of the run; the first half of a stage II batch is labelled."""
-    mixed = [(pair, False) for pair in made.labelled] + [(pair, True) for pair in made.pseudo]
-    streams = [
-        _shuffled(mixed, seed, 0),
-        _shuffled([(pair, False) for pair in made.labelled], seed, 1),
-        _shuffled([(Pair(pair.image, None), True) for pair in made.unlabelled], seed, 2),
-    ]
-    counts = [(batch, 0, 0)] * made.stages[0].steps
-    counts += [(0, batch // 2, batch // 2)] * made.stages[1].steps
-    seeds = itertools.count(seed * 1_000_003)
-    return [
-        [
-            Sample(*next(stream), next(seeds))
-            for stream, count in zip(streams, own, strict=True)
-            for _ in range(count)
-        ]
-        for own in counts
-    ]
-
-
-def _shuffled(
-    items: list[tuple[Pair, bool]], seed: int, number: int
-) -> Iterator[tuple[Pair, bool]]:
-    """The items in a random order, then in another one, without end."""
-    generator = torch.Generator().manual_seed(3 * seed + number)
-    while True:
-        yield from (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
-
-
-def portion(samples: list[Sample], part: int, parts: int, *, halves: bool) -> list[Sample]:
-    """What one rank takes of a batch in one of its passes; half labelled where the batch is."""
-    if not halves:
-        return samples[part::parts]
-    middle = len(samples) // 2
-    return samples[:middle][part::parts] + samples[middle:][part::parts]
 
 
 class Trainer:
@@ -234,7 +146,7 @@ class Trainer:
 
 def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, say: Say) -> None:
     """Take the steps that are left, with a checkpoint now and then."""
-    path, settings = args.out / "checkpoint.pt", _settings(args)
+    path, settings = args.out / "checkpoint.pt", settings_of(args)
     done = 0
     if path.is_file():
         done = restore(path, trainer, settings)
@@ -285,9 +197,10 @@ def _loader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """This rank's passes of the steps after ``done``."""
     parts = trainer.world * args.accumulate
+    steps = batches(made, args.batch, args.seed, balance=args.balance)
     own = [
         portion(samples, turn * trainer.world + rank(), parts, halves=step >= made.stages[0].steps)
-        for step, samples in enumerate(batches(made, args.batch, args.seed))
+        for step, samples in enumerate(steps)
         if step >= done
         for turn in range(args.accumulate)
     ]
@@ -306,96 +219,6 @@ def _writer(out: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(out / "tensorboard")) if rank() == 0 else None
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    out = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = out.add_argument_group("data")
-    data.add_argument("--dataset", choices=[*LAYOUTS, "folder"], required=True)
-    data.add_argument("--root", type=Path, required=True, help="what id lists are relative to")
-    data.add_argument("--lists", type=Path, required=True, help="labelled, unlabelled, val (.txt)")
-    data.add_argument("--classes", type=int, help="with --dataset folder, or other classes")
-    data.add_argument("--background", default="data set's", help="class to suppress, or none")
-    data.add_argument("--mask-map", type=Path, help="JSON: from the values in masks to classes")
-    labels = out.add_argument_group("pseudo-labels")
-    labels.add_argument("--method", choices=METHODS, default="foundation+cp+sr")
-    labels.add_argument("--probs", type=Path, help="class scores of the foundation model")
-    labels.add_argument("--class-map", type=Path, help="JSON: from the model's classes")
-    labels.add_argument("--pseudo-labels", type=Path, help="a folder of `cpseg label` instead")
-    labels.add_argument("--alpha", type=float, default=0.05)
-    variants = ("pixel", "image", "kmeans", "annuli")
-    labels.add_argument("--variant", choices=variants, default="pixel")
-    labels.add_argument("--constant", type=float, help="threshold in place of calibrated ones")
-    labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
-    labels.add_argument("--context", default="auto", help="auto, or none")
-    labels.add_argument("--certified", type=float, metavar="ERROR", help="labels certified so")
-    training = out.add_argument_group("training")
-    training.add_argument("--out", type=Path, required=True)
-    training.add_argument("--labels-only", action="store_true", help="write and measure the labels")
-    training.add_argument("--stage1", type=Path, help="stage1.pt of the method without stage II")
-    training.add_argument("--model", default="nvidia/mit-b5", help="or tiny, or unet")
-    training.add_argument("--epochs", type=int, nargs=2, metavar=("I", "II"))
-    training.add_argument("--batch", type=int, default=4, help="images of an optimiser step")
-    training.add_argument("--accumulate", type=int, default=1, help="passes of a batch")
-    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd; from nothing adamw")
-    training.add_argument("--lr", type=float, help="0.003; from nothing also")
-    training.add_argument("--weight-decay", type=float, default=1e-4)
-    training.add_argument("--class-weights", action="store_true", help="rare classes count more")
-    training.add_argument("--crop", type=int)
-    training.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0))
-    training.add_argument("--sr-weight", type=float, default=0.01, help="initial, of stage II")
-    training.add_argument("--self-training-weight", type=float, default=1.0, help="of eq. 2")
-    training.add_argument("--amp", choices=("none", "fp16", "bf16"), default="none")
-    training.add_argument("--workers", type=int, default=0)
-    training.add_argument("--every", type=int, default=50, help="steps between checkpoints")
-    training.add_argument("--window", type=int, help="slide windows of this side to evaluate")
-    training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return out
-
-
-def complete(args: argparse.Namespace) -> Layout:
-    """Fill in what the data set and the model decide, and check what they do not."""
-    folder = Layout(args.classes or 0, None, ("{}", "{}"), (60, 20))
-    layout = LAYOUTS.get(args.dataset, folder)
-    if args.mask_map is not None:
-        layout = replace(layout, mask_map=read_class_map(args.mask_map))
-    args.classes = args.classes or layout.classes
-    if args.classes < 2:
-        got = str(args.classes or "none")
-        raise ValueError(message("--classes", "a number above 1", got, "count the classes"))
-    if layout.mask_map is not None and layout.mask_map.num_classes != args.classes:
-        got, fix = f"a mask map to {layout.mask_map.num_classes}", "change one of them"
-        raise ValueError(message("--classes", f"masks of {args.classes} classes", got, fix))
-    known = args.background == "data set's"
-    args.background = layout.background if known else _index(args.background)
-    args.epochs = tuple(args.epochs or layout.epochs)
-    args.crop = args.crop or layout.crop
-    args.optimizer = args.optimizer or ("adamw" if args.model in ("tiny", "unet") else "sgd")
-    args.lr = args.lr or 0.003
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    share = 2 * world * args.accumulate
-    if args.batch % share:
-        fix = f"choose a multiple of {share}"
-        expected = f"halves for {world} ranks in {args.accumulate} passes"
-        raise ValueError(message("--batch", expected, str(args.batch), fix))
-    needs = args.method.startswith("foundation")
-    if needs and (args.probs is None) == (args.pseudo_labels is None):
-        got = "neither" if args.probs is None else "both"
-        raise ValueError(message(args.method, "--probs or --pseudo-labels", got, "pass one"))
-    return layout
-
-
-def _index(text: str) -> int | None:
-    return None if text == "none" else int(text)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that the weights depend on, as JSON."""
-    free = ("out", "workers", "every", "window", "device", "accumulate", "stage1", "labels_only")
-    kept = {k: v for k, v in vars(args).items() if k not in free}
-    return json.loads(json.dumps(kept, default=str))
 
 
 def _pixels_of_classes(source: Source, labelled: list[Pair], classes: int) -> Tensor:
@@ -426,7 +249,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         if args.pseudo_labels is not None:
             ids = check_labels(args.pseudo_labels, unlabelled, args.classes)
         else:
-            ids = write_labels(source, lists, _rule(args), args.classes, args.out / "labels")
+            ids = write_labels(source, lists, rule_of(args), args.classes, args.out / "labels")
         pseudo = read_pseudo(ids, unlabelled)
         if all(pair.mask for pair in unlabelled):
             facts = quality(source, pseudo, unlabelled, args.classes)
@@ -456,23 +279,9 @@ def run(args: argparse.Namespace, say: Say) -> None:
     _write_result(args, {"miou": miou, "iou": iou, "pseudo_labels": facts})
 
 
-def _rule(args: argparse.Namespace) -> Rule:
-    conformal = "+cp" in args.method and args.constant is None
-    return Rule(
-        conformal,
-        args.alpha,
-        args.variant,
-        args.background if "+cp" in args.method else None,
-        args.constant,
-        args.recalibrate,
-        args.context,
-        args.certified,
-    )
-
-
 def _write_result(args: argparse.Namespace, found: dict[str, Any]) -> None:
     if rank() == 0:
-        content = found | {"settings": _settings(args)}
+        content = found | {"settings": settings_of(args)}
         write_text(args.out / "result.json", json.dumps(content, indent=2) + "\n")
 
 

@@ -1,0 +1,134 @@
+"""The command line of the training, and what the data set decides of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpseg.checks import message
+from cpseg.class_map import read_class_map
+from crops import LAYOUTS, Layout
+from pseudo import Rule
+
+METHODS = (
+    "label-only",
+    "self-training",
+    "foundation",
+    "foundation+sr",
+    "foundation+cp",
+    "foundation+cp+sr",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(
+        "train.py", description="Two-stage semi-supervised training as in ConformalSAM (ICCV 2025)."
+    )
+    data = out.add_argument_group("data")
+    data.add_argument("--dataset", choices=[*LAYOUTS, "folder"], required=True)
+    data.add_argument("--root", type=Path, required=True, help="what id lists are relative to")
+    data.add_argument("--lists", type=Path, required=True, help="labelled, unlabelled, val (.txt)")
+    data.add_argument("--classes", type=int, help="with --dataset folder, or other classes")
+    data.add_argument("--background", default="data set's", help="class to suppress, or none")
+    data.add_argument("--mask-map", type=Path, help="JSON: from the values in masks to classes")
+    labels = out.add_argument_group("pseudo-labels")
+    labels.add_argument("--method", choices=METHODS, default="foundation+cp+sr")
+    labels.add_argument("--probs", type=Path, help="class scores of the foundation model")
+    labels.add_argument("--class-map", type=Path, help="JSON: from the model's classes")
+    labels.add_argument("--pseudo-labels", type=Path, help="a folder of `cpseg label` instead")
+    labels.add_argument("--alpha", type=float, default=0.05)
+    variants = ("pixel", "image", "kmeans", "annuli")
+    labels.add_argument("--variant", choices=variants, default="pixel")
+    labels.add_argument("--constant", type=float, help="threshold in place of calibrated ones")
+    labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
+    labels.add_argument("--context", default="auto", help="auto, or none")
+    labels.add_argument("--certified", type=float, metavar="ERROR", help="labels certified so")
+    training = out.add_argument_group("training")
+    training.add_argument("--out", type=Path, required=True)
+    training.add_argument("--labels-only", action="store_true", help="write and measure the labels")
+    training.add_argument("--stage1", type=Path, help="stage1.pt of the method without stage II")
+    training.add_argument("--model", default="nvidia/mit-b5", help="or tiny, or unet")
+    training.add_argument("--epochs", type=int, nargs=2, metavar=("I", "II"))
+    training.add_argument("--batch", type=int, default=4, help="images of an optimiser step")
+    training.add_argument("--accumulate", type=int, default=1, help="passes of a batch")
+    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd; from nothing adamw")
+    training.add_argument("--lr", type=float, help="0.003; from nothing also")
+    training.add_argument("--weight-decay", type=float, default=1e-4)
+    training.add_argument("--class-weights", action="store_true", help="rare classes count more")
+    training.add_argument("--balance", action="store_true", help="stage I half labelled")
+    training.add_argument("--crop", type=int)
+    training.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0))
+    training.add_argument("--sr-weight", type=float, default=0.01, help="initial, of stage II")
+    training.add_argument("--self-training-weight", type=float, default=1.0, help="of eq. 2")
+    training.add_argument("--amp", choices=("none", "fp16", "bf16"), default="none")
+    training.add_argument("--workers", type=int, default=0)
+    training.add_argument("--every", type=int, default=50, help="steps between checkpoints")
+    training.add_argument("--window", type=int, help="slide windows of this side to evaluate")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return out
+
+
+def complete(args: argparse.Namespace) -> Layout:
+    """Fill in what the data set and the model decide, and check what they do not."""
+    folder = Layout(args.classes or 0, None, ("{}", "{}"), (60, 20))
+    layout = LAYOUTS.get(args.dataset, folder)
+    if args.mask_map is not None:
+        layout = replace(layout, mask_map=read_class_map(args.mask_map))
+    args.classes = args.classes or layout.classes
+    if args.classes < 2:
+        got = str(args.classes or "none")
+        raise ValueError(message("--classes", "a number above 1", got, "count the classes"))
+    if layout.mask_map is not None and layout.mask_map.num_classes != args.classes:
+        got, fix = f"a mask map to {layout.mask_map.num_classes}", "change one of them"
+        raise ValueError(message("--classes", f"masks of {args.classes} classes", got, fix))
+    known = args.background == "data set's"
+    args.background = layout.background if known else _index(args.background)
+    args.epochs = tuple(args.epochs or layout.epochs)
+    args.crop = args.crop or layout.crop
+    args.optimizer = args.optimizer or ("adamw" if args.model in ("tiny", "unet") else "sgd")
+    args.lr = args.lr or 0.003
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    share = 2 * world * args.accumulate
+    if args.batch % share:
+        fix = f"choose a multiple of {share}"
+        expected = f"halves for {world} ranks in {args.accumulate} passes"
+        raise ValueError(message("--batch", expected, str(args.batch), fix))
+    needs = args.method.startswith("foundation")
+    if needs and (args.probs is None) == (args.pseudo_labels is None):
+        got = "neither" if args.probs is None else "both"
+        raise ValueError(message(args.method, "--probs or --pseudo-labels", got, "pass one"))
+    return layout
+
+
+def _index(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that the weights depend on, as JSON."""
+    free = ("out", "workers", "every", "window", "device", "accumulate", "stage1", "labels_only")
+    kept = {k: v for k, v in vars(args).items() if k not in free}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def rule_of(args: argparse.Namespace) -> Rule:
+    """How the pseudo-labels of a method are chosen."""
+    conformal = "+cp" in args.method and args.constant is None
+    return Rule(
+        conformal,
+        args.alpha,
+        args.variant,
+        args.background if "+cp" in args.method else None,
+        args.constant,
+        args.recalibrate,
+        args.context,
+        args.certified,
+    )

@@ -1,0 +1,169 @@
+"""The ablation grid: which runs a table needs, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests import folders
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("paper", "tables", "run")
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[SimpleNamespace]:
+    """The example's modules, which lie beside each other and in no package."""
+    sys.path.insert(0, str(EXAMPLES / "ablation"))
+    try:
+        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
+    finally:
+        sys.path.remove(str(EXAMPLES / "ablation"))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> folders.DataSet:
+    made = folders.make(
+        tmp_path_factory.mktemp("data"), count=9, sizes=((16, 20),), num_classes=CLASSES
+    )
+    for name, count in (("3", 3), ("4", 4)):
+        (made.root / name).mkdir()
+        made.list_ids(f"{name}/labelled.txt", made.images[:count])
+        made.list_ids(f"{name}/unlabelled.txt", made.images[count:7])
+        made.list_ids(f"{name}/val.txt", made.images[7:])
+    return made
+
+
+def words(data: folders.DataSet, table: str, out: Path, *more: str) -> list[str]:
+    common = {"dataset": "folder", "root": data.root, "probs": data.probs, "out": out}
+    common |= {"classes": CLASSES, "model": "unet", "crop": 16, "device": "cpu"}
+    lists = ["--lists", str(data.root / "3"), str(data.root / "4")]
+    return [table, *folders.options(**common), *lists, "--epochs", "1", "1", *more]
+
+
+def cells(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_a_table_is_written_and_goes_on(example, data, tmp_path: Path, monkeypatch) -> None:
+    said: list[str] = []
+    args = words(data, "table9", tmp_path, "--background", "0")
+    assert example.run.main(args, said.append) == 0
+    rows = cells((tmp_path / "table9.md").read_text())
+    assert [row[:2] for row in rows] == [
+        ["confidence 0.7", "3"],
+        ["confidence 0.7", "4"],
+        ["CP", "3"],
+        ["CP", "4"],
+    ]
+    for row in rows:
+        assert all(float(cell) >= 0 for cell in row[2:6])
+        assert row[6:] == ["1", "-"]
+    with (tmp_path / "table9.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [f"{float(line['miou']):.1f}" for line in found] == [row[5] for row in rows]
+
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(stamps) == 8  # labels and a run, for two rows at two budgets
+    lost = next(path for path in stamps if "seed0" in str(path))
+    lost.unlink()
+    calls: list[list[str]] = []
+    original = example.run.subprocess.run
+
+    def counted(command, **options):
+        calls.append(command)
+        return original(command, **options)
+
+    monkeypatch.setattr(example.run.subprocess, "run", counted)
+    assert example.run.main(args, said.append) == 0
+    assert len(calls) == 1
+    assert calls[0][-1] == str(lost.parent)
+    assert cells((tmp_path / "table9.md").read_text()) == rows
+    assert all(path.stat().st_mtime_ns == stamps[path] for path in stamps if path != lost)
+
+
+def test_table5_shares_labels_and_stage_one(example, tmp_path: Path) -> None:
+    run = example.run
+    rows = run.rows_of("table5", "dirichlet", [0.1])
+    assert len(rows) == 10
+    lists = tmp_path / "92"
+    jobs = [job for row in rows for job in run.jobs_of(row, lists, [0, 1], "table5", tmp_path)]
+    unique = {job.out: job for job in jobs}
+    labels = [job for job in unique.values() if "--labels-only" in job.options]
+    second = [job for job in unique.values() if "--stage1" in job.options]
+    first = [job for job in unique.values() if job not in labels and job not in second]
+    assert len(labels) == 4  # foundation, CP, refitted, certified
+    assert len(first) == 2 * 5
+    assert len(second) == 2 * 5
+    for job in second:
+        base = Path(job.options[job.options.index("--stage1") + 1]).parent
+        assert job.after == (base,)
+        assert base in unique
+        same = unique[base].options
+        assert job.options[: len(same) - 2] == same[:-2]  # all but the method
+    for job in jobs:
+        for path in job.after:
+            assert path in unique
+
+
+@pytest.mark.parametrize(("table", "count"), [("table6", 12), ("table9", 2), ("table11", 3)])
+def test_rows_of_the_other_tables(example, table: str, count: int) -> None:
+    rows = example.run.rows_of(table, None, [])
+    assert len(rows) == count
+    assert len({(row.method, row.labels) for row in rows}) == count
+    known = {key[2] for key in example.paper.PAPER if key[1] == table}
+    assert {row.paper for row in rows if row.paper} == known
+
+
+def test_the_papers_numbers(example) -> None:
+    """A few read off the paper's tables 5, 6, 8, 9 and 11."""
+    paper = example.paper.PAPER
+    assert paper["voc", "table5", "SEEM", "92"] == 42.00
+    assert paper["voc", "table5", "SEEM + CP + SR", "732"] == 83.52
+    assert paper["ade20k", "table5", "SEEM + CP + SR", "158"] == 26.21
+    assert paper["voc", "table6", "K-Means 0.01", "732"] == 38.71
+    assert paper["voc", "table9", "Confidence=0.7", "183"] == 41.84
+    assert paper["ade20k", "table9", "SEEM+CP", "2526"] == 21.59
+    assert paper["voc", "table11", "SEEM+CP", "366"] == 73.27
+
+
+def test_table11_measures_labels_and_trains_nothing(example, data, tmp_path: Path) -> None:
+    assert example.run.main(words(data, "table11", tmp_path), lambda line: None) == 0
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+    rows = cells((tmp_path / "table11.md").read_text())
+    assert len(rows) == 6
+    raw = [row for row in rows if row[0] == "foundation"]
+    assert [row[2] for row in raw] == ["100.0", "100.0"]
+
+
+def test_means_and_spreads(example) -> None:
+    tables = example.tables
+    labels = {"kept": 0.5, "wrong": 0.125, "miou_kept": 0.25}
+    found = [{"miou": 0.5}, {"miou": 0.7}]
+    line = tables.row_of("CP", "92", found, labels, 78.09)
+    text = tables.markdown_of([line], labels_only=False)
+    expected = "| CP | 92 | 50.0 | 12.5 | 25.0 | 60.0 ± 14.1 | 2 | 78.09 |"
+    assert text.splitlines()[2] == expected
+    none = tables.markdown_of([tables.row_of("x", "1", [], None, None)], labels_only=False)
+    assert none.splitlines()[2] == "| x | 1 | - | - | - | - | 0 | - |"
+
+
+def test_a_cell_that_fails_is_named_and_the_rest_is_done(
+    example, data, tmp_path: Path, capsys
+) -> None:
+    args = words(data, "table11", tmp_path, "--certified", "0.01")
+    assert example.run.main(args, lambda line: None) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said
+    assert all(line.startswith("run.py: train.py: ") for line in said)
+    rows = cells((tmp_path / "table11.md").read_text())
+    assert [row[2] for row in rows if row[0].startswith("certified")] == ["-", "-"]
+    assert all(row[2] != "-" for row in rows if not row[0].startswith("certified"))
