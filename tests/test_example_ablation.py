@@ -135,6 +135,23 @@ def test_the_papers_numbers(example) -> None:
     assert paper["voc", "table11", "SEEM+CP", "366"] == 73.27
 
 
+def test_rows_of_ones_own(example, tmp_path: Path, capsys) -> None:
+    run = example.run
+    row = run.own_row("CP, all: foundation+cp+sr --background none --balance")
+    assert row == run.Row("CP, all", "foundation+cp+sr", ("--background", "none", "--balance"))
+    labels, base, second = run.jobs_of(row, tmp_path / "9", [4], "rows", tmp_path)
+    for job in (labels, base, second):
+        assert "--balance" in job.options
+        assert job.options[job.options.index("--background") + 1] == "none"
+    assert second.after == (base.out,)
+    with pytest.raises(SystemExit):
+        run.main(["rows", "--row", "foundation+cp"])
+    assert "expected 'name: method options', got 'foundation+cp'" in capsys.readouterr().err
+    words = ["rows", "--dataset", "voc", "--lists", "9", "--probs", "P", "--out", str(tmp_path)]
+    assert run.main(words) == 2
+    assert capsys.readouterr().err == "run.py: expected a --row with rows, got none; write one\n"
+
+
 def test_table11_measures_labels_and_trains_nothing(example, data, tmp_path: Path) -> None:
     assert example.run.main(words(data, "table11", tmp_path), lambda line: None) == 0
     assert not list(tmp_path.rglob("checkpoint.pt"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from paper import PAPER
 from tables import csv_of, markdown_of, row_of
 
 TRAIN = Path(__file__).parent.parent / "segformer" / "train.py"
-TABLES = ("table5", "table6", "table9", "table11")
+TABLES = ("table5", "table6", "table9", "table11", "rows")
 VARIANTS = {"pixel": "Pixel", "image": "Image", "kmeans": "K-Means", "annuli": "GenAnn"}
 Say = Callable[[str], None]
 
@@ -34,7 +35,7 @@ class Row:
     Attributes:
         name: what the table calls it.
         method: of ``train.py``.
-        labels: options that decide the pseudo-labels; rows with the same share them.
+        labels: options of ``train.py``; rows with the same share their pseudo-labels.
         paper: name of the paper's row, or None.
     """
 
@@ -92,12 +93,24 @@ def rows_of(table: str, recalibrate: str | None, certified: list[float]) -> list
             Row("CP", cp, paper="SEEM+CP"),
             *(Row(name, cp, labels) for name, labels in more),
         ]
+    if table == "rows":
+        return []
     return [
         Row("foundation", "foundation", paper="SEEM"),
         Row("CP", cp, paper="SEEM+CP"),
         Row("confidence 0.7", cp, constant),
         *(Row(name, cp, labels) for name, labels in more),
     ]
+
+
+def own_row(text: str) -> Row:
+    """A row of one's own, from ``name: method options``."""
+    name, colon, rest = text.partition(":")
+    method, *options = shlex.split(rest) or [""]
+    if not (name.strip() and colon and method):
+        fix = "write 'CP, kept: foundation+cp --background none'"
+        raise argparse.ArgumentTypeError(f"expected 'name: method options', got {text!r}; {fix}")
+    return Row(name.strip(), method, tuple(options))
 
 
 def jobs_of(row: Row, lists: Path, seeds: list[int], table: str, out: Path) -> list[Job]:
@@ -117,7 +130,7 @@ def jobs_of(row: Row, lists: Path, seeds: list[int], table: str, out: Path) -> l
     waits = tuple(job.out for job in jobs)
     first = {"self-training": "label-only"}.get(row.method, row.method.removesuffix("+sr"))
     for seed in seeds:
-        options = (*given, *pseudo, "--seed", str(seed))
+        options = (*given, *pseudo, *row.labels, "--seed", str(seed))
         base = cell(row, lists, seed, out, method=first)
         jobs.append(Job(base, (*options, "--method", first), waits))
         if first != row.method:  # its stage I is the other's
@@ -200,6 +213,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seeds", type=int, nargs="+", default=[0])
     out.add_argument("--recalibrate", help="rows with refitted scores as well")
     out.add_argument("--certified", type=float, nargs="*", default=[], metavar="ERROR")
+    out.add_argument(
+        "--row", type=own_row, action="append", default=[], help="name: method options"
+    )
     out.add_argument("--jobs", type=int, default=1, help="runs at a time")
     return out
 
@@ -207,7 +223,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None, say: Say = print) -> int:
     """Run what is missing, write the table; 0 if every cell of it is there."""
     args, rest = parser().parse_known_args(argv)
-    rows = rows_of(args.table, args.recalibrate, args.certified)
+    rows = rows_of(args.table, args.recalibrate, args.certified) + args.row
+    if not rows:
+        print("run.py: expected a --row with rows, got none; write one", file=sys.stderr)
+        return 2
     jobs = [
         job
         for lists in args.lists
