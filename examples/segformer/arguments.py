@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--labels-only", action="store_true", help="write and measure the labels")
     training.add_argument("--stage1", type=Path, help="stage1.pt of the method without stage II")
-    training.add_argument("--model", default="nvidia/mit-b5", help="or tiny, or unet")
+    training.add_argument("--model", default="nvidia/mit-b5", help="or tiny, unet, unet-32")
     training.add_argument("--epochs", type=int, nargs=2, metavar=("I", "II"))
     training.add_argument("--batch", type=int, default=4, help="images of an optimiser step")
     training.add_argument("--accumulate", type=int, default=1, help="passes of a batch")
@@ -93,7 +93,7 @@ def complete(args: argparse.Namespace) -> Layout:
     args.background = layout.background if known else _index(args.background)
     args.epochs = tuple(args.epochs or layout.epochs)
     args.crop = args.crop or layout.crop
-    args.optimizer = args.optimizer or ("adamw" if args.model in ("tiny", "unet") else "sgd")
+    args.optimizer = args.optimizer or ("adamw" if args.model.partition("-")[0] in ("tiny", "unet") else "sgd")
     args.lr = args.lr or 0.003
     world = int(os.environ.get("WORLD_SIZE", "1"))
     share = 2 * world * args.accumulate
