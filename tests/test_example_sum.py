@@ -22,7 +22,16 @@ from cpseg.store import read_tensors, write_mask, write_tensors
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 FOLDER = Path(__file__).parents[1] / "examples" / "sum"
-NAMES = ("checkpoints", "digits_data", "refinement", "rounds", "sam_data", "sam_model", "train")
+NAMES = (
+    "checkpoints",
+    "coarse",
+    "digits_data",
+    "refinement",
+    "rounds",
+    "sam_data",
+    "sam_model",
+    "train",
+)
 SHORT = ["--model", "tiny", "--data", "digits", "--digits", "3", "--masks", "2"]
 SHORT += ["--steps", "4", "--refine-steps", "6", "--every", "2"]
 
@@ -383,6 +392,206 @@ def test_coarse_masks_without_a_pixel_are_left_out(example, folder):
     assert len(u.masks) == len(u.coarse) == len(u.points) == 2
     for mask, (x, y) in zip(u.masks, u.points.long().tolist(), strict=True):
         assert mask[y, x] == 1
+
+
+# --- coarse masks --------------------------------------------------------------------------------
+
+LOOSE = ["--grid", "3", "--min-iou", "0", "--min-stability", "0", "--max-area", "100"]
+
+
+def objects(labels: np.ndarray, side: int = 64) -> Tensor:
+    """Logits of every label of an image of 40 x 20 in the masks of a frame of 128."""
+    inner = labels[np.arange(side) * 40 // side][:, np.arange(side // 2) * 20 // (side // 2)]
+    full = np.pad(inner, ((0, 0), (0, side // 2)))
+    return torch.stack([torch.from_numpy(full == k) for k in (1, 2)]).float() * 18 - 9
+
+
+def answering(example, monkeypatch, answer) -> list[Tensor]:
+    """Let ``answer(points)`` stand for SAM's three masks and their IoU; the points it was asked."""
+    asked: list[Tensor] = []
+
+    def predict(model, embedding, prompts, masks=None, *, several=False):
+        assert several
+        assert masks is None
+        assert prompts.labels.tolist() == [[1]] * len(embedding)
+        assert not prompts.boxed.any()
+        asked.append(prompts.points[:, 0])
+        return answer(prompts.points[:, 0])
+
+    monkeypatch.setattr(example.coarse, "predict", predict)
+    return asked
+
+
+def labels_of(folder: Path) -> np.ndarray:
+    return np.array(Image.open(folder / "masks" / "a.png"))
+
+
+def about_the_object(folder: Path):
+    """The object or what is none under a point, the whole image, and noise."""
+    first, second = objects(labels_of(folder))
+
+    def answer(points: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = (points / 2).round().long().unbind(1)
+        own = torch.where((first[y, x] > 0)[:, None, None], first, second)
+        neither = (first[y, x] < 0) & (second[y, x] < 0)
+        own = torch.where(neither[:, None, None], torch.maximum(first, second).neg(), own)
+        noise = torch.randn(own.shape, generator=seeded(0))  # not stable
+        iou = torch.where(neither, 0.9, 0.95)
+        return (
+            torch.stack([own, torch.full_like(own, 9), noise], 1),
+            torch.stack([iou, torch.full_like(iou, 0.99), torch.full_like(iou, 0.98)], 1),
+        )
+
+    return answer
+
+
+def test_masks_from_a_grid(example, folder, tiny, monkeypatch):
+    asked = answering(example, monkeypatch, about_the_object(folder))
+    bare, full = example.sam_data.read_image(
+        folder, example.sam_data.read_list(folder, "unlabelled")[0], 128
+    )
+    assert (bare.size, full) == ((128, 64), (40, 20))
+    logits, points = example.coarse.from_grid(tiny, bare, 16, example.coarse.Filters())
+    own = [((x + 0.5) * 4 - 0.5, (y + 0.5) * 8 - 0.5) for y in range(16) for x in range(16)]
+    assert torch.cat(asked).tolist() == [list(point) for point in own]
+    assert max(map(len, asked)) == 64
+    assert logits.shape == (3, 64, 32)
+    labels = labels_of(folder)
+    want = objects(labels)[:, :, :32]
+    found = {k for k in range(2) for mask in logits[:2] if torch.equal(mask, want[k])}
+    assert found == {0, 1}  # an object each, and the rest, which is believed in less, last
+    assert torch.equal(logits[2], torch.maximum(*want).neg())
+    for mask, (x, y) in zip(logits, (points / 2).round().long().tolist(), strict=True):
+        assert mask[y, x] > 0
+    strict = example.coarse.Filters(min_iou=92.0)
+    assert len(example.coarse.from_grid(tiny, bare, 16, strict)[0]) == 2
+    nothing, none = example.coarse.from_grid(tiny, bare, 16, example.coarse.Filters(99.5))
+    assert nothing.shape == (0, 64, 32)
+    assert none.shape == (0, 2)
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.7])
+def test_duplicates_go(example, limit):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        corners = np.sort(rng.integers(0, 12, (15, 2, 2)), 1)
+        scores = rng.integers(0, 6, 15) / 6  # with ties
+        drawn = np.zeros((15, 12, 12), dtype=bool)
+        for mask, ((x0, y0), (x1, y1)) in zip(drawn, corners, strict=True):
+            mask[y0 : y1 + 1, x0 : x1 + 1] = True
+        kept: list[int] = []
+        for k in sorted(range(15), key=lambda k: -scores[k]):
+            shares = [(drawn[k] & drawn[j]).sum() / (drawn[k] | drawn[j]).sum() for j in kept]
+            if all(share <= limit for share in shares):
+                kept.append(k)
+        boxes = torch.from_numpy(corners.reshape(15, 4)).float()
+        assert example.coarse.distinct(boxes, torch.from_numpy(scores), limit).tolist() == kept
+
+
+def test_an_image_whose_edge_cuts_a_pixel_of_the_masks(example, tiny):
+    ramp = (2 * torch.arange(64) + 0.5).expand(1, 64, 64)  # the column in the frame
+    found = example.coarse._cut(ramp, tiny, (128, 85))
+    assert found.shape == (1, 64, 42)
+    expected = (np.arange(42) + 0.5) * 85 / 42 - 0.5
+    np.testing.assert_allclose(found[0, 7].numpy()[1:], expected[1:], atol=1e-4)
+    assert torch.equal(example.coarse._cut(ramp.mT, tiny, (128, 64)), ramp.mT[:, :, :32])
+
+
+def test_a_point_in_each_true_mask(example, folder, tiny, monkeypatch):
+    labels = torch.from_numpy(labels_of(folder)).clone()
+    labels[labels == 2] = 3  # no label 2
+    write_mask(folder / "masks" / "a.png", labels)
+    pair = example.sam_data.read_list(folder, "labelled")[0]
+    image, kept, _ = example.sam_data.read_objects(folder, pair, 128)
+    assert kept == [1, 3]
+    first, second = objects(np.where(labels == 3, 2, labels))
+    calls = []
+
+    def answer(points: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(points)
+        masks = torch.stack([-first, first, second])[None].expand(len(points), -1, -1, -1)
+        return masks, torch.tensor([[0.99, 0.95, 0.5]]).expand(len(points), -1)
+
+    answering(example, monkeypatch, answer)
+    found, points, good = example.coarse.from_masks(
+        tiny, image, example.coarse.Filters(), seeded(1)
+    )
+    assert torch.equal(found, torch.stack([first, second])[:, :, :32])  # the closest to the truth
+    assert good.tolist() == [True, False]  # the second is one the model does not believe in
+    for mask, (x, y) in zip(image.masks, points.long().tolist(), strict=True):
+        assert mask[y, x] == 1
+    args = ["coarse", "--model", "tiny", "--data", str(folder), "--out", str(folder / "out")]
+    shutil.rmtree(folder / "coarse")
+    (folder / "unlabelled.txt").write_text("")
+    said: list[str] = []
+    example.train.main(args, said.append)
+    written, about = read_tensors(folder / "coarse" / "images" / "a.safetensors")
+    assert written["logits"].dtype == torch.float16
+    assert written["logits"].shape == (3, 64, 32)
+    assert torch.equal(written["logits"][0].float(), first[:, :32])
+    assert (written["logits"][1:] == -20).all()
+    assert about["mask"] == "masks/a.png"
+    for label, channel in ((1, 0), (3, 2)):
+        x, y = written["points"][channel].round().long().tolist()
+        assert labels[y, x] == label
+    x = example.sam_data.read_labelled(folder, pair, 128, coarse=True)
+    assert example.refinement.good_pairs(x).tolist() == [0]
+
+
+def test_the_whole_command_makes_its_coarse_masks(example, finished, tmp_path, monkeypatch, capsys):
+    data = Path(shutil.copytree(finished.out / "digits", tmp_path / "data"))
+    shutil.rmtree(data / "coarse")
+    args = [*SHORT, *LOOSE, "--uncertainty", "confidence", "--out", str(tmp_path / "out")]
+    args[args.index("digits")] = str(data)
+    real, count = example.coarse.from_grid, []
+
+    def second_is_empty(model, image, grid, filters):
+        count.append(image.name)
+        logits, points = real(model, image, grid, filters)
+        return (logits, points) if len(count) != 2 else (logits[:0], points[:0])
+
+    monkeypatch.setattr(example.coarse, "from_grid", second_is_empty)
+
+    def stop(line: str) -> None:
+        if line == "coarse: labelled, 3 images":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        example.train.main(["all", *args], stop)
+    written = sorted((data / "coarse").rglob("*.*"))
+    assert [path.name for path in written] == [f"labelled_{k:04d}.safetensors" for k in range(3)]
+    said: list[str] = []
+    assert example.train.main(["all", *args], said.append) == 0
+    assert re.fullmatch(r"coarse: 3 files written; \d+ masks of unlabelled .*", said[2])
+    left_out = "coarse: no mask passes in 1 unlabelled images, left out: images/unlabelled_0001.png"
+    assert said[3] == left_out
+    assert "uncertainty: 2 maps written, 0 were there" in said
+    assert any(line.startswith("finetune-confidence: step 4 of 4") for line in said)
+    before = {path: path.read_bytes() for path in (data / "coarse").rglob("*.safetensors")}
+    said.clear()
+    assert example.train.main(["coarse", *args], said.append) == 0
+    assert said[2].startswith("coarse: 0 files written;")
+    assert said[3] == left_out
+    assert all(path.read_bytes() == old for path, old in before.items())
+    assert example.train.main(["coarse", *args, "--grid", "2"], said.append) == 0
+    assert said[-1].startswith("coarse: 3 files written;")  # the grid is nothing to labelled images
+    strict = ["--min-iou", "100", "--min-stability", "100"]
+    assert example.train.main(["coarse", *args, *strict], said.append) == 0
+    capsys.readouterr()
+    assert example.train.main(["uncertainty", *args, *strict]) == 2
+    error = capsys.readouterr().err
+    assert "an image with a coarse mask, got none; lower --min-iou or --min-stability" in error
+    assert error.count("\n") == 1
+
+
+def test_masks_of_others_are_left_alone(example, folder, capsys):
+    path = folder / "coarse" / "images" / "a.safetensors"
+    before = path.read_bytes()
+    args = ["coarse", "--model", "tiny", "--data", str(folder), "--out", str(folder / "out")]
+    assert example.train.main(args) == 2
+    error = capsys.readouterr().err
+    assert "expected coarse masks of this command, or none, got others; move that" in error
+    assert path.read_bytes() == before
 
 
 def _coarse(logits: Tensor, **more: Tensor):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import exact, raises, same, seeded
+from tests.helpers import FLOATS, exact, raises, same, seeded
 from torch import Tensor
 
 from cpseg import dice_loss, focal_loss, pseudo_label_loss, self_reliance_loss, sum_loss
@@ -538,6 +538,8 @@ SURE = torch.zeros(2, 3, 4)
         ({"targets": MASK + 3, "logits": torch.zeros(2, 3, 3, 4)}, ValueError, r"0\.\.2 .*got 3"),
         ({"targets": SURE, "logits": torch.zeros(2, 3, 3, 4)}, TypeError, "integer targets"),
         ({"uncertainty": SURE[:1]}, ValueError, r"uncertainty \[2, 3, 4\] or .* got \[1, 3, 4\]"),
+        ({"uncertainty": SURE[..., :1]}, ValueError, r"uncertainty .* got \[2, 3, 1\]"),
+        ({"uncertainty": SURE[:, None, None]}, ValueError, r"got \[2, 1, 1, 3, 4\]"),
         ({"uncertainty": SURE + 1.5}, ValueError, r"uncertainty in \[0, 1\], got values from 1\.5"),
         ({"uncertainty": SURE - 0.1}, ValueError, r"got values from -0\.1"),
         ({"uncertainty": SURE + math.nan}, ValueError, "got NaN"),
@@ -552,6 +554,20 @@ def test_what_does_not_belong_together(
     arguments = {"logits": LOGITS, "targets": MASK, **changes}
     with raises(kind, loss.__name__, match):
         loss(**arguments)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nearly_zero_or_one_is_a_soft_target(dtype: torch.dtype) -> None:
+    ends = torch.finfo(dtype)
+    for value in (ends.tiny, 2 * ends.eps, 1 - ends.eps, 1 + ends.eps, -ends.tiny, math.inf):
+        targets = MASK.to(dtype)
+        targets[0, 1] = 1
+        targets[1, 2, 3] = value
+        with raises(ValueError, "dice_loss", r"targets 0, 1 or 255 \(ignore_index\), got"):
+            dice_loss(LOGITS, targets)
+    for zero in (0.0, -0.0):
+        expected = dice_loss(LOGITS, MASK)
+        assert same(dice_loss(LOGITS, MASK.to(dtype).fill_(zero)), expected)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -50,19 +51,42 @@ def read_list(folder: Path, part: str) -> list[Pair]:
     return read_ids(folder / f"{part}.txt", columns=1 if part == "unlabelled" else 2)
 
 
+def read_image(folder: Path, pair: Pair, size: int) -> tuple[Example, tuple[int, int]]:
+    """An image without masks, and its own height and width."""
+    image = _read_image(folder / pair.image)
+    pixels, inner = _frame(image, size)
+    none = torch.zeros(0, size, size, dtype=torch.uint8)
+    bare = Example(pair.image, pixels, inner, none, None, torch.zeros(0, 2))
+    return bare, (image.height, image.width)
+
+
 def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Example:
     """An image with the masks that a person made: label k is mask k, 0 background, 255 void.
 
     With ``coarse``, channel k - 1 of the coarse logits belongs to label k.
     """
-    image = _read_image(folder / pair.image)
+    example, kept, full = read_objects(folder, pair, size)
+    if not coarse:
+        return example
+    logits, points = _read_coarse(folder, pair.image, full, size, example.size)
+    if len(logits) < kept[-1]:
+        expected = f"coarse logits of {kept[-1]} masks, as its labels are"
+        fix = "write one channel a label"
+        raise ValueError(message(pair.image, expected, str(len(logits)), fix))
+    index = torch.tensor(kept) - 1
+    own = example.points if points is None else points[index]
+    return example._replace(coarse=logits[index], points=own)
+
+
+def read_objects(folder: Path, pair: Pair, size: int) -> tuple[Example, list[int], tuple[int, int]]:
+    """An image with the masks that a person made, the label of each, and its height and width."""
+    bare, full = read_image(folder, pair, size)
     where = folder / str(pair.mask)
-    labels = read_mask(where, num_classes=255, size=(image.height, image.width))
+    labels = read_mask(where, num_classes=255, size=full)
     values = [int(v) for v in labels.unique() if v not in (0, VOID)]
     if not values:
         raise ValueError(message(str(where), "at least one object", "none", "remove the line"))
-    pixels, inner = _frame(image, size)
-    small = interpolate(labels[None, None].float(), size=inner, mode="nearest-exact")[0, 0]
+    small = interpolate(labels[None, None].float(), size=bare.size, mode="nearest-exact")[0, 0]
     small = _pad(small[None], size, VOID)[0]
     # An object may vanish when the image shrinks.
     kept = [v for v in values if bool((small == v).any())]
@@ -71,24 +95,14 @@ def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Examp
         raise ValueError(message(str(where), f"an object that {size} pixels show", "none", fix))
     masks = torch.stack([(small == v).to(torch.uint8) for v in kept])
     masks = masks.masked_fill(small == VOID, VOID)
-    if not coarse:
-        return Example(pair.image, pixels, inner, masks, None, centre_point(masks == 1).points)
-    logits, points = _read_coarse(folder, pair.image, image, size, inner)
-    if len(logits) < kept[-1]:
-        expected = f"coarse logits of {kept[-1]} masks, as its labels are"
-        fix = "write one channel a label"
-        raise ValueError(message(pair.image, expected, str(len(logits)), fix))
-    index = torch.tensor(kept) - 1
-    own = centre_point(masks == 1).points if points is None else points[index]
-    return Example(pair.image, pixels, inner, masks, logits[index], own)
+    return bare._replace(masks=masks, points=centre_point(masks == 1).points), kept, full
 
 
 def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
     """An image whose masks are its coarse logits above 0; empty ones are left out."""
-    image = _read_image(folder / pair.image)
-    pixels, inner = _frame(image, size)
-    logits, points = _read_coarse(folder, pair.image, image, size, inner)
-    inside = _pad(torch.zeros(1, *inner), size, VOID) == 0
+    bare, full = read_image(folder, pair, size)
+    logits, points = _read_coarse(folder, pair.image, full, size, bare.size)
+    inside = _pad(torch.zeros(1, *bare.size), size, VOID) == 0
     masks = (logits > 0) & inside
     kept = masks.flatten(1).any(1)
     if not bool(kept.any()):
@@ -97,7 +111,30 @@ def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
     masks = masks[kept]
     own = centre_point(masks).points if points is None else points[kept]
     targets = masks.to(torch.uint8).masked_fill(~inside, VOID)
-    return Example(pair.image, pixels, inner, targets, logits[kept], own)
+    return bare._replace(masks=targets, coarse=logits[kept], points=own)
+
+
+def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
+    """The unlabelled images but those whose coarse file has no mask.
+
+    Raises:
+        ValueError: none is left.
+    """
+    left = []
+    for pair in pairs:
+        path = place(folder / "coarse", pair.image, ".safetensors")
+        try:
+            with safe_open(path, framework="pt") as file:
+                empty = file.get_slice("logits").get_shape()[0] == 0
+        except (OSError, SafetensorError):  # says so where it is read
+            empty = False
+        if not empty:
+            left.append(pair)
+    if not left:
+        fix = "lower --min-iou or --min-stability"
+        expected = "an image with a coarse mask"
+        raise ValueError(message(str(folder / "unlabelled.txt"), expected, "none", fix))
+    return left
 
 
 def take(example: Example, index: Tensor) -> Example:
@@ -132,7 +169,7 @@ def _pad(maps: Tensor, size: int, value: float) -> Tensor:
 
 
 def _read_coarse(
-    folder: Path, name: str, image: Image.Image, size: int, inner: tuple[int, int]
+    folder: Path, name: str, full: tuple[int, int], size: int, inner: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
     """Logits ``[M, S, S]`` and points ``[M, 2]``, if the file has them, in the frame."""
     path = place(folder / "coarse", name, ".safetensors")
@@ -150,6 +187,10 @@ def _read_coarse(
         return logits, None
     if points.shape != (len(logits), 2):
         raise ValueError(message(str(path), f"'points' [{len(logits)}, 2]", shape(points), fix))
-    # From pixels of the image to pixels of the frame, centre to centre.
-    scale = torch.tensor([inner[1] / image.width, inner[0] / image.height])
-    return logits, (points.float() + 0.5) * scale - 0.5
+    return logits, move_points(points.float(), full, inner)
+
+
+def move_points(points: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Points (x, y) of an image at the height and width ``size`` in the same image at ``to``."""
+    scale = torch.tensor([to[1] / size[1], to[0] / size[0]], device=points.device)
+    return (points + 0.5) * scale - 0.5  # the middle of a pixel stays one

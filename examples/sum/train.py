@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import coarse as sam_masks
 import digits_data
 from checkpoints import restore, train
 from cpseg import TaskPrompt
@@ -22,10 +23,20 @@ from cpseg.sources import place
 from cpseg.store import Pair, read_tensors, write_tensors
 from refinement import good_pairs, map_metadata, refinement_loss, uncertainty_of
 from rounds import backward, evaluate
-from sam_data import Example, read_labelled, read_list, read_unlabelled, take
+from sam_data import (
+    Example,
+    move_points,
+    read_image,
+    read_labelled,
+    read_list,
+    read_objects,
+    read_unlabelled,
+    take,
+    with_masks,
+)
 from sam_model import enlarge, frame_size, layer_groups, load, train_decoder_only
 
-COMMANDS = ("refine", "uncertainty", "finetune", "all")
+COMMANDS = ("coarse", "refine", "uncertainty", "finetune", "all")
 UNLABELLED = 0  # the task of pseudo-labels; 1 is salient objects, 2 entities
 
 
@@ -47,6 +58,17 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW, as SAM has it")
     out.add_argument("--masks", type=_positive, default=30, help="most masks of an image a step")
     out.add_argument("--every", type=_positive, default=50, help="steps between two checkpoints")
+    out.add_argument("--grid", type=_positive, default=32, help="points a side of the image")
+    default = sam_masks.Filters()
+    names = {
+        "min_iou": "least predicted IoU of a coarse mask, in percent",
+        "min_stability": "its least stability, in percent",
+        "max_area": "its area in percent of the image must be less",
+        "nms": "IoU of two boxes above which the worse mask goes",
+    }
+    for name, text in names.items():
+        option = f"--{name.replace('_', '-')}"
+        out.add_argument(option, type=float, default=getattr(default, name), help=text)
     out.add_argument("--digits", type=_positive, default=40, help="images of each part of digits")
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -80,7 +102,8 @@ class Run:
     def settings(self, *names: str) -> dict[str, Any]:
         """The arguments that what is written depends on."""
         common = {"lr": self.lr}
-        names = ("data", "digits", "model", "seed", "masks", "weight_decay", *names)
+        names = ("data", "digits", "model", "seed", "masks", "weight_decay", "grid", *names)
+        names = (*sam_masks.Filters._fields, *names)
         return common | {name: getattr(self.args, name) for name in names}
 
     def labelled(self, pair: Pair, *, coarse: bool) -> Example:
@@ -91,6 +114,10 @@ class Run:
         """The tensors of an example on the device."""
         device = self.args.device
         return Example(*(x.to(device) if isinstance(x, Tensor) else x for x in example))
+
+    def unlabelled(self) -> list[Pair]:
+        """The unlabelled images that have a coarse mask."""
+        return with_masks(self.folder, read_list(self.folder, "unlabelled"))
 
     def draw(self, step: int, stream: int) -> torch.Generator:
         """Random numbers of one step; on the CPU, so that a device changes no draw."""
@@ -108,13 +135,82 @@ class Run:
         return self.args.out / f"uncertainty-{self.args.uncertainty}"
 
 
+def coarse(run: Run) -> None:
+    """Write the coarse masks of labelled and unlabelled images, unless they are there."""
+    args = run.args
+    filters = sam_masks.Filters(args.min_iou, args.min_stability, args.max_area, args.nms)
+    about = {"kind": "coarse", "model": args.model, "seed": args.seed, **filters._asdict()}
+    folder, counts = run.folder / "coarse", {"written": 0, "masks": 0, "failed": 0}
+    empty = []
+    for part in ("labelled", "unlabelled"):
+        pairs = read_list(run.folder, part)
+        for number, pair in enumerate(pairs):
+            path = place(folder, pair.image, ".safetensors")
+            own = about | ({"grid": args.grid} if part == "unlabelled" else {"mask": pair.mask})
+            if path.is_file():
+                tensors, made = read_tensors(path)
+                if made.get("kind") != "coarse":
+                    expected, got = "coarse masks of this command, or none", "others"
+                    raise ValueError(message(str(path), expected, got, "move that folder away"))
+            if not path.is_file() or made != own:
+                find = _coarse_labelled if part == "labelled" else _coarse_unlabelled
+                tensors = find(run, pair, filters, run.draw(number, 0))
+                write_tensors(path, tensors, own)
+                counts["written"] += 1
+            if part == "unlabelled":
+                counts["masks"] += len(tensors["logits"])
+                empty += [pair.image] * (len(tensors["logits"]) == 0)
+            else:
+                counts["failed"] += int((tensors["logits"] == sam_masks.NOTHING).all((1, 2)).sum())
+        run.say(f"coarse: {part}, {len(pairs)} images")
+    run.say(
+        f"coarse: {counts['written']} files written; {counts['masks']} masks of unlabelled images, "
+        f"{counts['failed']} labels without a mask that passes"
+    )
+    if empty:
+        listed = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        run.say(f"coarse: no mask passes in {len(empty)} unlabelled images, left out: {listed}")
+
+
+def _own_coarse(folder: Path) -> bool:
+    """Whether there are no coarse masks yet, or some of this command's."""
+    first = next((folder / "coarse").rglob("*.safetensors"), None)
+    return first is None or read_tensors(first)[1].get("kind") == "coarse"
+
+
+def _coarse_unlabelled(
+    run: Run, pair: Pair, filters: sam_masks.Filters, generator: torch.Generator
+) -> dict[str, Tensor]:
+    bare, full = read_image(run.folder, pair, run.size)
+    logits, points = sam_masks.from_grid(run.model, run.move(bare), run.args.grid, filters)
+    return _stored(logits, move_points(points, bare.size, full))
+
+
+def _coarse_labelled(
+    run: Run, pair: Pair, filters: sam_masks.Filters, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Channel k - 1 for label k; where there is no good mask, a constant."""
+    example, kept, full = read_objects(run.folder, pair, run.size)
+    found, points, good = sam_masks.from_masks(run.model, run.move(example), filters, generator)
+    index = torch.tensor(kept, device=found.device) - 1
+    logits = found.new_full((kept[-1], *found.shape[1:]), sam_masks.NOTHING)
+    made = points.new_zeros(kept[-1], 2)
+    logits[index[good]] = found[good]
+    made[index] = move_points(points, example.size, full)
+    return _stored(logits, made)
+
+
+def _stored(logits: Tensor, points: Tensor) -> dict[str, Tensor]:
+    return {"logits": logits.to("cpu", torch.float16), "points": points.cpu()}
+
+
 def refine(run: Run) -> None:
     """Train the mask-refinement module: prompt encoder and mask decoder, on labelled pairs."""
     parameters = train_decoder_only(run.model)
     pairs = read_list(run.folder, "labelled")
     good = [(p, k) for p in pairs if len(k := good_pairs(run.labelled(p, coarse=True))) > 0]
     if not good:
-        fix = "check that channel k - 1 of the logits belongs to label k"
+        fix = "check that channel k - 1 of the logits is label k, or lower coarse's filters"
         expected = "a coarse mask with an IoU of at least 0.7"
         raise ValueError(message(str(run.folder / "labelled.txt"), expected, "none", fix))
     run.say(f"refine: {sum(len(k) for _, k in good)} masks of {len(good)} images")
@@ -157,7 +253,7 @@ def uncertainty(run: Run) -> None:
             raise ValueError(message(str(path), "a finished module", got, "run refine again"))
     about = map_metadata(kind, settings)
     written = 0
-    pairs = read_list(run.folder, "unlabelled")
+    pairs = run.unlabelled()
     for pair in pairs:
         path = place(run.maps, pair.image, ".safetensors")
         if path.is_file() and read_tensors(path)[1] == about:
@@ -179,7 +275,7 @@ def finetune(run: Run) -> None:
         task_prompt = TaskPrompt(3, channels).to(args.device)
         modules["task_prompt"] = task_prompt
     table("before", run, task_prompt)
-    pairs_x, pairs_u = read_list(run.folder, "labelled"), read_list(run.folder, "unlabelled")
+    pairs_x, pairs_u = read_list(run.folder, "labelled"), run.unlabelled()
 
     def learn(step: int) -> Tensor:
         generator = run.draw(step, 1)
@@ -251,6 +347,7 @@ def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> i
     args = parser().parse_args(argv)
     try:
         steps: dict[str, Callable[[Run], None]] = {
+            "coarse": coarse,
             "refine": refine,
             "uncertainty": uncertainty,
             "finetune": finetune,
@@ -259,7 +356,10 @@ def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> i
         if args.command == "all" and args.uncertainty != "sum":
             names.remove("refine")
         for name in names:
-            steps[name](Run(args, say))  # each from the starting model
+            run = Run(args, say)  # each from the starting model
+            if name == "coarse" and args.command == "all" and not _own_coarse(run.folder):
+                continue
+            steps[name](run)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

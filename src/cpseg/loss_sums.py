@@ -1,10 +1,11 @@
 """The sums that focal and Dice loss are made of, one a sample.
 
-With the logit z of a pixel, its target y in {0, 1} and s = 2y - 1, the probability of the target
-is p_t = sigma(s z), and all follows from log p_t without overflow: the focal term
--a (1 - p_t)^gamma log p_t, and p = y - s (1 - p_t) for Dice. The binary sums have a derivative
-written out, so that an eager loss reads its data once forward and once backward, in tiles that stay
-in the cache; where it is traced, or differentiated twice, the formula itself is used.
+With the logit z of a pixel, its target y in {0, 1} and s = 1 - 2y, the probability of the other
+value is q = sigma(s z), that of the target p_t = 1 - q, and -log p_t = log(1 + exp(s z)), neither
+with overflow. The focal term is -a q^gamma log p_t. For Dice, y p = y p_t and y + p = 2 y p_t + q.
+The binary sums have a derivative written out, so that an eager loss reads its data once forward and
+once backward, in tiles that stay in the cache; where it is traced, or differentiated twice, the
+formula itself is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import log_softmax, softplus
 
 from cpseg.checks import is_compiling
 
@@ -71,7 +72,7 @@ def class_sums(
         weight = weight * balance.to(logits)[label]
     elif balance is not None:
         weight = weight * balance
-    focal = -log_true * _power(torch.expm1(log_true), gamma) * weight
+    focal = -log_true * _power(-torch.expm1(log_true), gamma) * weight
     classes = torch.arange(num_classes, device=label.device)
     kept = _kept(certainty, uncertainty is not None, threshold).unsqueeze(1)
     p = log_p.exp() * kept
@@ -83,25 +84,26 @@ def _formula(
     logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The binary sums as they are defined; autograd differentiates them."""
-    gamma = settings[1]
-    log_true, y, sign, certainty, kept = _pixels(logits, targets, uncertainty, settings)
-    less = torch.expm1(log_true)  # p_t - 1
-    focal = -log_true * _power(less, gamma)
-    p = y + sign * less
-    if settings[0] is not None:
-        focal = focal * _class_weight(y, settings[0])
+    balance, gamma = settings[:2]
+    other, y, _, certainty, kept = _pixels(logits, targets, uncertainty, settings)
+    q = other.sigmoid()
+    focal = _softplus(other) * _power(q, gamma)
+    overlap = y * (1 - q)
+    if balance is not None:
+        focal = focal * _class_weight(y, balance)
     if certainty is not None:
         focal = focal * certainty
     if kept is not None:
-        p, y = p * kept, y * kept
-    return focal.sum(1), (y * p).sum(1), (y + p).sum(1)
+        overlap, q = overlap * kept, q * kept
+    overlap = overlap.sum(1)
+    return focal.sum(1), overlap, 2 * overlap + q.sum(1)
 
 
 class _BinarySums(torch.autograd.Function):
     """The formula and, on the way, what its derivative needs: no transcendental function twice.
 
-    By the chain rule a logit's slope is ``focal_slope`` times the first incoming gradient, minus
-    ``p_fall = -dp/dz`` times (y times the second plus the third).
+    By the chain rule a logit's slope is ``focal_slope`` times the first incoming gradient, plus
+    ``p_slope = dp/dz`` times (y times the second plus the third).
     """
 
     @staticmethod
@@ -126,7 +128,7 @@ class _BinarySums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor, None, None, None]:
-        logits, targets, uncertainty, focal_slope, p_fall = ctx.saved_tensors
+        logits, targets, uncertainty, focal_slope, p_slope = ctx.saved_tensors
         grads = [logits.new_zeros(len(logits)) if g is None else g for g in incoming[:3]]
         if torch.is_grad_enabled():  # the gradient is itself to be differentiated
             found = _formula(logits, targets, uncertainty, ctx.settings)
@@ -137,7 +139,7 @@ class _BinarySums(torch.autograd.Function):
             focal, overlap, mass = (grad[tile[0]].unsqueeze(1) for grad in grads)
             y = _targets(targets[tile], logits.dtype, ctx.settings)
             part = slope[tile]
-            torch.mul(y, -overlap, out=part).sub_(mass).mul_(p_fall[tile])
+            torch.mul(y, overlap, out=part).add_(mass).mul_(p_slope[tile])
             part.addcmul_(focal_slope[tile], focal.expand_as(part))
         return slope, None, None, None
 
@@ -149,33 +151,33 @@ def _tile(
     settings: Settings,
     slopes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of a tile; writes the slopes of its focal term and of -p."""
+    """The sums of a tile; writes the slopes of its focal term and of p."""
     balance, gamma = settings[:2]
-    log_true, y, sign, certainty, kept = _pixels(logits, targets, uncertainty, settings)
-    less = torch.expm1(log_true)  # p_t - 1
-    true = less + 1
-    weight = _power(less, gamma)
+    other, y, sign, certainty, kept = _pixels(logits, targets, uncertainty, settings)
+    surprise = _softplus(other)
+    q = other.sigmoid()
+    true = 1 - q
+    weight = _power(q, gamma)
     if balance is not None:
         weight = _class_weight(y, balance).mul_(weight)
     if certainty is not None:
         weight = certainty.mul_(weight)
-    # d/dz of -a (1 - p_t)^gamma log p_t is s a (1 - p_t)^gamma (gamma p_t log p_t - (1 - p_t)).
-    torch.addcmul(less, true, log_true, value=gamma, out=slopes[0]).mul_(sign).mul_(weight)
-    torch.mul(true, less, out=slopes[1])  # -dp/dz = -p (1 - p) = -p_t (1 - p_t)
-    focal = log_true.mul_(weight).sum(1).neg_()
-    mass = torch.addcmul(y, sign, less).add_(y)  # p + y
-    overlap = true.mul_(y)  # y p
+    # d/dz of -a q^gamma log p_t is s a q^gamma (q - gamma p_t log p_t).
+    torch.addcmul(q, true, surprise, value=gamma, out=slopes[0]).mul_(sign).mul_(weight)
+    focal = surprise.mul_(weight).sum(1)
+    overlap = true * y
     if kept is not None:
-        slopes[1].mul_(kept)
         overlap.mul_(kept)
-        mass.mul_(kept)
-    return focal, overlap.sum(1), mass.sum(1)
+        q.mul_(kept)
+    torch.mul(true, q, out=slopes[1])  # dp/dz = p (1 - p) = p_t q
+    overlap = overlap.sum(1)
+    return focal, overlap, 2 * overlap + q.sum(1)
 
 
 def _pixels(
     z: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The log of p_t, target, sign, certainty and what Dice keeps; None where that is all 1."""
+    """The product s z, target, s, certainty and what Dice keeps; the last two None if all 1."""
     threshold, void_value, trusted = settings[2:]
     y = _targets(targets, z.dtype, settings)
     certainty = None if uncertainty is None else 1 - uncertainty.detach().to(z.dtype)
@@ -187,10 +189,15 @@ def _pixels(
     kept = None
     if certainty is not None:
         kept = _kept(certainty, uncertainty is not None, threshold)
-    sign = torch.add(y.new_full((), -1), y, alpha=2)
-    # Bounded, so that an infinite logit counts nothing where the certainty is 0.
-    log_true = logsigmoid(sign * z).clamp(min=torch.finfo(z.dtype).min)
-    return log_true, y, sign, certainty, kept
+    sign = torch.add(y.new_full((), 1), y, alpha=-2)
+    return sign * z, y, sign, certainty, kept
+
+
+def _softplus(other: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, bounded, so that an infinite logit counts nothing at certainty 0."""
+    # Above the threshold it is x itself, to the last digit.
+    threshold = 40.0 if other.dtype == torch.float64 else 20.0
+    return softplus(other, threshold=threshold).clamp_(max=torch.finfo(other.dtype).max)
 
 
 def _targets(targets: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:
@@ -216,14 +223,12 @@ def _class_weight(y: Tensor, balance: float) -> Tensor:
     return torch.add(y.new_full((), 1 - balance), y, alpha=2 * balance - 1)
 
 
-def _power(less: Tensor, gamma: float) -> Tensor:
-    """``(1 - p_t)^gamma`` from ``p_t - 1``."""
+def _power(q: Tensor, gamma: float) -> Tensor:
     if gamma == 2:
-        return less * less
-    rest = -less
+        return q * q
     if gamma < 1:  # the slope at 0 is infinite
-        rest = rest.clamp(min=torch.finfo(rest.dtype).tiny)
-    return rest**gamma
+        q = q.clamp(min=torch.finfo(q.dtype).tiny)
+    return q**gamma
 
 
 def _tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
