@@ -406,6 +406,10 @@ def students(run: Runner) -> str:
                 given += ["--certified", "0.1"]
             if maps:
                 given += [*maps, "--classes", "7", "--background", background]
+                for name, method in (("", ""), (" + SR", "+sr")):
+                    labels = "--recalibrate dirichlet --background none"
+                    row = f"refitted, not suppressed{name}: foundation+cp{method} {labels}"
+                    given += ["--row", row]
             for last in range(3):  # a seed a command, so that time may run out between them
                 seeds = [str(seed) for seed in range(last + 1)]
                 name = f"{kind}-{budget}-{last}"
