@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +39,19 @@ def raises(kind: type[Exception], where: str, match: str) -> Iterator[None]:
     assert type(caught.value) is kind, f"{type(caught.value).__name__}: {said}"
     assert STANDARD.fullmatch(said), said
     assert said.startswith(f"{where}: "), said
+
+
+@contextmanager
+def modules(example: str, names: Sequence[str]) -> Iterator[SimpleNamespace]:
+    """The modules of an example, which lie beside each other and in no package."""
+    folder = str(Path(__file__).parents[1] / "examples" / example)
+    sys.path.insert(0, folder)
+    try:
+        yield SimpleNamespace(**{name: __import__(name) for name in names})
+    finally:
+        sys.path.remove(folder)
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def same(left: Tensor, right: Tensor | np.ndarray) -> bool:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tests import folders
+from tests.helpers import modules
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("paper", "tables", "run")
 CLASSES = 4
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    """The example's modules, which lie beside each other and in no package."""
-    sys.path.insert(0, str(EXAMPLES / "ablation"))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(EXAMPLES / "ablation"))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+    with modules("ablation", NAMES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.folders import files
+from tests.helpers import modules
 
 from cpseg.foundation import read_classes
 from cpseg.store import read_scores
@@ -23,13 +23,8 @@ NAMES = ("prob_files", "seem_probs", "glamm_probs")
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+    with modules("foundation", NAMES) as found:
+        yield found
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import folders
-from tests.helpers import seeded
+from tests.helpers import modules, seeded
 from tests.test_torchrun import ENVIRONMENT, free_port
 
 from cpseg import Calibration
@@ -47,14 +47,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    """The example's modules, which lie beside each other and in no package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+    with modules("segformer", NAMES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import seeded
+from tests.helpers import modules, seeded
 from torch import Tensor
 
 from cpseg import TaskPrompt
@@ -21,7 +20,6 @@ from cpseg.store import read_tensors, write_mask, write_tensors
 
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
-FOLDER = Path(__file__).parents[1] / "examples" / "sum"
 NAMES = (
     "checkpoints",
     "coarse",
@@ -38,14 +36,8 @@ SHORT += ["--steps", "4", "--refine-steps", "6", "--every", "2"]
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    """The example's modules, which lie beside each other and in no package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+    with modules("sum", NAMES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,9 @@ def complete(args: argparse.Namespace) -> Layout:
     args.background = layout.background if known else _index(args.background)
     args.epochs = tuple(args.epochs or layout.epochs)
     args.crop = args.crop or layout.crop
-    args.optimizer = args.optimizer or ("adamw" if args.model.partition("-")[0] in ("tiny", "unet") else "sgd")
+    args.optimizer = args.optimizer or (
+        "adamw" if args.model.partition("-")[0] in ("tiny", "unet") else "sgd"
+    )
     args.lr = args.lr or 0.003
     world = int(os.environ.get("WORLD_SIZE", "1"))
     share = 2 * world * args.accumulate
