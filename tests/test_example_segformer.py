@@ -296,6 +296,29 @@ def test_a_batch_without_a_label_has_a_loss_of_zero(example, data, tmp_path: Pat
     assert same(before, trainer.student.state_dict())
 
 
+def test_the_unlabelled_half_learns_from_the_students_own_labels(example, data, tmp_path) -> None:
+    """From the list to the batch to the loss: void beyond the image, the student's class inside."""
+    train = example.train
+    args = train.parser().parse_args(words(data, tmp_path, "--method", "self-training"))
+    train.complete(args)
+    args.crop, args.scale = 40, (1.0, 1.0)
+    labelled = train.read_ids(data.root / "labelled.txt")
+    unlabelled = train.read_ids(data.root / "unlabelled.txt")
+    stages = (train.Stage(0, False), train.Stage(1, True))
+    made = train.Plan(labelled, unlabelled, [], 0, stages)
+    trainer = train.Trainer(args, CLASSES)
+    source = train.Source(data.root, data.probs)
+    pixels, labels = next(iter(train._loader(args, trainer, made, source, 0)))
+    found = trainer._answers(pixels, labels)[2:]
+    trainer.student.eval()
+    own = trainer.student(pixels[2:]).argmax(1).to(torch.uint8)
+    inside = torch.zeros(40, 40, dtype=torch.bool)
+    inside[:20, :28] = True  # the images' size
+    for label, answer in zip(found, own, strict=True):
+        assert torch.equal(label[inside], answer[inside])
+        assert bool((label[~inside] == 255).all())
+
+
 def test_own_labels_leave_padding_void_and_dropout_off(example, data, tmp_path: Path) -> None:
     args = example.train.parser().parse_args(words(data, tmp_path, "--method", "self-training"))
     example.train.complete(args)

@@ -108,7 +108,8 @@ class Sample(NamedTuple):
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Weakly augmented crops, in an order that was decided before.
 
-    Rows are ``(pixels [3, S, S], labels uint8 [S, S])``; without a mask all labels are void.
+    Rows are ``(pixels [3, S, S], labels uint8 [S, S])``; without a mask the labels are 0, and void
+    beyond the image alone.
 
     Args:
         source: where images and masks lie, and what the values in masks mean.
@@ -158,6 +159,6 @@ def read_labels(
     """Labels ``[H, W]`` at the size of ``pixels``; pseudo-labels hold classes as they are."""
     size = (pixels.shape[-2], pixels.shape[-1])
     if pair.mask is None:
-        return torch.full(size, VOID, dtype=torch.uint8)
+        return torch.zeros(size, dtype=torch.uint8)  # not void, as what lies beyond the image is
     plain = Source(source.root, source.probs) if pseudo else source
     return plain.labels(pair, num_classes, size)
