@@ -17,7 +17,7 @@ from PIL import Image
 from tests import folders
 from tests.folders import DataSet, command, done, files, refused
 from tests.test_camvid import ROOT
-from tests.test_torchrun import ENVIRONMENT, ONE_RANK, free_port
+from tests.test_torchrun import ONE_RANK, free_port
 
 from cpseg import Calibration, Calibrator, Certifier, groups
 from cpseg.certifying import certify
@@ -219,7 +219,7 @@ def test_ranks_give_the_bytes_of_one_process(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **ENVIRONMENT, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

@@ -57,6 +57,14 @@ def test_a_table_is_written_and_goes_on(example, data, tmp_path: Path, monkeypat
     with (tmp_path / "table9.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [f"{float(line['miou']):.1f}" for line in found] == [row[5] for row in rows]
+    with (tmp_path / "table9-classes.csv").open() as file:
+        by_class = list(csv.DictReader(file))
+    assert [(line["row"], line["of"]) for line in by_class] == [
+        (name, of) for name in ("confidence 0.7", "CP") for of in ("labels", "student")
+    ]
+    for line, run in zip(by_class[1::2], found, strict=True):
+        values = [float(line[f"class_{index}"]) for index in range(CLASSES)]
+        assert float(run["miou"]) == pytest.approx(sum(values) / CLASSES)
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(stamps) == 4  # labels and a run, for two rows
@@ -75,6 +83,24 @@ def test_a_table_is_written_and_goes_on(example, data, tmp_path: Path, monkeypat
     assert calls[0][-1] == str(lost.parent)
     assert cells((tmp_path / "table9.md").read_text()) == rows
     assert all(path.stat().st_mtime_ns == stamps[path] for path in stamps if path != lost)
+
+
+def test_runs_side_by_side_share_the_cores(example, tmp_path: Path, monkeypatch) -> None:
+    run, seen = example.run, []
+
+    def ran(command, *, env, **options):
+        seen.append(env.get("OMP_NUM_THREADS"))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(run.subprocess, "run", ran)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    job = run.Job(tmp_path / "a", ())
+    for workers in (1, 3):
+        run.carry_out([job], [], workers, lambda line: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    run.carry_out([job], [], 3, lambda line: None)
+    assert seen == [None, "2", "5"]
 
 
 def test_table5_shares_labels_and_stage_one(example, tmp_path: Path) -> None:
@@ -149,12 +175,18 @@ def test_table11_measures_labels_and_trains_nothing(example, data, tmp_path: Pat
 
 def test_means_and_spreads(example) -> None:
     tables = example.tables
-    labels = {"kept": 0.5, "wrong": 0.125, "miou_kept": 0.25}
-    found = [{"miou": 0.5}, {"miou": 0.7}]
+    labels = {"kept": 0.5, "wrong": 0.125, "miou_kept": 0.25, "iou_kept": [0.0, 0.5]}
+    found = [{"miou": 0.5, "iou": [0.25, 0.75]}, {"miou": 0.7, "iou": [0.5, 0.875]}]
     line = tables.row_of("CP", "92", found, labels, 78.09)
     text = tables.markdown_of([line], labels_only=False)
     expected = "| CP | 92 | 50.0 | 12.5 | 25.0 | 60.0 ± 14.1 | 2 | 78.09 |"
     assert text.splitlines()[2] == expected
+    assert tables.csv_of([line]).splitlines()[0].endswith(",wrong,labels_miou,paper")
+    assert tables.classes_csv_of([line]).splitlines() == [
+        "row,labelled,of,class_0,class_1",
+        "CP,92,labels,0.0,50.0",
+        "CP,92,student,37.5,81.25",
+    ]
     none = tables.markdown_of([tables.row_of("x", "1", [], None, None)], labels_only=False)
     assert none.splitlines()[2] == "| x | 1 | - | - | - | - | 0 | - |"
 

@@ -23,7 +23,7 @@ from cpseg.cli import _RUNS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FOLDERS = [str(EXAMPLES / name) for name in ("camvid", "segformer", "ablation")]
-NAMES = ("convert", "teacher", "results", "train", "run")
+NAMES = ("convert", "runner", "students", "teacher", "results", "train", "run")
 BESIDE = ("crops", "networks", "paper", "pseudo", "resuming", "scoring", "tables")
 SIZE = (64, 48)
 SHORT = ["--model", "unet-8", "--epochs", "4", "--every", "2", "--device", "cpu"]
@@ -123,7 +123,7 @@ def test_lists_split_the_drive(example, converted):
         f"images/{path.name} masks/{path.name}" for path in (converted / "images").glob("0016E5*")
     )
     assert len(read["heldout"] + read["pool"]) == 183
-    for budget in (25, 50, 100):
+    for budget in (8, 25, 50, 100):
         labelled, rest = read[f"labelled_{budget}"], read[f"unlabelled_{budget}"]
         assert labelled == read["pool"][:budget]
         assert rest == read["pool"][budget:]
@@ -364,7 +364,7 @@ def test_the_first_table(tabled):
 
 
 def test_what_was_said_is_not_asked_again(example, tabled, capsys, monkeypatch):
-    monkeypatch.setattr(example.results, "_cpseg", lambda words: pytest.fail(str(words)))
+    monkeypatch.setattr(example.runner, "_cpseg", lambda words: pytest.fail(str(words)))
     code = example.results.main([str(tabled), "eleven", "--budget-seconds", "-1"])
     assert code == 0
     table = (tabled / "results" / "eleven" / "table.md").read_text()
@@ -410,7 +410,7 @@ def test_a_failed_command_is_one_line(example, tabled, tmp_path, capsys):
 
 def test_a_certificate_and_its_mean_over_images(example, tabled):
     with example.results.inside(tabled):
-        runner = example.results.Runner("certificates", float("inf"), 1)
+        runner = example.runner.Runner("certificates", float("inf"), 1)
         given = (runner, "eleven", 100, "0.9", "--pvalue", "betting")
         said = example.results.certified(*given)
         assert said == example.results.certified(*given)
@@ -481,7 +481,7 @@ def test_every_section_asks_for_what_there_is(example, taught, tmp_path, monkeyp
             args.output.write_text(json.dumps(rows))
         return (1, "cpseg: not certified: none") if words[1] == "certify" else (0, "")
 
-    monkeypatch.setattr(example.results, "_cpseg", answer)
+    monkeypatch.setattr(example.runner, "_cpseg", answer)
     sections = ("eleven", "objects", "coverage", "sweep", "certificates", "promise")
     assert example.results.main([str(out), *sections]) == 0
     counts = {name: asked.count(name) for name in set(asked)}
@@ -518,7 +518,7 @@ def test_refitted_scores_over_draws(example, taught, tmp_path, monkeypatch):
                 writer.writerow([budget, split, "recommended: raw argmax", *[""] * 6])
         return 0, ""
 
-    monkeypatch.setattr(example.results, "_script", answer)
+    monkeypatch.setattr(example.runner, "_script", answer)
     assert example.results.main([str(out), "refitted"]) == 0
     text = (out / "results" / "refitted" / "table.md").read_text()
     rows = [row for row in cells(text) if row[0] == "dirichlet, context" and row[1] == "50"]
@@ -534,26 +534,42 @@ def test_students_are_options_of_the_other_examples(example, taught, tmp_path, m
     out, asked = tmp_path / "out", []
     (out / "probs").mkdir(parents=True)
     shutil.copy(taught.out / "probs" / "made.json", out / "probs")
+    shutil.copy(taught.out / "map.json", out)
 
     def answer(words: list[str]) -> tuple[int, str]:
         assert words[:2] == ["python", "examples/ablation/run.py"]
         args, rest = example.run.parser().parse_known_args(words[2:])
         needed = ["--dataset", args.dataset, "--lists", "l", "--out", "o", "--method", "label-only"]
-        example.train.parser().parse_args([*needed, *rest])
+        parser = example.train.parser()
+        parser.parse_args([*needed, *rest])
+        for row in args.row:
+            parser.parse_args([*needed, "--root", "r", *row.labels, "--method", row.method])
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "table5.md").write_text("| row |\n| --- |\n")
-        asked.append((args.out.name, args.seeds, args.certified, "--class-map" in rest))
+        (args.out / f"{args.table}.md").write_text("| row |\n| --- |\n")
+        classes = 7 if "--class-map" in rest else 11
+        values = ",".join(["12.5"] * (classes - 1) + ["nan"])
+        lines = ["row,labelled,of", f"x,9,labels,{values}", f"x,9,student,{values}"]
+        lines += [f"x + SR,9,labels,{values}", f"x + SR,9,student,{values}"]
+        (args.out / f"{args.table}-classes.csv").write_text("\n".join(lines) + "\n")
+        asked.append((args.out.name, args.lists[0].name, len(args.seeds), bool(args.certified)))
         return 0, ""
 
-    monkeypatch.setattr(example.results, "_script", answer)
+    monkeypatch.setattr(example.runner, "_script", answer)
     assert example.results.main([str(out), "students"]) == 0
-    seeds = ([0], [0, 1], [0, 1, 2])
-    assert asked == [
-        (f"{kind}-{budget}", some, [0.1] if budget == 50 else [], kind == "objects")
-        for kind in ("eleven", "objects")
-        for budget in (25, 50)
-        for some in seeds
+    parts = [(f"{k}-{b}", str(b), b == 50) for k in ("eleven", "objects") for b in (25, 50)]
+    parts += [("eleven-8", "8", False), ("eleven-25-more", "25", False)]
+    assert asked == [(n, lists, s, c) for n, lists, c in parts for s in (1, 2, 3)]
+    rows = cells((out / "results" / "students" / "table.md").read_text())
+    by_class = [row for row in rows if row[0].startswith("x")]
+    assert [row[:2] for row in by_class[:3]] == [
+        ["x", "labels"],
+        ["x", "student"],
+        ["x + SR", "student"],
     ]
+    titles = [row[2:] for row in rows if row[0] == "IoU"]
+    assert [len(row) for row in titles] == [11, 11, 7, 7, 11, 11]
+    assert titles[2][0] == "background"
+    assert [row[2:] for row in by_class][6] == ["12"] * 6 + ["-"]
 
 
 def test_the_name_of_a_u_net_may_say_its_width(example):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tests import folders
 from tests.helpers import modules, seeded
-from tests.test_torchrun import ENVIRONMENT, free_port
+from tests.test_torchrun import free_port
 
 from cpseg import Calibration
 
@@ -178,7 +178,7 @@ def test_two_ranks_train_as_one(example, data, tmp_path: Path, method: str) -> N
     more = ["--method", method, "--probs", str(data.probs)]
     done = subprocess.run(
         [*launcher, *words(data, tmp_path / "two", *more)],
-        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=240,

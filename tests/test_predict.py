@@ -6,7 +6,6 @@ No statistical test here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -266,7 +265,6 @@ def test_two_ranks_write_the_bytes_of_one(
         capture_output=True,
         text=True,
         timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -510,7 +510,7 @@ def test_ranks_fit_the_same_map(tmp_path: Path) -> None:
             "one_rank(int(sys.argv[2]), Path(sys.argv[1]))",
         ]
     )
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(rank)], env=environment)
         for rank in range(2)

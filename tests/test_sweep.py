@@ -21,7 +21,7 @@ import torch.distributed as dist
 from PIL import Image
 from tests import folders, oracles
 from tests.folders import DataSet, command, complains, done, files, refused
-from tests.test_torchrun import ENVIRONMENT, free_port
+from tests.test_torchrun import free_port
 
 from cpseg import Calibrator, groups, sources
 from cpseg.class_map import parse_class_map
@@ -741,7 +741,6 @@ def test_torchrun_gives_the_bytes_of_one_process(
         capture_output=True,
         text=True,
         timeout=180,
-        env=ENVIRONMENT,
         check=False,
     )
     assert both.returncode == 0, both.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 from cpseg.store import write_text
 from paper import PAPER
-from tables import csv_of, markdown_of, row_of
+from tables import classes_csv_of, csv_of, markdown_of, row_of
 
 TRAIN = Path(__file__).parent.parent / "segformer" / "train.py"
 TABLES = ("table5", "table6", "table9", "table11", "rows")
@@ -148,6 +149,9 @@ def cell(row: Row, lists: Path, seed: int, out: Path, method: str | None = None)
 def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> list[str]:
     """Run what has no result yet, ``workers`` at a time; what failed, with its last line."""
     wanted = list({job.out: job for job in jobs}.values())
+    environment = dict(os.environ)
+    if workers > 1:  # each would take all cores, and wait for the others' threads
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     done = {job.out: threading.Event() for job in wanted}
     failed: dict[Path, str] = {}
 
@@ -163,7 +167,9 @@ def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> lis
             job.out.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, str(TRAIN), *common, *job.options, "--out", str(job.out)]
             with (job.out / "log.txt").open("a", encoding="utf-8") as log:
-                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+                code = subprocess.run(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
+                ).returncode
             if code:
                 failed[job.out] = (job.out / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
                 return f"{job.out}: {failed[job.out]}"
@@ -245,6 +251,7 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
     text = markdown_of(lines, labels_only=args.table == "table11")
     write_text(args.out / f"{args.table}.md", text)
     write_text(args.out / f"{args.table}.csv", csv_of(lines))
+    write_text(args.out / f"{args.table}-classes.csv", classes_csv_of(lines))
     say(text)
     for line in failed:
         print(f"run.py: {line}", file=sys.stderr)

@@ -7,6 +7,8 @@ import io
 import statistics
 from typing import Any
 
+BY_CLASS = {"labels": "labels_iou", "student": "iou"}
+
 
 def row_of(
     name: str,
@@ -27,7 +29,14 @@ def row_of(
         "wrong": 100 * labels["wrong"] if labels else None,
         "labels_miou": 100 * labels["miou_kept"] if labels else None,
         "paper": paper,
+        "iou": _by_class([run["iou"] for run in found if "iou" in run]),
+        "labels_iou": _by_class([labels["iou_kept"]] if labels else []),
     }
+
+
+def _by_class(runs: list[list[float]]) -> list[float] | None:
+    """Mean over the runs for every class, in percent; NaN where a class is nowhere."""
+    return [100 * statistics.mean(values) for values in zip(*runs, strict=True)] or None
 
 
 def markdown_of(lines: list[dict[str, Any]], *, labels_only: bool) -> str:
@@ -48,11 +57,25 @@ def markdown_of(lines: list[dict[str, Any]], *, labels_only: bool) -> str:
 
 
 def csv_of(lines: list[dict[str, Any]]) -> str:
-    """The lines with all figures."""
+    """The lines with all figures but those by class."""
+    names = [name for name in lines[0] if name not in BY_CLASS.values()]
+    return _csv([names, *([line[name] for name in names] for line in lines)])
+
+
+def classes_csv_of(lines: list[dict[str, Any]]) -> str:
+    """IoU by class in percent: of the labels that are kept, and of the students."""
+    rows = []
+    for line in lines:
+        for title, name in BY_CLASS.items():
+            if line[name] is not None:
+                rows.append([line["row"], line["labelled"], title, *line[name]])
+    classes = range(max((len(row) for row in rows), default=3) - 3)
+    return _csv([["row", "labelled", "of", *(f"class_{index}" for index in classes)], *rows])
+
+
+def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

@@ -29,7 +29,7 @@ SCENERY = ("sky", "building", "road", "pavement", "tree")
 VOID_THERE, VOID = 11, 255
 DRIVE = "0016E5"  # the target; it lies in train and val
 SOURCE = ("0001TP", "0006R0")  # the foundation model's; the rest of 0001TP, in test, is left alone
-HELDOUT, BUDGETS = 80, (100, 50, 25)
+HELDOUT, BUDGETS = 80, (100, 50, 25, 8)
 Say = Callable[[str], None]
 
 

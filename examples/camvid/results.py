@@ -6,14 +6,10 @@ python examples/camvid/results.py camvid eleven certificates
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import io
 import json
 import math
 import re
-import shlex
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,79 +19,18 @@ from statistics import fmean, stdev
 from typing import Any
 
 from convert import inside, record
-from cpseg import Calibration, cli
+from cpseg import Calibration
 from cpseg.checks import message
 from cpseg.class_map import read_class_map
-from cpseg.evaluation import aligned
 from cpseg.sources import Source
 from cpseg.store import read_ids, write_text
+from runner import DATA, KINDS, Lines, Runner, StoppedError, table
+from students import students
 
-REPOSITORY = Path(__file__).parent.parent.parent
 ALPHAS = ("0.1", "0.05", "0.01")
-DATA = ("--root", ".", "--probs", "probs")
-MAPS = ("--class-map", "map.json", "--mask-map", "map.json")
-KINDS = {"eleven": ("none", ()), "objects": ("0", MAPS)}  # background and maps
 TITLES = {"pixel": "pixel-wise", "image": "image-wise"}
 LEARNED = ("kmeans", "annuli")
 Row = dict[str, Any]
-Lines = list[tuple[str, ...]]
-
-
-class StoppedError(Exception):
-    """The time is up."""
-
-
-class Runner:
-    """Runs the commands of a section in the data's folder; keeps what each of them said.
-
-    Attributes:
-        place: where the section's files go, from the data's folder.
-        jobs: trainings at a time.
-    """
-
-    def __init__(self, section: str, deadline: float, jobs: int) -> None:
-        self.place, self.deadline, self.jobs = Path("results") / section, deadline, jobs
-
-    def cpseg(self, name: str, *words: object) -> str:
-        """What ``cpseg ...`` says; it may find that nothing can be certified."""
-        return self.kept(name, ["cpseg", *map(str, words)], _cpseg)
-
-    def script(self, name: str, path: str, *words: object) -> str:
-        """What a script of the repository says."""
-        return self.kept(name, ["python", path, *map(str, words)], _script)
-
-    def kept(
-        self, name: str, words: list[str], call: Callable[[list[str]], tuple[int, str]]
-    ) -> str:
-        """What a call said: from its file, if that is of the same words."""
-        path, title = self.place / f"{name}.txt", f"$ {shlex.join(words)}\n"
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            if text.startswith(title):
-                return text.removeprefix(title)
-        if time.monotonic() > self.deadline:
-            raise StoppedError
-        print(title, end="", file=sys.stderr, flush=True)
-        self.place.mkdir(parents=True, exist_ok=True)
-        code, said = call(words)
-        if code not in (0, 1) or (code == 1 and "cpseg: not certified:" not in said):
-            last = (said.strip().splitlines() or ["nothing"])[-1]
-            raise ValueError(f"{shlex.join(words)}: {last}")
-        write_text(path, title + said)
-        return said
-
-
-def _cpseg(words: list[str]) -> tuple[int, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = cli.main(words[1:])
-    return code, said.getvalue()
-
-
-def _script(words: list[str]) -> tuple[int, str]:
-    command = [sys.executable, str(REPOSITORY / words[1]), *words[2:]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout
 
 
 def calibrated(
@@ -134,7 +69,7 @@ def labels_table(run: Runner, kind: str) -> str:
                     row, title = rows[rule], rule.replace(variant, TITLES[variant])
                     sets = (_percent(row["coverage"]), f"{row['set_size']:.2f}")
                     lines.append((title, alpha, *sets, *_labels(row)))
-    return _table(lines)
+    return table(lines)
 
 
 def _labels(row: Row) -> tuple[str, ...]:
@@ -177,7 +112,7 @@ def coverage(run: Runner) -> str:
             for cell in sets(run, f"{name}-{alpha}", *options, "--alpha", alpha)
         ]
         lines.append((title, promised, *cells))
-    return _table(lines)
+    return table(lines)
 
 
 def sets(run: Runner, name: str, *options: str) -> tuple[str, str]:
@@ -230,7 +165,7 @@ def sweep(run: Runner) -> str:
                 swept = rows[rule.removesuffix(", suppressed"), ground, alpha]
                 held = {row["rule"]: row for row in found[alpha or alphas[0]]}[rule]
                 lines.append((rule, alpha, *_beside(swept, held, figures.values())))
-        texts.append(f"{kind}\n\n{_table(lines)}")
+        texts.append(f"{kind}\n\n{table(lines)}")
     return "\n\n".join(texts)
 
 
@@ -262,7 +197,7 @@ def certificates(run: Runner) -> str:
     ):
         said = certified(run, kind, 100, "0.1", *options)
         more.append((f"{kind}, {' '.join(options)}", said))
-    return f"{_table(lines)}\n\n{_table(more)}"
+    return f"{table(lines)}\n\n{table(more)}"
 
 
 def certified(run: Runner, kind: str, number: int, bound: str, *options: str) -> str:
@@ -353,7 +288,7 @@ def refitted(run: Runner) -> str:
     second += [(rule, budget, *cells(rule, budget, names)) for rule, budget in rules]
     said = ", ".join(f"{name} in {count}" for name, count in chosen.most_common())
     total = f"`cpseg report` recommends, of {chosen.total()} draws"
-    return f"{_table(first)}\n\n{_table(second)}\n\n{total}: {said}"
+    return f"{table(first)}\n\n{table(second)}\n\n{total}: {said}"
 
 
 def _over_draws(found: list[float], name: str) -> str:
@@ -384,39 +319,7 @@ def promise(run: Runner) -> str:
                 name = "-".join([re.sub(r"\W+", "-", title).strip("-"), unit, alpha])
                 cells += sets(run, name, *variant, *options, "--alpha", alpha)
         lines.append((title, *cells))
-    return _table(lines)
-
-
-STUDENT = (
-    *("--model", "unet", "--amp", "bf16", "--epochs", "12", "4"),
-    *("--crop", "128", "--scale", "0.75", "1.5"),
-)
-
-
-def students(run: Runner) -> str:
-    """Students trained on the labels, three seeds: ``examples/ablation`` with a small U-Net."""
-    texts = []
-    for kind, (background, maps) in KINDS.items():
-        for budget in (25, 50):
-            out = run.place / f"{kind}-{budget}"
-            given = ["table5", "--dataset", "camvid", "--root", ".", "--probs", "probs"]
-            given += ["--lists", f"lists/{budget}", "--out", str(out), "--jobs", str(run.jobs)]
-            given += [*STUDENT, "--recalibrate", "dirichlet"]
-            if budget == 50:
-                given += ["--certified", "0.1"]
-            if maps:
-                given += [*maps, "--classes", "7", "--background", background]
-                for name, method in (("", ""), (" + SR", "+sr")):
-                    labels = "--recalibrate dirichlet --background none"
-                    row = f"refitted, not suppressed{name}: foundation+cp{method} {labels}"
-                    given += ["--row", row]
-            for last in range(3):  # a seed a command, so that time may run out between them
-                seeds = [str(seed) for seed in range(last + 1)]
-                name = f"{kind}-{budget}-{last}"
-                run.script(name, "examples/ablation/run.py", *given, "--seeds", *seeds)
-            text = (out / "table5.md").read_text(encoding="utf-8")
-            texts.append(f"{kind}, {budget} labelled\n\n{text.rstrip()}")
-    return "\n\n".join(texts)
+    return table(lines)
 
 
 SECTIONS: dict[str, Callable[[Runner], str]] = {
@@ -440,12 +343,6 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _table(lines: Lines) -> str:
-    """Markdown; the first line is the header."""
-    rule = ("---", *["---:"] * (len(lines[0]) - 1))
-    return aligned([lines[0], rule, *lines[1:]])
 
 
 def run(args: argparse.Namespace) -> int:

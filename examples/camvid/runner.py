@@ -1,0 +1,85 @@
+"""Commands of a section of docs/results.md: each is run once, and what it said is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cpseg import cli
+from cpseg.evaluation import aligned
+from cpseg.store import write_text
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DATA = ("--root", ".", "--probs", "probs")
+MAPS = ("--class-map", "map.json", "--mask-map", "map.json")
+KINDS = {"eleven": ("none", ()), "objects": ("0", MAPS)}  # background and maps
+Lines = list[tuple[str, ...]]
+
+
+class StoppedError(Exception):
+    """The time is up."""
+
+
+class Runner:
+    """Runs the commands of a section in the data's folder; keeps what each of them said.
+
+    Attributes:
+        place: where the section's files go, from the data's folder.
+        jobs: trainings at a time.
+    """
+
+    def __init__(self, section: str, deadline: float, jobs: int) -> None:
+        self.place, self.deadline, self.jobs = Path("results") / section, deadline, jobs
+
+    def cpseg(self, name: str, *words: object) -> str:
+        """What ``cpseg ...`` says; it may find that nothing can be certified."""
+        return self.kept(name, ["cpseg", *map(str, words)], _cpseg)
+
+    def script(self, name: str, path: str, *words: object) -> str:
+        """What a script of the repository says."""
+        return self.kept(name, ["python", path, *map(str, words)], _script)
+
+    def kept(
+        self, name: str, words: list[str], call: Callable[[list[str]], tuple[int, str]]
+    ) -> str:
+        """What a call said: from its file, if that is of the same words."""
+        path, title = self.place / f"{name}.txt", f"$ {shlex.join(words)}\n"
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            if text.startswith(title):
+                return text.removeprefix(title)
+        if time.monotonic() > self.deadline:
+            raise StoppedError
+        print(title, end="", file=sys.stderr, flush=True)
+        self.place.mkdir(parents=True, exist_ok=True)
+        code, said = call(words)
+        if code not in (0, 1) or (code == 1 and "cpseg: not certified:" not in said):
+            last = (said.strip().splitlines() or ["nothing"])[-1]
+            raise ValueError(f"{shlex.join(words)}: {last}")
+        write_text(path, title + said)
+        return said
+
+
+def _cpseg(words: list[str]) -> tuple[int, str]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = cli.main(words[1:])
+    return code, said.getvalue()
+
+
+def _script(words: list[str]) -> tuple[int, str]:
+    command = [sys.executable, str(REPOSITORY / words[1]), *words[2:]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def table(lines: Lines) -> str:
+    """Markdown; the first line is the header."""
+    rule = ("---", *["---:"] * (len(lines[0]) - 1))
+    return aligned([lines[0], rule, *lines[1:]])
