@@ -15,12 +15,14 @@ from torch import Tensor
 from cpseg import ranks
 from cpseg.checks import (
     SCORES_FIX,
+    check_alike,
     check_alpha,
     check_background,
     check_ignore_index,
     check_image_ids,
     check_labels,
     check_not_empty,
+    check_other,
     check_probs,
     check_unit_interval,
     in_unit_interval,
@@ -257,18 +259,11 @@ class Calibrator:
                 id in both.
         """
         where = "Calibrator.merge"
-        if not isinstance(other, Calibrator):
-            fix = "merge calibrators"
-            raise TypeError(message(where, "a Calibrator", type(other).__name__, fix))
-        if other is self:
-            raise ValueError(message(where, "another calibrator", "itself", "merge each one once"))
+        check_other(where, self, other)
         own, theirs = self._settings(), other._settings()
         if self.num_classes is None or other.num_classes is None:
             own["num_classes"] = theirs["num_classes"] = None
-        for name, value in own.items():
-            if theirs[name] != value:
-                expected, got = f"the same {name} ({value})", str(theirs[name])
-                raise ValueError(message(where, expected, got, "build both alike"))
+        check_alike(where, own, theirs)
         if other._store is None:
             return
         self._check_room(where, other.num_images, other._bad_batches.device)

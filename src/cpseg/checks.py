@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,3 +223,22 @@ def check_image_ids(
     if twice:
         raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
     return names
+
+
+def check_other(where: str, own: object, other: object) -> None:
+    """What ``merge`` may take: another object of the same kind."""
+    kind = type(own).__name__
+    if not isinstance(other, type(own)):
+        fix = f"merge {kind.lower()}s"
+        raise TypeError(message(where, f"a {kind}", type(other).__name__, fix))
+    if other is own:
+        expected = f"another {kind.lower()}"
+        raise ValueError(message(where, expected, "itself", "merge each one once"))
+
+
+def check_alike(where: str, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """The settings of two objects that are merged."""
+    for name, value in own.items():
+        if theirs[name] != value:
+            expected, got = f"the same {name} ({value})", str(theirs[name])
+            raise ValueError(message(where, expected, got, "build both alike"))

@@ -13,10 +13,12 @@ from torch import Tensor
 from cpseg import ranks
 from cpseg.checks import (
     SCORES_FIX,
+    check_alike,
     check_ignore_index,
     check_image_ids,
     check_label_values,
     check_labels,
+    check_other,
     check_probs,
     check_unit_interval,
     message,
@@ -210,13 +212,7 @@ class Recalibrator:
             TypeError: not a recalibrator.
         """
         where = "Recalibrator.merge"
-        if not isinstance(other, Recalibrator):
-            got = type(other).__name__
-            raise TypeError(message(where, "a Recalibrator", got, "merge recalibrators"))
-        if other is self:
-            raise ValueError(
-                message(where, "another recalibrator", "itself", "merge each one once")
-            )
+        check_other(where, self, other)
         if self._synced or other._synced:
             fix = "sync last: a merge afterwards would count images twice"
             raise ValueError(message(where, "recalibrators before sync", "one after it", fix))
@@ -433,10 +429,9 @@ class Recalibrator:
         for theirs, _, _ in others:
             if own["num_source"] is None:
                 own["num_source"] = theirs["num_source"]
-            for name, value in own.items():
-                if theirs[name] != value and not (name == "num_source" and theirs[name] is None):
-                    expected, got = f"the same {name} ({value})", str(theirs[name])
-                    raise ValueError(message(where, expected, got, "build both alike"))
+            if theirs["num_source"] is None:  # nothing seen yet
+                theirs = {**theirs, "num_source": own["num_source"]}
+            check_alike(where, own, theirs)
         self.num_source = own["num_source"]
         for _, samples, ids in others:
             self.ids.update(check_image_ids(where, sorted(ids), len(ids), self.ids) or ())

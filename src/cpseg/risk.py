@@ -21,10 +21,12 @@ from cpseg.calibration import Calibrator
 from cpseg.certificate import METHODS, Certificate
 from cpseg.checks import (
     SCORES_FIX,
+    check_alike,
     check_alpha,
     check_image_ids,
     check_label_values,
     check_labels,
+    check_other,
     check_probs,
     check_unit_interval,
     message,
@@ -172,7 +174,7 @@ class Certifier:
         """
         where = "Certifier.update"
         if self._synced:
-            fix = "sync after the last update, or start a new certifier and merge"
+            fix = "sync after the last update"
             raise ValueError(message(where, "updates before sync", "one after it", fix))
         check_probs(where, probs)
         check_labels(where, labels, probs)
@@ -211,19 +213,11 @@ class Certifier:
             TypeError: not a certifier.
         """
         where = "Certifier.merge"
-        if not isinstance(other, Certifier):
-            fix = "merge certifiers"
-            raise TypeError(message(where, "a Certifier", type(other).__name__, fix))
-        if other is self:
-            raise ValueError(message(where, "another certifier", "itself", "merge each one once"))
+        check_other(where, self, other)
         if self._synced or other._synced:
-            fix = "merge before sync"
+            fix = "sync last: a merge afterwards would count images twice"
             raise ValueError(message(where, "certifiers before sync", "one after it", fix))
-        theirs = other._settings()
-        for name, value in self._settings().items():
-            if theirs[name] != value:
-                expected, got = f"the same {name} ({value})", str(theirs[name])
-                raise ValueError(message(where, expected, got, "build both alike"))
+        check_alike(where, self._settings(), other._settings())
         self._take(where, other._images)
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
