@@ -417,6 +417,13 @@ def test_rules_choose_what_they_say(example, data, tmp_path: Path) -> None:
     refitted = pseudo.choose(source, ids, refit, CLASSES)
     assert refitted.recalibration is not None
     assert torch.equal(refitted.pseudo_labels(probs), refitted.recalibration(probs).argmax(0))
+    for method in (None, "vector"):
+        rule = pseudo.Rule(conformal=False, recalibrate=method, context="none", prior_power=0.75)
+        lifted = pseudo.choose(source, ids, rule, CLASSES).recalibration
+        mapped = refitted.recalibration(probs) if method else probs
+        weighed = mapped.double() / lifted.prior.reshape(-1, 1, 1) ** 0.75
+        expected = weighed / weighed.sum(0)
+        torch.testing.assert_close(lifted(probs).double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_quality_counts_kept_and_wrong(example, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument("--constant", type=float, help="threshold in place of calibrated ones")
     labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
     labels.add_argument("--context", default="auto", help="auto, or none")
+    labels.add_argument("--prior-power", type=float, default=0.0, help="lift rare classes, 0 to 1")
     labels.add_argument("--certified", type=float, metavar="ERROR", help="labels certified so")
     training = out.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True)
@@ -132,5 +133,6 @@ def rule_of(args: argparse.Namespace) -> Rule:
         args.constant,
         args.recalibrate,
         args.context,
+        args.prior_power,
         args.certified,
     )

@@ -33,6 +33,7 @@ class Rule:
         constant: a threshold for all pixels in place of a calibration: 0.3 is confidence 0.7.
         recalibrate: the method that refits the scores first, or None.
         context: what of the context the map sees: ``"auto"``, ``"none"``, or its parts.
+        prior_power: how far scores are freed of how frequent the classes are, 0 to 1.
         max_error: the certified bound on the error of the labels kept, or None.
     """
 
@@ -43,6 +44,7 @@ class Rule:
     constant: float | None = None
     recalibrate: str | None = None
     context: str = "auto"
+    prior_power: float = 0.0
     max_error: float | None = None
 
 
@@ -67,12 +69,17 @@ def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
     """
     context = () if rule.context == "none" else rule.context
     refit = None
-    if rule.recalibrate is not None:
+    if rule.recalibrate is not None or rule.prior_power > 0:
         # Folds: every labelled image fits the map that is kept, and every one calibrates. It is an
         # approximation without a promise; a certificate has one.
         folds = 5 if rule.conformal and rule.max_error is None else 0
         refit = Refit(
-            rule.recalibrate, share=0.0, folds=folds, context=context, num_classes=classes
+            rule.recalibrate or "none",
+            share=0.0,
+            folds=folds,
+            context=context,
+            prior_power=rule.prior_power,
+            num_classes=classes,
         )
     if rule.max_error is not None:
         made = certify(
