@@ -60,6 +60,15 @@ def test_a_sum_that_rounding_took_above_one_is_one() -> None:
     assert ClassMap((0, 0))(probs).item() == 1
 
 
+def test_rounding_may_add_half_a_step_for_every_score() -> None:
+    """Uniform scores of 150 classes, each 1.7 of 255 and stored as 2."""
+    stored = (torch.full((150, 1, 1), 255 / 150).round() / 255).to(torch.float32)
+    assert float(stored.sum()) > 1.17
+    assert float(ClassMap((0,) * 150)(stored)) == 1
+    with pytest.raises(ValueError, match=r"sums of scores up to 1, got 1\.35"):
+        ClassMap((0,) * 150)(stored * 1.15)
+
+
 def test_sums_above_one_are_refused_and_maxima_are_not() -> None:
     probs = torch.tensor([0.7, 0.9]).reshape(2, 1, 1)
     with pytest.raises(ValueError, match=r"1\.6") as caught:

@@ -331,6 +331,18 @@ def test_segformer_equals_the_softmax_of_resized_logits(folders: Folders) -> Non
     close(model(images), softmax(enlarged(logits, (90, 131)), 1))
 
 
+def test_a_segformer_of_one_class_has_a_sigmoid(folders: Folders, tmp_path: Path) -> None:
+    path, images = folders("segformer", 1), picture(2, 90, 131)
+    model = open_model(path, "segformer", background="complement")
+    with torch.no_grad():
+        logits = plain("segformer", path)(exact_input(model, images)).logits.numpy()
+    probs = model(images)
+    close(probs[:, 1:], sigmoid(enlarged(logits, (90, 131))))
+    assert float((probs.sum(1) - 1).abs().amax()) < 1e-6
+    with raises(ValueError, folders("dpt", 1), "a dpt of 2 classes or more, got 1 class"):
+        open_model(folders("dpt", 1), "dpt")
+
+
 @pytest.mark.parametrize("kind", tiny_models.OTHERS)
 def test_other_semantic_models(kind: str, folders: Folders) -> None:
     probs = open_model(folders(kind), kind)(picture(2, 50, 83))
@@ -408,6 +420,9 @@ def test_a_tiled_model(folders: Folders) -> None:
     whole = open_model(folders("segformer"), "segformer")
     corner = whole(images[..., :64, :64])
     assert torch.equal(probs[..., :32, :32], corner[..., :32, :32])  # no other tile reaches it
+    rest = open_model(folders("segformer"), "segformer", tile=64, background="complement")(images)
+    assert torch.equal(rest[:, 1:], probs)
+    assert torch.equal(rest[:, 0], 1 - probs.amax(1)), "of the averages, not averaged itself"
 
 
 @pytest.mark.parametrize(
@@ -421,6 +436,17 @@ def test_a_tiled_model(folders: Folders) -> None:
         ({"size": {"shortest_edge": 100, "longest_edge": 120}}, (50, 80), (75, 120)),
         ({"size": {"shortest_edge": 100}, "size_divisor": 32}, (50, 80), (128, 160)),
         ({"size": {"shortest_edge": 9}, "do_center_crop": True, "crop_size": 7}, (50, 80), (7, 7)),
+        ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, (427, 521), (800, 976)),
+        ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, (400, 1000), (533, 1333)),
+        ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, (1000, 400), (1333, 533)),
+        (
+            {"size": 480, "keep_aspect_ratio": True, "ensure_multiple_of": 32},
+            (427, 640),
+            (480, 704),
+        ),
+        ({"size": 480, "keep_aspect_ratio": True}, (427, 640), (480, 719)),
+        ({"size": 480, "keep_aspect_ratio": True}, (640, 427), (719, 480)),
+        ({"size": 100, "ensure_multiple_of": 32}, (50, 80), (96, 96)),
         ({"size": 9, "do_resize": False}, (50, 80), (50, 80)),
         ({}, (50, 80), (50, 80)),
     ],
@@ -441,6 +467,9 @@ def test_pixel_values() -> None:
     normal = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5]}
     assert values(**normal) == [1, 0, -1]
     assert values(**normal, do_normalize=False) == [1, 0.5, 0]
+    silent = "MobileViTImageProcessor"  # by default it does not normalise, and records a mean
+    assert values(**normal, image_processor_type=silent) == [1, 0.5, 0]
+    assert values(**normal, image_processor_type=silent, do_normalize=True) == [1, 0, -1]
     assert values(do_rescale=False) == [255, 127.5, 0]
     assert values(rescale_factor=1 / 127.5) == [2, 1, 0]
     assert values(do_flip_channel_order=True) == [0, 0.5, 1]
@@ -453,7 +482,23 @@ def test_bicubic_does_not_leave_the_range() -> None:
     assert (float(found.amin()), float(found.amax())) == (0, 1)
 
 
+def test_the_filter_that_is_recorded_is_used() -> None:
+    edge = torch.rand(1, 3, 8, 8, generator=seeded(0))
+    found = {
+        number: preparation({"size": 16, "resample": number}, where="x")(edge)
+        for number in (0, 2, 3)
+    }
+    for number, filter in ((0, Image.NEAREST), (2, Image.BILINEAR), (3, Image.BICUBIC)):
+        for channel in range(3):
+            plane = Image.fromarray(edge[0, channel].numpy()).resize((16, 16), filter)
+            wanted = np.asarray(plane).clip(0, 1)
+            assert np.abs(found[number][0, channel].numpy() - wanted).max() < 1e-5, number
+
+
 def test_bad_processors() -> None:
+    padded = {"do_pad": True, "image_processor_type": "Sapiens2ImageProcessor"}
+    with raises(ValueError, "m", "images that are not padded, got 'do_pad' true; set 'do_pad'"):
+        preparation(padded, where="m")
     with raises(ValueError, "m", "bilinear, bicubic or nearest resampling, got 'resample' 1"):
         preparation({"resample": 1}, where="m")
     with raises(ValueError, "m", "'size' as a number, height and width"):
@@ -510,6 +555,7 @@ def test_background(folders: Folders) -> None:
         open_model(path, "clipseg", background=0)
 
 
+MAX = {"reduce": "max"}
 MAP = {"map": {"sky": "rest", "road": "rest", "car": "vehicle", "bus": "vehicle"}}
 
 
@@ -539,6 +585,15 @@ def test_a_class_map_after_prompts(folders: Folders) -> None:
     probs = found(images)
     assert torch.equal(probs[:, 1], own[:, :2].amax(1))
     assert torch.equal(probs[:, 0], 1 - own.amax(1))
+
+
+def test_the_scores_of_prompts_are_not_added(folders: Folders) -> None:
+    said = "'reduce' 'max' for prompts, got 'sum'; set 'reduce' to 'max'"
+    for kind in ("clipseg", "sam3"):
+        with raises(ValueError, "class map", said):
+            open_model(folders(kind), kind, class_map={"0": 0, "1": 1, "2": 1, "3": None})
+        open_model(folders(kind), kind, class_map={"0": 1, "1": 0, "2": None, "3": 2})
+    open_model(folders("groupvit"), "groupvit", class_map={"0": 0, "1": 1, "2": 1, "3": None})
 
 
 def test_bad_class_maps(folders: Folders, tmp_path: Path) -> None:
@@ -581,6 +636,14 @@ def test_names_that_a_vocabulary_has_twice_go_by_index(tmp_path: Path) -> None:
 # Loading.
 
 
+def other_layers(config: dict) -> dict:
+    return {**config, "extract_layers": [0, 1, 1]}
+
+
+def other_letters(vocabulary: dict) -> dict:
+    return {**vocabulary, "a": vocabulary["b"], "b": vocabulary["a"]}
+
+
 def test_what_scores_depend_on_is_in_the_fingerprint(folders: Folders, tmp_path: Path) -> None:
     path = folders("clipseg")
     copy = shutil.copytree(path, tmp_path / "copy")
@@ -592,12 +655,19 @@ def test_what_scores_depend_on_is_in_the_fingerprint(folders: Folders, tmp_path:
         open_model(path, "clipseg", amp=torch.bfloat16),
         open_model(path, "clipseg", tile=64),
         open_model(path, "clipseg", tile=64, overlap=3),
-        open_model(path, "clipseg", class_map={str(i): 0 for i in range(4)}),
+        open_model(path, "clipseg", class_map={**MAX, "map": {str(i): 0 for i in range(4)}}),
+        open_model(path, "clipseg", class_map={**MAX, "map": {str(i): i for i in range(4)}}),
         open_model(tiny_models.folder("clipseg", tmp_path / "other", seed=1), "clipseg"),
     ]
     recorded = json.loads((copy / "preprocessor_config.json").read_text())
     (copy / "preprocessor_config.json").write_text(json.dumps({**recorded, "size": 32}))
     others.append(open_model(copy, "clipseg"))
+    for name, change in (("config.json", other_layers), ("vocab.json", other_letters)):
+        changed = shutil.copytree(path, tmp_path / name)
+        content = json.loads((changed / name).read_text())
+        (changed / name).write_text(json.dumps(change(content)))
+        others.append(open_model(changed, "clipseg"))
+    others.append(open_model(path, "clipseg", ["x: sky", *ASKED[1:]]))
     assert len({one, *(model.fingerprint for model in others)}) == len(others) + 1
 
 
@@ -607,6 +677,11 @@ def test_the_fingerprint_of_weights_sees_every_layer() -> None:
     assert fingerprint(network) == before
     network[1].running_mean += 1
     assert fingerprint(network) != before
+    long = torch.nn.Linear(100_000, 1)
+    before = fingerprint(long)
+    with torch.no_grad():
+        long.weight[:, 50_000:] += 1
+    assert fingerprint(long) != before
 
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,6 +750,9 @@ def test_bad_images(folders: Folders) -> None:
     model = open_model(folders("segformer"), "segformer")
     with raises(TypeError, "Foundation", "floating-point images in [0, 1], got torch.uint8"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    for bad, got in ((127.5, "values from 127.5 to 127.5"), (float("nan"), "NaN")):
+        with raises(ValueError, "Foundation", f"images in [0, 1], got {got}; divide 8-bit"):
+            model(torch.full((1, 3, 8, 8), bad))
     with raises(ValueError, "Foundation", "images [B, 3, H, W], got [3, 8, 8]"):
         model(torch.zeros(3, 8, 8))
     with raises(ValueError, "Foundation", "got [1, 4, 8, 8]"):

@@ -20,6 +20,7 @@ from tests import tiny_models
 from tests.folders import command, complains, done, files, finish, options, refused, start
 from torch import Tensor
 
+from cpseg import cli, foundation
 from cpseg.predicting import find_images, predict, read_image
 from cpseg.selection import Evidence
 from cpseg.store import Pair, read_scores
@@ -69,7 +70,7 @@ def pairs(root: Path) -> list[Pair]:
 
 
 def run(root: Path, pairs: list[Pair], out: Path, segmenter=colours, made=MADE, **how) -> int:
-    return predict(segmenter, root, pairs, out, names=NAMES, made=made, **how)
+    return predict(segmenter, root, pairs, out, **{"names": NAMES, "made": made, **how})
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,7 @@ main(sys.argv[1:])
         {"evidence": True, "background": 0},
         {"evidence": True, "background": 1},
         {"made": {"model": "another"}},
+        {"names": NAMES[::-1]},
     ],
 )
 def test_a_folder_of_another_run_is_refused(
@@ -260,16 +262,31 @@ def test_two_ranks_write_the_bytes_of_one(
     done(command(capsys, *words, "-o", tmp_path / "one"))
     out = tmp_path / "two"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ran = subprocess.run(
-        [sys.executable, *launcher, "-m", "cpseg", *words, "-o", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "3 score files written by this rank" in ran.stdout
-    assert files(out) == files(tmp_path / "one")
+
+    def two_ranks() -> str:
+        ran = subprocess.run(
+            [sys.executable, *launcher, "-m", "cpseg", *words, "-o", str(out)],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert files(out) == files(tmp_path / "one")
+        return ran.stdout
+
+    assert "3 score files written by this rank" in two_ranks()
+    for number in (0, 2, 4):  # all of them the first rank's
+        (out / "images" / f"{number:02d}.npz").unlink()
+    assert "2 score files written by this rank" in two_ranks(), "what is left is shared"
+
+
+def test_ranks_wait_for_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cli.dist, "init_process_group", lambda _, **how: asked.update(how))
+    with cli._Ranks():
+        assert asked["timeout"].days >= 1
 
 
 FLAT = """
@@ -373,6 +390,39 @@ def test_every_option(root: Path, model: Path, tmp_path: Path, capsys) -> None:
     assert (tmp_path / "out" / "classes.txt").read_text() == "rest\nvehicle\n"
     found = read_scores(tmp_path / "out" / "images" / "01.npz")
     assert (found.shape, found.dtype) == ((2, 9, 6), torch.float16)
+    segmenter = foundation.load(
+        model,
+        classes,
+        class_map=mapping,
+        background="prompt",
+        tile=8,
+        overlap=3,
+        amp=torch.bfloat16,
+    )
+    image = read_image(root / "images" / "01.png").to(torch.float32) / 255
+    assert torch.equal(found, segmenter(image[None])[0].to(torch.float16))
+
+
+def test_options_reach_the_job(
+    root: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def load(*_: object, **how: object) -> foundation.Foundation:
+        asked.update(how)
+        return foundation.Foundation(lambda images, size: colours(images), NAMES, None)
+
+    def job(*_: object, **how: object) -> int:
+        asked.update(how)
+        return 0
+
+    monkeypatch.setattr(cli.foundation, "load", load)
+    monkeypatch.setattr(cli, "predict", job)
+    wanted = {"revision": "v2", "tile": 8, "overlap": 3, "batch": 4, "dtype": "float16"}
+    words = options(model="m", images=root, background="none", amp="float16", **wanted)
+    done(command(capsys, "predict", *words, "-o", tmp_path / "out"))
+    wanted |= {"amp": torch.float16, "background": None, "evidence": False, "device": "cpu"}
+    assert {name: asked[name] for name in wanted} == wanted
 
 
 def test_bad_input(root: Path, model: Path, tmp_path: Path, capsys) -> None:

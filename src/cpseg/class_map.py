@@ -15,6 +15,7 @@ from cpseg.checks import check_probs, message, shape
 
 _MOST_CLASSES = 2**15
 _ROUNDING = 0.02  # what rounding of stored scores (half precision, uint8) may add to a sum of 1
+_STEP = 0.5 / 255  # of it, what uint8 may add for every score
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ClassMap:
 
         Returns:
             float32 ``[B, K, H, W]`` or ``[K, H, W]``. A sum that rounding took above 1 (by at most
-            0.02) is 1.
+            0.02, or 0.5 / 255 for each of more than ten scores) is 1.
 
         Raises:
             ValueError: another number of model classes, or sums above 1.
@@ -58,14 +59,21 @@ class ClassMap:
             expected, got = f"scores of {len(self.target)} model classes", shape(probs)
             raise ValueError(message("class map", expected, got, "list every class of the model"))
         values = probs.to(torch.float32)
-        parts = [values[..., members, :, :] for members in self._members()]
+        members = self._members()
+        parts = [values[..., own, :, :] for own in members]
         if self.reduce == "max":
             return torch.stack([part.amax(-3) for part in parts], dim=-3)
         merged = torch.stack([part.sum(-3) for part in parts], dim=-3)
-        if float(merged.amax()) > 1 + _ROUNDING:
+        most = 1 + max(_ROUNDING, _STEP * max(map(len, members)))
+        if float(merged.amax()) > most:
             got, fix = f"{float(merged.amax()):.4g}", "set 'reduce' to 'max' for sigmoid scores"
             raise ValueError(message("class map", "sums of scores up to 1", got, fix))
         return merged.clamp_(max=1)
+
+    @property
+    def adds(self) -> bool:
+        """Whether scores of several model classes are added."""
+        return self.reduce == "sum" and max(map(len, self._members())) > 1
 
     def _members(self) -> list[list[int]]:
         """The model classes of every class of the data set."""

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -70,7 +71,8 @@ class _Ranks:
 
     def __enter__(self) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("gloo")
+            # Ranks wait for the slowest, which may be hours later than the first.
+            dist.init_process_group("gloo", timeout=timedelta(days=7))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error the others may be waiting for us: torchrun stops them.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cpseg.checks import check_not_empty, message, shape
+from cpseg.checks import check_not_empty, check_unit_interval, message, shape
 from cpseg.class_map import ClassMap
 from cpseg.foundation_classes import Classes, as_classes, mapped, parse_classes, read_classes
 from cpseg.foundation_files import WHERE
@@ -74,7 +74,7 @@ class Foundation:
             float32 ``[B, K, H, W]`` in [0, 1], without gradient.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, values outside [0, 1] or NaN.
             TypeError: not floating point.
         """
         where, fix = "Foundation", "divide 8-bit RGB by 255 and put channels first"
@@ -84,6 +84,7 @@ class Foundation:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(message(where, "images [B, 3, H, W]", shape(images), fix))
         check_not_empty(where, images, name="images")
+        check_unit_interval(where, images, name="images", fix=fix)
         probs = tiled(self._whole, images, tile=self.tile, overlap=self.overlap)
         if self.background_rule != "complement":
             return probs
@@ -162,6 +163,9 @@ def load(
     if loaded.labels is None:
         assert given is not None
         chosen, names = mapped(class_map, given, None)
+        if loaded.apart and chosen is not None and chosen.adds:
+            fix = "set 'reduce' to 'max': every prompt has a sigmoid of its own"
+            raise ValueError(message("class map", "'reduce' 'max' for prompts", "'sum'", fix))
     else:
         chosen, names = mapped(class_map, loaded.labels, given)
     if background == "prompt" and len(names) < 2:

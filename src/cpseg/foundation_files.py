@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from cpseg.checks import message
 
 WHERE = "foundation.load"
-_SAMPLE = 1024  # numbers of every weight that its fingerprint looks at
+_SAMPLE = 4096  # numbers of every weight that its fingerprint looks at, at least
+# What a configuration says of its file and not of the model.
+_PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 def require() -> None:
@@ -30,10 +33,16 @@ def require() -> None:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of the weights, from the beginning of each; the same on every machine."""
+    """A digest of the configuration and of numbers from all over each weight."""
     digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        facts = config.to_dict()
+        facts = {name: facts[name] for name in facts if name not in _PASSING}
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
-        part = weight.detach().flatten()[:_SAMPLE].cpu().contiguous()
+        flat = weight.detach().flatten()
+        part = flat[:: max(1, len(flat) // _SAMPLE)].cpu().contiguous()
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
         digest.update(part.numpy().tobytes())
     return digest.hexdigest()
@@ -54,6 +63,7 @@ class Files:
         with self._named("a model on the hub, or a folder with config.json"):
             config, _ = PretrainedConfig.get_config_dict(name, **self.hub)
         self.kind: str = config.get("model_type", "none")
+        self.asked = ""  # a digest of all that the tokenizer made of texts
 
     @contextlib.contextmanager
     def _named(self, expected: str) -> Iterator[None]:
@@ -108,7 +118,10 @@ class Files:
             got, fix = f"{length} for {longest[:60]!r}", "shorten the prompt"
             raise ValueError(message(WHERE, f"prompts of at most {most} tokens", got, fix))
         padding = {"padding": "max_length", "max_length": most} if fill else {"padding": True}
-        return tokenizer(texts, return_tensors="pt", **padding)
+        found = tokenizer(texts, return_tensors="pt", **padding)
+        asked = json.dumps([self.asked, found.input_ids.tolist()])
+        self.asked = hashlib.sha256(asked.encode()).hexdigest()
+        return found
 
 
 @contextlib.contextmanager

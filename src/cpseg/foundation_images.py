@@ -27,6 +27,9 @@ class Preparation:
         size: height and width; or the shortest side alone, or that and the most for the longest
             one (then the aspect ratio stays); None keeps the image's size.
         keep_ratio: whether ``size`` is about the shortest and longest side.
+        fit: the aspect ratio stays: of the two factors that bring a side to ``size``, both take
+            the one nearer to 1.
+        multiple: sides are rounded to the nearest of its multiples.
         divisor: sides are rounded up to its multiples.
         filter: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
         scale: what 1 in an image is to the model before ``mean`` and ``std``.
@@ -37,6 +40,8 @@ class Preparation:
 
     size: tuple[int, ...] | None
     keep_ratio: bool = False
+    fit: bool = False
+    multiple: int = 1
     divisor: int = 1
     filter: str = "bilinear"
     scale: float = 1.0
@@ -71,12 +76,18 @@ class Preparation:
         """Height and width in the model of an image of ``size``."""
         height, width = size
         if self.size is not None and not self.keep_ratio:
-            height, width = self.size
+            scales = [wanted / side for wanted, side in zip(self.size, size, strict=True)]
+            if self.fit:
+                scales = [min(scales, key=lambda scale: abs(1 - scale))] * 2
+            height, width = (
+                max(1, round(scale * side / self.multiple)) * self.multiple
+                for scale, side in zip(scales, size, strict=True)
+            )
         elif self.size is not None:
-            scale = self.size[0] / min(size)
-            if len(self.size) == 2:
-                scale = min(scale, self.size[1] / max(size))
-            height, width = (max(1, round(side * scale)) for side in size)
+            short, long = self.size[0], self.size[0] * max(size) // min(size)
+            if len(self.size) == 2 and long > self.size[1]:
+                short, long = max(1, round(self.size[1] * min(size) / max(size))), self.size[1]
+            height, width = (short, long) if height <= width else (long, short)
         step = self.divisor
         return math.ceil(height / step) * step, math.ceil(width / step) * step
 
@@ -102,10 +113,17 @@ def preparation(recorded: Mapping[str, Any], *, where: str) -> Preparation:
         expected, fix = "bilinear, bicubic or nearest resampling", "set 'resample' to 2 in its file"
         raise ValueError(message(where, expected, f"'resample' {number}", fix))
     factor = recorded.get("rescale_factor", 1 / 255) if recorded.get("do_rescale", True) else 1.0
-    normal = recorded.get("do_normalize", True) and "image_mean" in recorded
+    # MobileViT does not normalise; its files may say so by silence, beside a mean.
+    silent = not str(recorded.get("image_processor_type")).startswith("MobileViT")
+    normal = recorded.get("do_normalize", silent) and "image_mean" in recorded
+    if str(recorded.get("image_processor_type")).startswith("Sapiens") and recorded.get("do_pad"):
+        fix = "set 'do_pad' to false in its file"
+        raise ValueError(message(where, "images that are not padded", "'do_pad' true", fix))
     return Preparation(
         size,
         keep_ratio,
+        fit=bool(recorded.get("keep_aspect_ratio", False)),
+        multiple=recorded.get("ensure_multiple_of") or 1,
         divisor=recorded.get("size_divisor") or recorded.get("size_divisibility") or 1,
         filter=_FILTERS[number],
         scale=255 * factor,

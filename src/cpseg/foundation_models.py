@@ -29,11 +29,19 @@ class Scores(Protocol):
 
 
 class Loaded(NamedTuple):
-    """A model ready to score: its ``labels`` where it has a vocabulary of its own."""
+    """A model ready to score.
+
+    Attributes:
+        scores: the model.
+        labels: its classes, where it has a vocabulary of its own.
+        fingerprint: of everything in the model that scores depend on.
+        apart: whether every class has a sigmoid of its own, so that scores must not be added.
+    """
 
     scores: Scores
     labels: tuple[str, ...] | None
     fingerprint: str
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,10 @@ def bounded(claims: Tensor) -> Tensor:
 
 
 class Logits:
-    """SegFormer, UPerNet, DPT, BEiT and others: the softmax of logits at the image's size."""
+    """SegFormer, UPerNet, DPT, BEiT and others: the softmax of logits at the image's size.
+
+    A model of one class, which SegFormer may be, was trained with a sigmoid.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -229,7 +240,8 @@ class Logits:
         pixels = self.frame.prepare(images)
         with self.frame.amped(images):
             logits = self.frame.model(pixel_values=pixels).logits
-        return resized(logits.float(), size).softmax(1)
+        logits = resized(logits.float(), size)
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
 def load_model(
@@ -270,12 +282,15 @@ def load_model(
         assert prompts is not None
         makers: dict[str, Callable[..., Scores]] = {"clipseg": ClipSeg, "groupvit": GroupVit}
         scores = makers.get(kind, Sam3)(frame, found.tokens, prompts, device)
-        return Loaded(scores, None, made)
+        return Loaded(scores, None, f"{made} {found.asked}", apart=kind != "groupvit")
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
     if kind in QUERIES:
         task = {}
         if kind == "oneformer":
             ids = found.tokens(["the task is semantic"], model.config.task_seq_len, fill=True)
             task["task_inputs"] = (ids.input_ids * ids.attention_mask).to(device)
-        return Loaded(Queries(frame, task), labels, made)
+        return Loaded(Queries(frame, task), labels, f"{made} {found.asked}")
+    if len(labels) == 1 and kind != "segformer":
+        fix = "write its score maps yourself; see docs/foundation.md"
+        raise ValueError(message(name, f"a {kind} of 2 classes or more", "1 class", fix))
     return Loaded(Logits(frame), labels, made)

@@ -13,7 +13,18 @@ from torch import Tensor
 from cpseg.checks import check_background, check_unit_interval, message, shape
 from cpseg.foundation import Segmenter
 from cpseg.selection import evidence as evidence_of
-from cpseg.sources import Progress, barrier, begin, digest, naming, place, quiet, rank, share
+from cpseg.sources import (
+    Progress,
+    agreed,
+    barrier,
+    begin,
+    digest,
+    naming,
+    place,
+    quiet,
+    rank,
+    share,
+)
 from cpseg.store import Pair, atomic, check_ids, image_size, write_evidence, write_text
 
 DTYPES = ("uint8", "float16")
@@ -89,10 +100,12 @@ def predict(
                 message(str(root / pair.image), "an image", "no such file", "mend the list")
             )
     form = [dtype, background] if evidence else [dtype]
-    begin(out, digest({"made": dict(made), "form": form, "root": str(root.resolve())}))
+    facts = {"made": dict(made), "names": list(names), "form": form, "root": str(root.resolve())}
+    begin(out, digest(facts))
     if rank() == 0:
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    mine = [pair for pair in share(pairs)[0] if not places[pair].exists()]
+    left = agreed([pair for pair in pairs if not places[pair].exists()])
+    mine = list(share(left)[0])
     if batch > 1:
         mine.sort(key=lambda pair: image_size(root / pair.image))
     for group in _batches(progress(mine, len(mine), "predict"), root, batch):

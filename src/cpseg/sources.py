@@ -159,6 +159,14 @@ def barrier() -> None:
         dist.barrier()
 
 
+def agreed(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """The first rank's list, on every rank."""
+    found = [pairs]
+    if ranks.active():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 def share(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], int]:
     """This rank's part of the images, and how many those are."""
     part = pairs[rank() :: dist.get_world_size()] if ranks.active() else pairs
