@@ -62,6 +62,11 @@ def main() -> None:
     options, others = parser.parse_known_args()
 
     settings = app.parse_args(others)  # --version, --conv_type and the like
+    made = {"question": QUESTION, **vars(settings)}
+    for harmless in ("vis_save_path", "local_rank"):
+        made.pop(harmless, None)
+    if Path(settings.version).is_dir():
+        made["version"] = str(Path(settings.version).resolve())
     tokenizer = app.setup_tokenizer_and_special_tokens(settings)
     model = app.prepare_model_for_inference(app.initialize_model(settings, tokenizer), settings)
     model.eval()
@@ -92,6 +97,7 @@ def main() -> None:
         classes=options.classes,
         background=options.background,
         out=options.out,
+        made=made,
     )
     print(f"{options.out}: {written} score files written")
 

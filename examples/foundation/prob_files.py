@@ -5,10 +5,14 @@ For scripts that run inside another project's environment, which may be too old 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +22,7 @@ BACKGROUNDS = ("prompt", "complement", "none")
 def read_ids(path: str | Path) -> list[str]:
     """The images of an id list, ``image`` or ``image mask`` a line."""
     images = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         parts = line.split(" ")
         if not 1 <= len(parts) <= 2 or "" in parts:
             raise ValueError(f"{path}, line {number}: expected 'image' or 'image mask'")
@@ -29,7 +33,7 @@ def read_ids(path: str | Path) -> list[str]:
 def read_classes(path: str | Path) -> dict[str, list[str]]:
     """Prompts of every class, from lines ``name`` or ``name: prompt, prompt``."""
     classes: dict[str, list[str]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         name, colon, rest = (part.strip() for part in line.partition(":"))
         prompts = [text.strip() for text in rest.split(",")] if colon else [name]
         if not name or not all(prompts) or name in classes:
@@ -65,19 +69,100 @@ def class_scores(maps: Sequence[np.ndarray], counts: Sequence[int], background: 
     return scores
 
 
-def write(path: str | Path, scores: np.ndarray) -> None:
-    """Scores in [0, 1] as uint8 ``.npz``, whole or not at all."""
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that is written whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, probs=np.rint(scores * 255).astype(np.uint8))
+            yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def write(path: str | Path, scores: np.ndarray) -> None:
+    """Scores in [0, 1] as uint8 ``.npz``, whole or not at all."""
+    with atomic(path) as file:
+        np.savez_compressed(file, probs=np.rint(scores * 255).astype(np.uint8))
+
+
+def identity(path: str | Path) -> str:
+    """Name and SHA-256 of a file, by which a run knows it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return f"{Path(path).name} {digest.hexdigest()}"
+
+
+def begin(out: str | Path, made: Mapping[str, Any]) -> None:
+    """Open a folder for a run, or go on with the same one.
+
+    Args:
+        out: the folder; its ``run.json`` keeps ``made``.
+        made: what the scores depend on, in JSON's types.
+
+    Raises:
+        ValueError: the folder holds another run's files, or somebody's.
+    """
+    record = Path(out) / "run.json"
+    text = json.dumps(made, indent=2)
+    if record.exists():
+        wanted, found = json.loads(text), _read_record(record)
+        others = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+        if others:
+            what = ", ".join(others)
+            raise ValueError(
+                f"{out}: expected a new folder or a run with the same {what}, got another {what}; "
+                "choose another --out, or delete this one"
+            )
+        return
+    names = [entry.name for entry in Path(out).iterdir()] if Path(out).is_dir() else []
+    strangers = [name for name in names if not name.endswith(".part")]
+    if strangers:
+        raise ValueError(
+            f"{out}: expected a new or empty folder, or one with a run.json, got one with "
+            f"'{min(strangers)}' in it; choose another --out"
+        )
+    with atomic(record) as file:
+        file.write(f"{text}\n".encode())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a ``run.json`` says, nothing where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def places(out: str | Path, images: Sequence[str]) -> dict[str, Path]:
+    """The score file of every image.
+
+    Raises:
+        ValueError: two images would share one, or an image lies outside of the root.
+    """
+    owner: dict[Path, str] = {}
+    for image in images:
+        path = Path(image).with_suffix(".npz")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(
+                f"id list: expected image paths below the root, got {image}; "
+                "pass the folder that holds all images as --root"
+            )
+        other = owner.setdefault(path, image)
+        if other != image:
+            raise ValueError(
+                f"id list: expected image names that differ before the suffix, got {other} and "
+                f"{image}; rename one: their scores would be the same file"
+            )
+    return {image: Path(out) / path for path, image in owner.items()}
 
 
 def write_all(
@@ -88,16 +173,41 @@ def write_all(
     classes: str | Path,
     background: str,
     out: str | Path,
+    made: Mapping[str, Any],
 ) -> int:
     """Score files of every image of a list, but for those that are there; how many were written.
 
-    ``ask`` gets an image and all prompts, and returns a map in [0, 1] for each at the image's size.
+    As ``cpseg predict`` does, it writes ``classes.txt``, the channels' names, and ``run.json``.
+
+    Args:
+        ask: gets an image and all prompts, returns a map in [0, 1] for each at the image's size.
+        root: the folder that the images are relative to.
+        ids: the list of images.
+        classes: the file that names them.
+        background: one of ``BACKGROUNDS``.
+        out: the folder to write, laid out like the images.
+        made: what else the scores depend on, in JSON's types: a folder of others is refused.
+
+    Raises:
+        ValueError: bad lists, images that would share a file, a folder that holds another run.
     """
-    images, asked, written = read_ids(ids), read_classes(classes), 0
+    files, asked, written = places(out, read_ids(ids)), read_classes(classes), 0
+    names = [*asked]
+    if background == "complement":
+        if "background" in names:
+            raise ValueError(
+                f"{classes}: expected classes without 'background' for its complement, got one of "
+                "that name; pass --background prompt, or drop it"
+            )
+        names = ["background", *names]
+    channels = [[name, texts] for name, texts in asked.items()]
+    where = str(Path(root).resolve())
+    begin(out, {"classes": channels, "background": background, "root": where, **made})
+    with atomic(Path(out) / "classes.txt") as file:
+        file.write("".join(f"{name}\n" for name in names).encode())
     prompts = [text for texts in asked.values() for text in texts]
     counts = [len(texts) for texts in asked.values()]
-    for image in images:
-        path = Path(out) / Path(image).with_suffix(".npz")
+    for image, path in files.items():
         if path.exists():
             continue
         maps = ask(Path(root) / image, prompts)

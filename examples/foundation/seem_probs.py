@@ -84,6 +84,12 @@ def main() -> None:
         classes=options.classes,
         background=options.background,
         out=options.out,
+        made={
+            "config": prob_files.identity(options.config),
+            "weights": prob_files.identity(options.weights),
+            "at-once": options.at_once,
+            "side": options.side,
+        },
     )
     print(f"{options.out}: {written} score files written")
 
