@@ -64,23 +64,30 @@ class Listed(Dataset[Any]):
         img = Image.open(os.path.join(self.root, line.split(" ")[0])).convert("RGB")
         mask = Image.fromarray(np.array(Image.open(os.path.join(self.root, line.split(" ")[1]))))
         if self.mode == "whole":
-            return tensor(img), torch.from_numpy(np.array(mask)).long(), line
+            return (*normalize(img, mask), line)
         img, mask = resized(img, mask)
-        ignore_value = 255 if self.mode == "labelled" or self.masks_u else 254
+        ignore_value = 254 if self.mode == "unlabelled" else 255
+        if self.masks_u:
+            ignore_value = 255
         img, mask = cropped(img, mask, self.size, ignore_value)
-        target = torch.from_numpy(np.array(mask)).long()
         if self.mode == "labelled":
-            return tensor(img), target
+            return normalize(img, mask)
         if self.views == "allspark":
-            return (tensor(img), target) if self.masks_u else tensor(img)
+            if self.masks_u:
+                return normalize(img, mask)
+            return normalize(img)
+        img, target = normalize(img, mask)
         ignore_mask = torch.zeros_like(target)
         ignore_mask[target == 254] = 255
-        views = [tensor(img), strong(tensor(img)), strong(tensor(img))]
+        views = [img, strong(img), strong(img)]
         return (*views, ignore_mask, box(self.size), box(self.size))
 
 
-def tensor(img: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(img)).movedim(-1, 0).float() / 255
+def normalize(img: Image.Image, mask: Image.Image | None = None) -> Any:
+    pixels = torch.from_numpy(np.array(img)).movedim(-1, 0).float() / 255
+    if mask is None:
+        return pixels
+    return pixels, torch.from_numpy(np.array(mask)).long()
 
 
 def resized(img: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -206,7 +213,9 @@ def supervised(
         losses = []
         for img, mask in loader(trainset, cfg, epoch):
             pred = model(img)
-            loss = cpseg.pseudo_label_loss(pred, mask) if patched else criterion(pred, mask)
+            loss = criterion(pred, mask)
+            if patched:
+                loss = cpseg.pseudo_label_loss(pred, mask)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -240,7 +249,7 @@ def unimatch(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["epoch"] + 1
-        if cal is not None and "cal" in checkpoint:
+        if "cal" in checkpoint:
             cal.load_state_dict(checkpoint["cal"])
     for epoch in range(first, cfg["stop"]):
         begin(epoch, cfg)
@@ -345,7 +354,7 @@ def unimatch_v2(
         model_ema.load_state_dict(checkpoint["model_ema"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["epoch"] + 1
-        if cal is not None and "cal" in checkpoint:
+        if "cal" in checkpoint:
             cal.load_state_dict(checkpoint["cal"])
     for epoch in range(first, cfg["stop"]):
         begin(epoch, cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,88 @@ def test_runs_side_by_side_share_the_cores(example, tmp_path: Path, monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     run.carry_out([job], [], 3, lambda line: None)
     assert seen == [None, "2", "5"]
+
+
+@pytest.fixture
+def calls(example, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What ``train.py`` is called with, in place of running it; every call leaves a result."""
+    found: list[list[str]] = []
+    labels = {"kept": 0.5, "wrong": 0.1, "miou_kept": 0.5, "iou_kept": [0.5]}
+
+    def ran(command, **options):
+        found.append(command)
+        result = {"miou": 0.5, "iou": [0.5], "pseudo_labels": labels}
+        (Path(command[-1]) / "result.json").write_text(json.dumps(result))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(example.run.subprocess, "run", ran)
+    return found
+
+
+def test_results_of_other_settings_are_not_taken(
+    example, data, tmp_path: Path, capsys, calls: list[list[str]]
+) -> None:
+    def again(out: Path, *more: str) -> tuple[int, list[str]]:
+        calls.clear()
+        capsys.readouterr()
+        args = words(data, "table9", out, "--background", "0", "--lr", "0.1", *more)
+        return example.run.main(args, lambda line: None), capsys.readouterr().err.splitlines()
+
+    out = tmp_path / "out"
+    assert again(out) == (0, [])
+    assert len(calls) == 4  # labels and a run, for two rows
+    next(out.rglob("seed0/result.json")).unlink()
+    assert again(out) == (0, [])
+    assert len(calls) == 1
+    free = ("--jobs", "2", "--workers", "3", "--seeds", "0", "1")
+    assert again(out, *free) == (0, [])
+    assert ["seed1" in call[-1] for call in calls] == [True, True]
+    rows = cells((out / "table9.md").read_text())
+    assert [row[5:7] for row in rows] == [["50.0 ± 0.0", "2"]] * 2
+    other = ("--lr 0.2", "--epochs 2 1", "--background none", "--probs p", "--dataset camvid")
+    for option in (*other, "--model unet-32"):
+        code, said = again(out, *option.split())
+        assert code == 2
+        assert calls == []
+        for line in said:
+            name = option.partition(" ")[0]
+            assert f": expected a cell of the same settings, got another {name}; choose" in line
+        rows = cells((out / "table9.md").read_text())
+        assert [row[2:7] for row in rows] == [["-"] * 4 + ["0"]] * 2
+    out.rename(tmp_path / "moved")
+    assert again(tmp_path / "moved") == (0, [])
+    assert calls == []
+    lost = next((tmp_path / "moved").rglob("seed0/options.json"))
+    lost.unlink()
+    code, (line,) = again(tmp_path / "moved")
+    assert code == 2
+    said = f"{lost.parent}: expected a cell of the same settings, got one without options.json;"
+    assert line.startswith(f"run.py: {said}")
+
+
+def test_two_budgets_of_one_name(example, data, tmp_path: Path, capsys, calls) -> None:
+    lists = ("--lists", str(tmp_path / "a" / "3"), str(tmp_path / "b" / "3"))
+    assert example.run.main(words(data, "table9", tmp_path, *lists), lambda line: None) == 2
+    said = "run.py: --lists: expected folders of different names, got two 3; rename one, or use"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+    assert calls == []
+
+
+def test_a_run_that_dies_is_named_by_this_try(example, tmp_path: Path, monkeypatch) -> None:
+    run, said = example.run, [None, "train.py: one\nlast\n\n", None, None]
+
+    def ran(command, *, stdout, **options):
+        stdout.write(said.pop(0) or "")
+        return SimpleNamespace(returncode=-9)
+
+    monkeypatch.setattr(run.subprocess, "run", ran)
+    job = run.Job(tmp_path / "a", ())
+    killed = f"{tmp_path / 'a'}: exit code -9"
+    for line in (killed, "last", killed):
+        assert run.carry_out([job], [], 1, lambda line: None) == {job.out: line}
+    mended = run.Job(job.out, ("--lr", "1"))  # nothing was done with the old options
+    assert run.carry_out([mended], [], 1, lambda line: None) == {job.out: killed}
 
 
 def test_table5_shares_labels_and_stage_one(example, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from tests.helpers import modules, seeded
 from tests.test_torchrun import free_port
 
 from cpseg import Calibration
+from cpseg.class_map import ClassMap
 
 FOLDER = Path(__file__).parents[1] / "examples" / "segformer"
 NAMES = (
@@ -90,6 +93,21 @@ def refused(capsys, example, data, out: Path, *more: str) -> str:
     return lines[0].removeprefix("train.py: ")
 
 
+class Noisy(torch.nn.Module):
+    """Says one thing in evaluation mode and another in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = torch.nn.Conv2d(3, CLASSES, 1)
+        self.norm = torch.nn.BatchNorm2d(CLASSES)
+        self.drop = torch.nn.Dropout(0.8)
+        torch.nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.norm(self.head(pixels)))
+
+
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
@@ -143,13 +161,73 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     assert not same(whole.state, other.state)
 
 
-def test_stage_two_goes_on_from_the_end_of_stage_one(example, data, tmp_path: Path) -> None:
-    whole = run(example, data, tmp_path / "whole", "foundation+sr")
-    run(example, data, tmp_path / "base", "foundation")
+@pytest.mark.parametrize(
+    ("method", "first"), [("foundation+sr", "foundation"), ("self-training", "label-only")]
+)
+def test_stage_two_goes_on_from_the_end_of_stage_one(
+    example, data, tmp_path: Path, method: str, first: str
+) -> None:
+    whole = run(example, data, tmp_path / "whole", method)
+    run(example, data, tmp_path / "base", first)
     stage1 = ("--stage1", str(tmp_path / "base" / "stage1.pt"))
-    again = run(example, data, tmp_path / "again", "foundation+sr", *stage1)
+    again = run(example, data, tmp_path / "again", method, *stage1)
     assert "goes on after step 4 of 8" in again.said[0]
     assert same(whole.state, again.state)
+
+
+def test_stage_two_starts_at_the_end_of_its_own_stage_one_only(
+    example, data, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, scores = tmp_path / "base", ("--probs", str(data.probs))
+    run(example, data, base, "foundation")
+
+    def said(out: str, method: str, file: str = "stage1.pt") -> str:
+        more = ("--method", method, *scores, "--stage1", str(base / file))
+        return refused(capsys, example, data, tmp_path / out, *more)
+
+    assert "the same settings, got another method" in said("cp", "foundation+cp+sr")
+    late = said("late", "foundation+sr", "checkpoint.pt")
+    assert "expected the end of stage I, step 4, got step 8" in late
+    assert said("one", "foundation").startswith(
+        "--stage1: expected a method with a stage II, got foundation"
+    )
+
+    step, calls = example.train.Trainer.step, Counter()
+
+    def killed(*args):
+        calls["steps"] += 1
+        if calls["steps"] > 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(example.train.Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(example, data, tmp_path / "begun", "foundation+sr")
+    monkeypatch.undo()
+    assert "expected step 4 or later with --stage1, got step 2" in said("begun", "foundation+sr")
+
+
+@pytest.mark.parametrize("method", ["foundation+sr", "self-training"])
+def test_weights_and_rates_of_every_step(
+    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seen = []
+
+    def step(self, passes, stage, weight):
+        (group,) = self.optimizer.param_groups
+        seen.append((stage.halves, weight, group["lr"]))
+        return torch.zeros(())
+
+    monkeypatch.setattr(example.train.Trainer, "step", step)
+    weights = ("--sr-weight", "0.2", "--self-training-weight", "0.7")
+    run(example, data, tmp_path, method, *weights, "--lr", "0.01", "--epochs", "3", "2")
+    steps, first = 10, 6
+    assert [halves for halves, _, _ in seen] == [False] * first + [True] * (steps - first)
+    rates = [0.01 * (1 - step / steps) ** 0.9 for step in range(steps)]
+    assert [rate for _, _, rate in seen] == pytest.approx(rates)
+    falls = [0.2 * math.exp(-5 * (step - first) / (steps - first)) for step in range(first, steps)]
+    wanted = [0.7] * 4 if method == "self-training" else falls
+    assert [weight for _, weight, _ in seen[first:]] == pytest.approx(wanted)
 
 
 def test_labels_of_cpseg_label_serve_as_they_are(example, data, tmp_path: Path) -> None:
@@ -193,6 +271,8 @@ def test_two_ranks_train_as_one(example, data, tmp_path: Path, method: str) -> N
         assert here.replace("/one/", "/two/") == there
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert result["pseudo_labels"] == one.result["pseudo_labels"]
+    assert result["miou"] == pytest.approx(one.result["miou"], abs=3e-3)
+    assert result["iou"] == pytest.approx(one.result["iou"], abs=6e-3)  # of all images
 
 
 def test_the_stages_are_as_long_as_the_paper_says(example) -> None:
@@ -319,21 +399,137 @@ def test_the_unlabelled_half_learns_from_the_students_own_labels(example, data, 
         assert bool((label[~inside] == 255).all())
 
 
-def test_own_labels_leave_padding_void_and_dropout_off(example, data, tmp_path: Path) -> None:
+def test_own_labels_leave_padding_void_and_dropout_off(
+    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example.train, "build", lambda *args, **options: Noisy())
     args = example.train.parser().parse_args(words(data, tmp_path, "--method", "self-training"))
     example.train.complete(args)
     trainer = example.train.Trainer(args, CLASSES)
     pixels = torch.randn(4, 3, 16, 16, generator=seeded(0))
     labels = torch.zeros(4, 16, 16, dtype=torch.uint8)
     labels[2, :, 8:] = 255
+    before = copy.deepcopy(trainer.student.state_dict())
     found = trainer._answers(pixels, labels)
+    assert trainer.student.training
+    assert same(before, trainer.student.state_dict())  # running statistics
     assert torch.equal(found[:2], labels[:2])
     assert bool((found[2, :, 8:] == 255).all())
-    trainer.student.eval()
-    expected = trainer.student(pixels[2:]).argmax(1).to(torch.uint8)
-    trainer.student.train()
+    expected = trainer.student.eval()(pixels[2:]).argmax(1).to(torch.uint8)
+    assert len(expected.unique()) > 1
     assert torch.equal(found[2, :, :8], expected[0, :, :8])
     assert torch.equal(found[3], expected[1])
+
+
+def test_evaluation_leaves_dropout_off_and_trains_on(example, data) -> None:
+    model = Noisy()
+    before = copy.deepcopy(model.state_dict())
+    pairs = example.train.read_ids(data.root / "val.txt")
+    source = example.train.Source(data.root, data.probs)
+    found = example.scoring.evaluate(model, source, pairs, CLASSES, window=None, device="cpu")
+    assert model.training
+    assert same(before, model.state_dict())
+    model.eval()
+    expected = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    for pair in pairs:
+        own = model(example.crops.read_pixels(data.root / pair.image)[None]).argmax(1)[0]
+        truth = torch.from_numpy(data.labels[pair.image]).long()
+        for true, guess in zip(truth[truth != 255], own[truth != 255], strict=True):
+            expected[true, guess] += 1
+    assert torch.equal(found, expected)
+
+
+def test_rare_classes_weigh_more(
+    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def trainer(args, num_classes, class_weight):
+        seen.append(class_weight)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example.train, "Trainer", trainer)
+    for more in ((), ("--class-weights",)):
+        with pytest.raises(KeyboardInterrupt):
+            run(example, data, tmp_path, "label-only", *more)
+    values = np.concatenate([data.labels[image].ravel() for image in data.images[:6]])
+    share = np.bincount(values[values != 255]) / (values != 255).sum()
+    weight = seen[1].double().numpy()
+    assert seen[0] is None
+    assert np.argsort(weight).tolist() == np.argsort(-share).tolist()
+    assert (weight / weight[0]) ** 2 == pytest.approx(share[0] / share, rel=1e-5)
+    assert (weight * share).sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_true_masks_go_through_the_map_and_pseudo_labels_do_not(example, tmp_path: Path) -> None:
+    """A pixel's place is its colour, so that every pixel of a crop can be found again."""
+    rng = np.random.default_rng(0)
+    colours = np.stack([*np.mgrid[:20, :28], np.zeros((20, 28))], -1).astype(np.uint8)
+    true = rng.choice(np.array([0, 3, 7, 8, 254], np.uint8), (20, 28))
+    made = rng.choice(np.array([0, 1, 255], np.uint8), (20, 28))
+    for name, values in (("i", colours), ("true", true), ("made", made)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    crops, pair = example.crops, example.train.Pair
+    classes = {0: 1, 7: 0, 8: 1}
+    source = example.train.Source(
+        tmp_path, tmp_path, mask_map=ClassMap(tuple(map(classes.get, range(10)))), void=254
+    )
+    masks = [("true.png", False), ("made.png", True), (None, True)]
+    order = [crops.Sample(pair("i.png", m), p, seed) for m, p in masks for seed in range(4)]
+    augment = example.train.WeakAugmentation(16, scale=(1.0, 1.0))
+    data = crops.Crops(source, 2, augment=augment, order=order)
+    through = np.vectorize(lambda value: classes.get(value, 255))(true)
+    for index, expected in enumerate([through, made, np.zeros_like(made)]):
+        for number in range(4):
+            pixels, labels = data[4 * index + number]
+            places = ((pixels * crops.STD + crops.MEAN) * 255).round().long()
+            assert np.array_equal(labels.numpy(), expected[places[0], places[1]])
+
+
+def test_options_arrive_where_they_are_used(
+    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, seen, types = example.train, {}, set()
+
+    def spy(name):
+        original = getattr(train, name)
+
+        def called(*args, **options):
+            seen[name] = (args, options)
+            return original(*args, **options)
+
+        monkeypatch.setattr(train, name, called)
+
+    for name in ("batches", "evaluate", "WeakAugmentation"):
+        spy(name)
+    build = train.build
+
+    def watched(*args, **options):
+        model = build(*args, **options)
+        model.head.register_forward_hook(lambda module, given, found: types.add(found.dtype))
+        return model
+
+    monkeypatch.setattr(train, "build", watched)
+    more = ("--balance", "--window", "12", "--scale", "0.8", "1.2", "--crop", "24")
+    run(example, data, tmp_path, "foundation+sr", *more, "--amp", "bf16")
+    assert seen["batches"][1] == {"balance": True}
+    assert seen["evaluate"][1]["window"] == 12
+    assert seen["WeakAugmentation"] == ((24,), {"scale": (0.8, 1.2)})
+    assert types == {torch.bfloat16}
+
+
+def test_ranks_with_gpus_talk_about_what_lies_on_cpus_as_well(
+    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def started(backend):
+        raise ValueError(backend)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(example.train.dist, "init_process_group", started)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for device, backend in (("cuda", "cpu:gloo,cuda:nccl"), ("cpu", "gloo")):
+        assert refused(capsys, example, data, tmp_path, "--device", device) == backend
 
 
 @pytest.mark.parametrize(
@@ -439,6 +635,15 @@ def test_quality_counts_kept_and_wrong(example, tmp_path: Path) -> None:
     assert got["wrong"] == pytest.approx(2 / 5)
 
 
+def test_labels_are_measured_where_every_mask_is_there(example, data, tmp_path: Path) -> None:
+    for part in ("labelled", "unlabelled", "val"):
+        (tmp_path / f"{part}.txt").write_text((data.root / f"{part}.txt").read_text())
+    with (tmp_path / "unlabelled.txt").open("a") as file:
+        file.write("images/12.png masks/none.png\n")
+    found = run(example, data, tmp_path / "out", "foundation", "--lists", str(tmp_path))
+    assert found.result["pseudo_labels"] == {}
+
+
 def test_certified_labels_or_a_line(example, data, tmp_path: Path, capsys) -> None:
     more = ("--method", "foundation+cp", "--probs", str(data.probs), "--certified", "0.1")
     said = refused(capsys, example, data, tmp_path, *more)
@@ -521,9 +726,20 @@ def test_a_class_without_a_label_is_named(example, data, tmp_path: Path) -> None
         (("--method", "foundation"), "expected --probs or --pseudo-labels, got neither; pass one"),
         (("--classes", "1"), "--classes: expected a number above 1, got 1"),
         (("--lists", "nowhere"), "nowhere/labelled.txt"),
+        (
+            ("--method", "foundation+cp", "--certified", "0.9", "--constant", "0.3"),
+            "--certified: expected a calibrated method, +cp, got --constant 0.3; leave one",
+        ),
+        (
+            ("--method", "foundation+sr", "--certified", "0.9"),
+            "--certified: expected a calibrated method, +cp, got foundation+sr; leave one",
+        ),
         (("--lr", "1e30", "--optimizer", "sgd"), "training: expected a finite loss, got"),
     ],
 )  # fmt: skip
 def test_bad_options(example, data, tmp_path: Path, capsys, more, says: str) -> None:
-    more = more if "--method" in more else (*more, "--method", "label-only")
+    if "--method" not in more:
+        more = (*more, "--method", "label-only")
+    elif "--certified" in more:
+        more = (*more, "--probs", str(data.probs))
     assert says in refused(capsys, example, data, tmp_path, *more)

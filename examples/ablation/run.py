@@ -13,12 +13,13 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpseg.checks import message
 from cpseg.store import write_text
 from paper import PAPER
 from tables import classes_csv_of, csv_of, markdown_of, row_of
@@ -26,6 +27,9 @@ from tables import classes_csv_of, csv_of, markdown_of, row_of
 TRAIN = Path(__file__).parent.parent / "segformer" / "train.py"
 TABLES = ("table5", "table6", "table9", "table11", "rows")
 VARIANTS = {"pixel": "Pixel", "image": "Image", "kmeans": "K-Means", "annuli": "GenAnn"}
+BEGUN = ("labels", "checkpoint.pt", "result.json")  # what a cell has once there is work in it
+FREE = ("--device", "--workers", "--every")  # no result depends on them
+OWN = ("--pseudo-labels", "--stage1")  # of other cells
 Say = Callable[[str], None]
 
 
@@ -146,7 +150,48 @@ def cell(row: Row, lists: Path, seed: int, out: Path, method: str | None = None)
     return out / lists.name / name / f"seed{seed}"
 
 
-def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> list[str]:
+def settings_of(job: Job, common: list[str]) -> dict[str, list[str]]:
+    """The options that a result depends on, in whatever order and wherever ``--out`` lies."""
+    found: dict[str, list[str]] = {}
+    for word in (*common, *job.options):
+        if word.startswith("--"):
+            found[name := word] = []
+        else:
+            found[name].append(os.path.relpath(word, job.out) if name in OWN else word)
+    return {name: words for name, words in found.items() if name not in FREE}
+
+
+def check_settings(job: Job, common: list[str]) -> None:
+    """A cell that was begun goes on with the options it was begun with, which lie beside it."""
+    path, wanted = job.out / "options.json", settings_of(job, common)
+    begun = any((job.out / name).exists() for name in BEGUN)
+    got = "one without options.json" if begun else ""
+    if begun and path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(old.keys() | wanted.keys())
+        other = ", ".join(name for name in names if old.get(name) != wanted.get(name))
+        got = f"another {other}" if other else ""
+    if got:
+        fix = "choose another --out, or delete it"
+        raise ValueError(message(str(job.out), "a cell of the same settings", got, fix))
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def call(job: Job, common: list[str], environment: dict[str, str]) -> str | None:
+    """Run a job; if it fails the last line it wrote, or its exit code."""
+    command = [sys.executable, str(TRAIN), *common, *job.options, "--out", str(job.out)]
+    with (job.out / "log.txt").open("a", encoding="utf-8") as log:
+        start = log.tell()
+        code = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment
+        ).returncode
+    if not code:
+        return None
+    said = (job.out / "log.txt").read_bytes()[start:].decode(errors="replace").split("\n")
+    return next((line for line in reversed(said) if line.strip()), f"{job.out}: exit code {code}")
+
+
+def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> dict[Path, str]:
     """Run what has no result yet, ``workers`` at a time; what failed, with its last line."""
     wanted = list({job.out: job for job in jobs}.values())
     environment = dict(os.environ)
@@ -162,17 +207,18 @@ def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> lis
                 if path in failed:
                     failed[job.out] = failed[path]
                     return f"{job.out}: left out"
+            job.out.mkdir(parents=True, exist_ok=True)
+            try:
+                check_settings(job, common)
+            except ValueError as error:
+                failed[job.out] = str(error)
+                return failed[job.out]
             if (job.out / "result.json").is_file():
                 return f"{job.out}: there"
-            job.out.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, str(TRAIN), *common, *job.options, "--out", str(job.out)]
-            with (job.out / "log.txt").open("a", encoding="utf-8") as log:
-                code = subprocess.run(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
-                ).returncode
-            if code:
-                failed[job.out] = (job.out / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
-                return f"{job.out}: {failed[job.out]}"
+            line = call(job, common, environment)
+            if line is not None:
+                failed[job.out] = line
+                return f"{job.out}: {line}"
             return f"{job.out}: done"
         finally:
             done[job.out].set()
@@ -181,11 +227,16 @@ def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> lis
     with ThreadPoolExecutor(workers) as pool:
         for number, future in enumerate(as_completed([pool.submit(work, j) for j in wanted]), 1):
             say(f"{number} of {len(wanted)}: {future.result()}")
-    return sorted(set(failed.values()))
+    return failed
 
 
-def gather(table: str, rows: list[Row], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One line a row and label budget, with the mean over the seeds and the paper's number."""
+def gather(
+    table: str, rows: list[Row], args: argparse.Namespace, failed: Collection[Path]
+) -> list[dict[str, Any]]:
+    """One line a row and label budget, with the mean over the seeds and the paper's number.
+
+    The results of cells that failed are not taken: they may be of other settings.
+    """
     lines = []
     for row in rows:
         for lists in args.lists:
@@ -196,12 +247,13 @@ def gather(table: str, rows: list[Row], args: argparse.Namespace) -> list[dict[s
             found = [
                 json.loads((place / "result.json").read_text(encoding="utf-8"))
                 for place in places
-                if (place / "result.json").is_file()
+                if place not in failed and (place / "result.json").is_file()
             ]
             labels = None
             if row.method.startswith("foundation"):
-                path = jobs_of(row, lists, [], "table11", args.out)[0].out / "result.json"
-                if path.is_file():
+                place = jobs_of(row, lists, [], "table11", args.out)[0].out
+                path = place / "result.json"
+                if place not in failed and path.is_file():
                     labels = json.loads(path.read_text(encoding="utf-8"))["pseudo_labels"]
             key = (args.dataset, table, row.paper, lists.name)
             lines.append(row_of(row.name, lists.name, found, labels, PAPER.get(key)))
@@ -233,6 +285,13 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
     if not rows:
         print("run.py: expected a --row with rows, got none; write one", file=sys.stderr)
         return 2
+    names = [lists.name for lists in args.lists]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        fix = "rename one, or use another --out"
+        line = message("--lists", "folders of different names", f"two {twice[0]}", fix)
+        print(f"run.py: {line}", file=sys.stderr)
+        return 2
     jobs = [
         job
         for lists in args.lists
@@ -247,13 +306,13 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
     ]
     jobs.sort(key=lambda job: (len(job.after) > 0, "--stage1" in job.options))
     failed = carry_out(jobs, ["--dataset", args.dataset, *rest], args.jobs, say)
-    lines = gather(args.table, rows, args)
+    lines = gather(args.table, rows, args, failed)
     text = markdown_of(lines, labels_only=args.table == "table11")
     write_text(args.out / f"{args.table}.md", text)
     write_text(args.out / f"{args.table}.csv", csv_of(lines))
     write_text(args.out / f"{args.table}-classes.csv", classes_csv_of(lines))
     say(text)
-    for line in failed:
+    for line in sorted(set(failed.values())):
         print(f"run.py: {line}", file=sys.stderr)
     return 2 if failed else 0
 

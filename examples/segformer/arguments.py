@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
     labels.add_argument("--context", default="auto", help="auto, or none")
     labels.add_argument("--prior-power", type=float, default=0.0, help="lift rare classes, 0 to 1")
-    labels.add_argument("--certified", type=float, metavar="ERROR", help="labels certified so")
+    certified = "labels certified so; --alpha and --variant have no part in it"
+    labels.add_argument("--certified", type=float, metavar="ERROR", help=certified)
     training = out.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--labels-only", action="store_true", help="write and measure the labels")
@@ -108,11 +109,23 @@ def complete(args: argparse.Namespace) -> Layout:
     if needs and (args.probs is None) == (args.pseudo_labels is None):
         got = "neither" if args.probs is None else "both"
         raise ValueError(message(args.method, "--probs or --pseudo-labels", got, "pass one"))
+    if args.certified is not None and (args.constant is not None or "+cp" not in args.method):
+        got = args.method if args.constant is None else f"--constant {args.constant:g}"
+        fix = "leave one of them out"
+        raise ValueError(message("--certified", "a calibrated method, +cp", got, fix))
+    if args.stage1 is not None and counterpart(args.method) == args.method:
+        fix = "leave it out"
+        raise ValueError(message("--stage1", "a method with a stage II", args.method, fix))
     return layout
 
 
 def _index(text: str) -> int | None:
     return None if text == "none" else int(text)
+
+
+def counterpart(method: str) -> str:
+    """The method without the stage II of this one: their stage I is the same."""
+    return "label-only" if method == "self-training" else method.removesuffix("+sr")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

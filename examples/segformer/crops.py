@@ -80,7 +80,7 @@ def write_lists(layout: Layout, given: Lists, out: Path) -> Lists:
     """The id lists as ``image mask`` lines in ``out``, in whatever way they were given.
 
     A line is ``image mask``, or an id that stands for both by the layout. The masks of unlabelled
-    images, where there are any, are for measuring.
+    images, where there are files, are for measuring.
     """
     made = []
     for part, path in zip(Lists._fields, given, strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cpseg import Calibration, confusion_matrix, mean_iou
 from cpseg.certifying import certify
@@ -15,7 +16,7 @@ from cpseg.checks import message
 from cpseg.jobs import calibrate
 from cpseg.labelling import label
 from cpseg.refitting import Refit
-from cpseg.sources import IGNORE, Source, barrier, rank
+from cpseg.sources import IGNORE, Source, barrier, rank, share
 from cpseg.store import Pair, image_size, read_ids, read_mask
 from crops import Lists
 
@@ -132,18 +133,25 @@ def read_pseudo(ids: Path, unlabelled: list[Pair]) -> list[Pair]:
 
 
 def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int) -> dict[str, Any]:
-    """What the pseudo-labels are worth where the true masks are known: for measuring only."""
+    """What the pseudo-labels are worth where the true masks are known: for measuring only.
+
+    Every rank reads its share.
+    """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    valid = kept = 0
-    for guess, true in zip(pseudo, truth, strict=True):
+    counts = torch.zeros(2, dtype=torch.int64)  # valid, kept
+    for guess, true in zip(share(pseudo)[0], share(truth)[0], strict=True):
         pixels = image_size(source.root / true.image)
         found = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
         labels = source.labels(true, classes, pixels)
-        valid += int((labels != IGNORE).sum())
-        kept += int(((labels != IGNORE) & (found != IGNORE)).sum())
+        known = labels != IGNORE
+        counts += torch.stack([known.sum(), (known & (found != IGNORE)).sum()])
         labels = labels.masked_fill(found == IGNORE, IGNORE)
         found = found.masked_fill(found == IGNORE, 0)  # void in the labels
         confusion += confusion_matrix(found[None].long(), labels[None].long(), num_classes=classes)
+    if dist.is_initialized():
+        dist.all_reduce(confusion)
+        dist.all_reduce(counts)
+    valid, kept = counts.tolist()
     right = int(confusion.diagonal().sum())
     return {
         "kept": kept / max(valid, 1),

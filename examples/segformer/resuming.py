@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,21 +34,19 @@ def save(path: Path, trained: Trained, settings: dict[str, Any], step: int) -> N
         torch.save(state, file)
 
 
-def restore(
-    path: Path, trained: Trained, settings: dict[str, Any], *, but: Collection[str] = ()
-) -> int:
-    """Load a checkpoint of the same settings, ``but`` some; the number of steps it has taken.
+def restore(path: Path, trained: Trained, settings: dict[str, Any]) -> int:
+    """Load a checkpoint of the same settings; the number of steps it has taken.
 
     Raises:
         ValueError: it was made with other settings, another model for instance, or is damaged.
     """
-    fix = "choose another --out, or delete the file"
+    fix = "choose another file or --out, or delete it"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = state["settings"]
     except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise ValueError(message(str(path), "a checkpoint", "a damaged file", fix)) from error
-    names = (settings.keys() | old.keys()) - set(but)
+    names = settings.keys() | old.keys()
     other = sorted(name for name in names if settings.get(name) != old.get(name))
     if other:
         expected = "a checkpoint of the same settings"

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from arguments import complete, parser, rule_of, settings_of
+from arguments import complete, counterpart, parser, rule_of, settings_of
 from cpseg import (
     WeakAugmentation,
     mean_iou,
@@ -150,8 +150,14 @@ def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, 
     done = 0
     if path.is_file():
         done = restore(path, trainer, settings)
+        if args.stage1 is not None and done < made.switch:
+            expected, fix = f"step {made.switch} or later with --stage1", "leave --stage1 out"
+            raise ValueError(message(str(path), expected, f"step {done}", fix))
     elif args.stage1 is not None:
-        done = restore(args.stage1, trainer, settings, but=("method",))
+        done = restore(args.stage1, trainer, settings | {"method": counterpart(args.method)})
+        if done != made.switch:
+            expected, fix = f"the end of stage I, step {made.switch}", "pass its stage1.pt"
+            raise ValueError(message(str(args.stage1), expected, f"step {done}", fix))
     if done:
         say(f"goes on after step {done} of {made.steps}")
     first = made.stages[0].steps
@@ -251,7 +257,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         else:
             ids = write_labels(source, lists, rule_of(args), args.classes, args.out / "labels")
         pseudo = read_pseudo(ids, unlabelled)
-        if all(pair.mask for pair in unlabelled):
+        if all(pair.mask and (source.root / pair.mask).is_file() for pair in unlabelled):
             facts = quality(source, pseudo, unlabelled, args.classes)
             say(f"pseudo-labels: {facts['kept']:.1%} kept, {facts['wrong']:.1%} of them wrong")
     if args.labels_only:
@@ -295,7 +301,7 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
             if cuda:
                 args.device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(args.device)
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         run(args, say if rank() == 0 else lambda line: None)
         if own:
             dist.barrier()  # nobody hangs up while another still reads
