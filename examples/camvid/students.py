@@ -15,6 +15,19 @@ STUDENT = (
 )
 SEEDS = ("0", "1", "2")
 REFITTED = "--recalibrate dirichlet"
+KEPT = f"{REFITTED} --background none"
+MORE = {
+    "eleven": (
+        ("refitted, balanced", f"{REFITTED} --balance"),
+        ("refitted, prior 0.5", f"{REFITTED} --prior-power 0.5"),
+        ("refitted, weighted", f"{REFITTED} --class-weights"),
+    ),
+    "objects": (
+        ("refitted, weighted", f"{REFITTED} --class-weights"),
+        ("refitted, not suppressed, weighted", f"{KEPT} --class-weights"),
+        ("refitted, not suppressed, prior 0.5", f"{KEPT} --prior-power 0.5"),
+    ),
+}
 
 
 def students(run: Runner) -> str:
@@ -26,16 +39,18 @@ def students(run: Runner) -> str:
             if budget == 50:
                 options += ["--certified", "0.1"]
             if kind == "objects":
-                kept = f"{REFITTED} --background none"
-                options += _with_sr("refitted, not suppressed", kept)
+                options += _with_sr("refitted, not suppressed", KEPT)
             texts.append(trained(run, f"{kind}-{budget}", kind, budget, "table5", *options))
     fewer = _with_sr("refitted", f"{REFITTED} --variant image")
     labels_only = ("--row", "labels only: label-only")
     texts.append(trained(run, "eleven-8", "eleven", 8, "rows", *labels_only, *fewer))
-    more = _with_sr("refitted, balanced", f"{REFITTED} --balance")
-    more += ("--row", "CP, image, 0.5: foundation+cp --variant image --alpha 0.5")
-    more += ("--row", f"refitted, confidence 0.9: foundation+cp {REFITTED} --constant 0.1")
-    texts.append(trained(run, "eleven-25-more", "eleven", 25, "rows", *more))
+    for kind, rows in MORE.items():
+        more = [word for name, labels in rows for word in _with_sr(name, labels)]
+        more += ["--row", "labels only, weighted: label-only --class-weights"]
+        if kind == "eleven":
+            more += ["--row", "CP, image, 0.5: foundation+cp --variant image --alpha 0.5"]
+            more += ["--row", f"refitted, confidence 0.9: foundation+cp {REFITTED} --constant 0.1"]
+        texts.append(trained(run, f"{kind}-25-more", kind, 25, "rows", *more))
     return "\n\n".join(texts)
 
 
