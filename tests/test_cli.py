@@ -208,7 +208,8 @@ def test_the_promise_is_that_of_the_variant(data: DataSet, tmp_path: Path, capsy
         done(command(capsys, "calibrate", *words, "-o", tmp_path / variant))
         words = data.options(calibration=tmp_path / variant)
         said[variant] = done(command(capsys, "evaluate", *words)).out.splitlines()[0]
-    assert said["pixel"].endswith("promised: coverage of at least 70 % at each pixel")
+    promise = "coverage of at least 70 % at each of the 12x16 pixels that the grid samples"
+    assert said["pixel"].endswith(f"promised: {promise}")
     assert "promised: nothing" in said["image"]
 
 
@@ -218,7 +219,10 @@ def test_images_as_units_promise_a_share_of_the_image(
     words = data.options(background="none", alpha=0.3, variant="image", unit="image")
     done(command(capsys, "calibrate", *words, "-o", tmp_path / "c"))
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
-    assert "promised: at least 70 % of an image's pixels covered on average" in said
+    assert "at least 70 % of an image's 12x16 pixels that the grid samples covered on" in said
+    done(command(capsys, "calibrate", *words, "--per-class", "-o", tmp_path / "c"))
+    said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
+    assert "70 % of each class's, among images that show it, of the 12x16 pixels that" in said
 
 
 def test_a_fallback_says_which_level_gave_the_thresholds(
@@ -238,7 +242,7 @@ def test_a_fallback_says_which_level_gave_the_thresholds(
     result = done(command(capsys, "calibrate", *words, "--fallback", "-o", tmp_path / "c"))
     assert "thresholds by pixel 100.0 %" in result.out
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
-    assert "promised: coverage of at least 70 % at each pixel" in said
+    assert "promised: coverage of at least 70 % at each of the 12x16 pixels that the" in said
 
 
 @pytest.mark.parametrize("score", ["aps", "raps", "margin"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import folders
-from tests.folders import DataSet, complains, files, nearest, select
+from tests.folders import DataSet, complains, files, nearest, newer, select
 
 from cpseg import Calibration, Evidence, evidence
 from cpseg.class_map import ClassMap
@@ -160,7 +160,9 @@ def test_another_void_value_is_void(data: DataSet) -> None:
         Image.fromarray(np.where(labels == 255, 11, labels).astype(np.uint8)).save(
             data.mask_file(image)
         )
-    assert same(calibrate(source(data, void=11), data.ids, alpha=0.2, background=0), before)
+    found = calibrate(source(data, void=11), data.ids, alpha=0.2, background=0)
+    assert found.extra["masks"] == {"void": 11, "map": None}
+    assert same(replace(found, extra=before.extra), before)
     with pytest.raises(ValueError, match="got 11") as caught:
         calibrate(source(data), data.ids, alpha=0.2, background=0)
     complains(caught.value, data.mask_file(data.images[0]), "0..3 or 255")
@@ -175,7 +177,43 @@ def test_a_mask_map_brings_mask_values_to_classes(data: DataSet) -> None:
         Image.fromarray(stored).save(data.mask_file(image))
     mask_map = ClassMap((1, None, 3, None, None, 0, None, 2))
     found = calibrate(source(data, mask_map=mask_map), data.ids, alpha=0.2, background=0)
-    assert same(found, before)
+    assert found.extra["masks"] == {"void": 255, "map": mask_map.to_json()}
+    assert same(replace(found, extra=before.extra), before)
+
+
+def test_a_mask_map_of_more_values_than_masks_hold_is_refused(data: DataSet) -> None:
+    mask_map = ClassMap((0, 1, 2, 3, *[None] * 253))
+    with pytest.raises(ValueError, match="mask map: expected at most 256 values, got 257; map"):
+        calibrate(source(data, mask_map=mask_map), data.ids, alpha=0.2, background=0)
+
+
+def test_evidence_of_another_class_map_is_refused(data: DataSet, tmp_path: Path) -> None:
+    turned = ClassMap((1, 2, 3, 0))
+    made = calibrate(source(data, class_map=turned), data.ids, alpha=0.2, background=0)
+    for class_map, other in ((None, "no"), (ClassMap((2, 1, 3, 0)), "another")):
+        out = tmp_path / other
+        compact(source(data, class_map=class_map), data.ids, out, background=0)
+        with pytest.raises(ValueError, match="evidence") as caught:
+            evaluate(Source(data.root, out), data.ids, made)
+        said = f"evidence made with this class map, got evidence made with {other} class map"
+        complains(caught.value, out / "images" / "00.safetensors", said)
+    plain = calibrate(source(data), data.ids, alpha=0.2, background=0)
+    with pytest.raises(ValueError, match=r"made with no class map, got .* made with another"):
+        evaluate(Source(data.root, tmp_path / "another"), data.ids, plain)
+    compact(source(data), data.ids, tmp_path / "right", background=0, calibration=made)
+    rows = evaluate(Source(data.root, tmp_path / "right"), data.ids, made, constant=0.4)
+    scores = evaluate(source(data), data.ids, made, constant=0.4)
+    kept = {row.rule: row.miou_kept for row in scores}
+    assert "constant 0.4" in kept
+    assert {row.rule: row.miou_kept for row in rows}.items() <= kept.items()
+    assert "constant 0.4" in {row.rule for row in rows}
+
+
+def test_evidence_older_than_its_scores_is_made_again(data: DataSet, tmp_path: Path) -> None:
+    compact(source(data), data.ids, tmp_path / "out", background=0)
+    assert compact(source(data), data.ids, tmp_path / "out", background=0) == 0
+    newer(data.score_file(data.images[3]))
+    assert compact(source(data), data.ids, tmp_path / "out", background=0) == 1
 
 
 def test_a_mask_map_to_other_classes_is_refused(data: DataSet) -> None:

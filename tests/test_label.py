@@ -16,9 +16,20 @@ import pytest
 import torch
 from PIL import Image
 from tests import folders
-from tests.folders import DataSet, complains, files, finish, nearest, options, select, start
+from tests.folders import (
+    DataSet,
+    complains,
+    files,
+    finish,
+    nearest,
+    newer,
+    options,
+    select,
+    start,
+)
 
 from cpseg import Calibration
+from cpseg.class_map import ClassMap
 from cpseg.jobs import calibrate, compact
 from cpseg.labelling import label
 from cpseg.sources import Source
@@ -119,6 +130,36 @@ def test_stage1_is_the_labelled_list_then_the_pseudo_labels(data: DataSet, tmp_p
     assert len(read) == 12
     for image, (_, mask) in zip(data.images[:4], read, strict=False):
         assert np.array_equal(mask, data.labels[image])
+
+
+def test_a_list_of_true_masks_that_do_not_fit_is_refused(data: DataSet, tmp_path: Path) -> None:
+    labelled = data.list_ids("labelled.txt", data.images[:4])
+    unlabelled = data.list_ids("unlabelled.txt", data.images[3:])
+    with pytest.raises(ValueError, match="labelled already") as caught:
+        label(source(data), unlabelled, thresholds(data), tmp_path / "out", labelled=labelled)
+    complains(caught.value, labelled, f"got {data.images[3]} in both lists; take it out")
+    unlabelled = data.list_ids("unlabelled.txt", data.images[4:])
+    stored = Source(data.root, data.probs, mask_map=ClassMap((0, 1, 2, 3)))
+    mapped = calibrate(stored, data.ids, alpha=0.3, background=0)
+    with pytest.raises(ValueError, match="masks") as caught:
+        label(source(data), unlabelled, mapped, tmp_path / "out", labelled=labelled)
+    complains(caught.value, labelled, "masks as pseudo-labels have them, got others, by --mask-map")
+    assert not (tmp_path / "out").exists()
+    label(source(data), unlabelled, mapped, tmp_path / "out")
+
+
+def test_masks_older_than_their_scores_are_made_again(data: DataSet, tmp_path: Path) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    before = files(out)
+    flipped = data.scores[data.images[0]][::-1].copy()
+    np.save(data.score_file(data.images[0]), flipped)
+    newer(data.score_file(data.images[0]))
+    label(source(data), data.ids, calibration, out)
+    changed = {name for name, text in files(out).items() if text != before[name]}
+    assert changed == {f"masks/{data.images[0]}", "summary.csv"}
+    want = calibration.pseudo_labels(torch.from_numpy(flipped))
+    assert np.array_equal(np.array(Image.open(masks(out, data)[0])), want)
 
 
 def test_without_a_labelled_list_there_is_no_stage1(data: DataSet, tmp_path: Path) -> None:
@@ -280,12 +321,19 @@ def test_the_folder_of_another_run_is_refused(data: DataSet, tmp_path: Path) -> 
     label(source(data), data.ids, calibration, out)
     before = files(out)
     shutil.copytree(data.probs, tmp_path / "probs")
+    shutil.copytree(data.root, tmp_path / "moved")
     fewer = data.list_ids("fewer.txt", data.images[:5])
     others = {
         "thresholds": (source(data), data.ids, thresholds(data, alpha=0.2)),
         "background": (source(data), data.ids, replace(calibration, background=1)),
         "scores": (Source(data.root, tmp_path / "probs"), data.ids, calibration),
         "images": (source(data), fewer, calibration),
+        "root": (Source(tmp_path / "moved", data.probs), data.ids, calibration),
+        "class map": (
+            Source(data.root, data.probs, class_map=ClassMap((1, 0, 2, 3))),
+            data.ids,
+            calibration,
+        ),
         "thresholds of classes": (
             source(data),
             data.ids,

@@ -468,6 +468,30 @@ def test_pseudo_label_loss_equals_loops(seed: int, weighted: bool, cropped: bool
         assert near(got, entropy / max(number, 1), rtol=1e-5)
 
 
+def test_pseudo_label_loss_without_certainty_does_not_see_the_logits() -> None:
+    """Also where they are infinite, in value and gradient."""
+    logits = torch.tensor([[1.0, 0.5], [-math.inf, 0.25]]).reshape(1, 2, 1, 2).requires_grad_()
+    labels, certainty = torch.tensor([[[1, 0]]]), torch.tensor([[[0.0, 1.0]]])
+    loss = pseudo_label_loss(logits, labels, certainty=certainty)
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-0.25)) / 2)
+    loss.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert bool((logits.grad[..., 0] == 0).all())
+
+
+@pytest.mark.parametrize("void", [256, -1, -100])
+def test_a_void_value_that_targets_cannot_hold_does_not_wrap_around(void: int) -> None:
+    logits, _, _ = case(0, 1)
+    masks = (torch.rand(len(logits), *logits.shape[2:], generator=seeded(1)) < 0.5).to(torch.uint8)
+    iou = torch.full((len(logits),), 0.5)
+    want = sum_loss(logits, masks, predicted_iou=iou)
+    assert same(sum_loss(logits, masks, predicted_iou=iou, ignore_index=void), want)
+    if void < 0:  # as 8 bits they are 255 and 156
+        with raises(ValueError, "sum_loss", "got"):
+            sum_loss(logits, masks.masked_fill(masks == 0, void % 256), ignore_index=void)
+
+
 def test_pseudo_label_loss_is_plain_cross_entropy() -> None:
     logits, labels, _ = case(19, 5)
     want = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)

@@ -74,7 +74,9 @@ LOGITS, IOU = torch.zeros(2, 3, 4), torch.full((2,), 90.0)
         ({"predicted_iou": IOU[:1]}, ValueError, r"predicted_iou \[2\] .* got \[1\]; pass one"),
         ({"predicted_iou": IOU.long()}, TypeError, "floating-point predicted_iou"),
         ({"min_iou": 120}, ValueError, r"min_iou in 0\.\.100, got 120"),
-        ({"min_iou": 0.88, "min_stability": 0.95, "max_area": 0.95}, ValueError, "in percent"),
+        ({"min_iou": 0.88, "min_stability": 0.95}, ValueError, r"min_iou in percent, got 0\.88;"),
+        ({"min_stability": 0.95}, ValueError, r"min_stability in percent, got 0\.95"),
+        ({"max_area": 0.95}, ValueError, r"max_area in percent, got 0\.95"),
         ({"stability_offset": -1}, ValueError, "stability_offset >= 0, got -1"),
     ],
 )

@@ -144,7 +144,10 @@ def test_learned_groups_learn_from_refitted_scores(data: DataSet) -> None:
         group_share=0.5, refit=REFIT,
     )  # fmt: skip
     assert made.num_images == 9
+    learned = made.extra["groups"].pop("images")
     assert made.extra["groups"] == {"learned_on": 9, "apart": True}
+    assert len(learned) == 9
+    assert not set(learned) & set(made.extra["images"])
     assert made.threshold.unique().numel() == 3
 
 
@@ -163,6 +166,11 @@ def test_a_model_of_other_classes(tmp_path: Path, capsys: Capture) -> None:
     rows = evaluate(source(data), data.ids, Calibration.load(tmp_path / "c.safetensors"))
     assert [row.rule for row in rows] == ["refitted argmax", "image", "image, suppressed"]
     assert rows[0].wrong < 0.35
+    for option, value in (("num_classes", 4), ("recalibrate_folds", 3), ("scores", "sigmoid")):
+        words = data.options(alpha=0.1, background=0, **{option: value})
+        result = command(capsys, "calibrate", *words, "-o", tmp_path / "no")
+        name = f"--{option.replace('_', '-')}"
+        refused(result, f"{name}: expected scores to refit, got --recalibrate none; pass")
     vector = data.options(alpha=0.1, background=0, recalibrate="vector", num_classes=4)
     result = command(capsys, "calibrate", *vector, "-o", tmp_path / "no")
     refused(result, "expected 4 source classes for method 'vector', got 6")
@@ -189,7 +197,7 @@ def test_masks_evidence_and_tables_go_through_the_map(
     said = done(command(capsys, "evaluate", *words)).out
     assert "raw argmax" in said
     assert "refitted argmax" in said
-    assert "promised: coverage of at least 90 % at each pixel" in said
+    assert "promised: coverage of at least 90 % at each of the 12x16 pixels that" in said
     # Evidence of raw scores does not fit, and a folder of another map's masks is another run.
     raw = data.options(background="none")
     done(command(capsys, "compact", *raw, "-o", tmp_path / "raw"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,6 +415,25 @@ def test_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
     with pytest.raises(ValueError, match="mode") as caught:
         read_mask(path, num_classes=4, size=(2, 3))
     complains(caught.value, path, "8-bit mask (L or P)", f"mode {mode}")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_grey_mask_of_fewer_bits_is_refused(tmp_path: Path, bits: int) -> None:
+    """Pillow opens them as 8 bits, with their values scaled up: 3 of 2 bits is 255, void."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checked = name + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    row = bytes([0, (3 << (8 - bits)) | (1 << (8 - 2 * bits))])
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    with Image.open(path) as image:
+        assert (image.mode, image.size) == ("L", (2, 1))
+    with pytest.raises(ValueError, match=f"an 8-bit mask .* got mode L;{bits} bits"):
+        read_mask(path, num_classes=4, size=None)
 
 
 @pytest.mark.parametrize("size", [(3, 2), (2, 4), (4, 6)])

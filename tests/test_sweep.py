@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from tests import folders, oracles
-from tests.folders import DataSet, command, complains, done, files, refused
+from tests.folders import DataSet, command, complains, done, files, newer, refused
 from tests.test_torchrun import free_port
 
 from cpseg import Calibrator, groups, sources
@@ -400,6 +400,15 @@ def test_a_folder_of_another_sweep_is_refused(
         run(data, out=out, **changed)
     complains(caught.value, out, "choose another with -o")
     assert files(out) == before
+
+
+def test_folds_older_than_the_scores_are_swept_again(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = run(data, out=out)
+    for image in data.images:
+        np.save(data.score_file(image), data.scores[image][::-1].copy())
+        newer(data.score_file(image))
+    assert str(run(data, out=out)) != str(rows)
 
 
 def test_the_same_alphas_otherwise_written_go_on(data: DataSet, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -239,6 +240,15 @@ def test_certainty_of_a_calibration(per_class: bool) -> None:
     assert same(certainty(probs, calibration, labels=chosen), got)
     assert same(certainty(probs[0], calibration), got[0])
     assert (got[:, 0, 0] == 0).all()
+    limits = torch.rand(3, *SIZE, generator=seeded(7))  # which a class must pass as well
+    cut = replace(calibration, class_threshold=limits)
+    own = torch.randint(0, 3, chosen.shape, generator=seeded(8))
+    rows, columns = np.indices(SIZE)
+    passes = scores.gather(1, own[:, None])[:, 0] <= limits[own, rows, columns]
+    want = certainty(probs, calibration, labels=own).masked_fill(~passes, 0)
+    assert same(certainty(probs, cut, labels=own), want)
+    assert (want > 0).any()
+    assert not passes.all()
 
 
 def test_nothing_known_is_no_certainty() -> None:

@@ -177,7 +177,7 @@ def _promise(found: Findings) -> str:
         text += "nothing about the labels, since no bound was certified in every fold. "
     if plan.variant == "pixel":
         text += (
-            f"Eq. 4's sets contain the true class of a pixel with at least "
+            f"Eq. 4's sets contain the true class of a pixel that the grid samples with at least "
             f"{_rate(1 - plan.asked)} probability, which says nothing of the label chosen. "
         )
     return text + (

@@ -128,10 +128,7 @@ def certify(
     feed(certifier.update, proving, "certify")
     certifier.sync()
     made = certifier.compute()
-    extra = dict(made.extra)
-    if source.class_map is not None:
-        extra["class_map"] = source.class_map.to_json()
-    return replace(made, variant=variant, extra=extra)
+    return replace(made, variant=variant, extra={**made.extra, **source.facts()})
 
 
 def _parts(pairs: list[Pair], part: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -155,6 +152,7 @@ def overlap(calibration: Calibration, ids: str | Path) -> list[str]:
         *calibration.extra.get("images", []),
         *calibration.extra.get("certifying_images", []),
         *calibration.extra.get("refitted", {}).get("images", []),
+        *calibration.extra.get("groups", {}).get("images", []),
     ]
     return sorted({pair.image for pair in read_ids(ids)}.intersection(made))
 

@@ -244,6 +244,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _refit(arguments: argparse.Namespace) -> Refit | None:
     """What the options ask for."""
     if arguments.recalibrate == "none" and arguments.prior_power == 0:
+        asked = {
+            "--num-classes": arguments.num_classes is not None,
+            "--recalibrate-folds": getattr(arguments, "recalibrate_folds", 0) > 0,
+            "--scores": arguments.scores != "softmax",
+        }
+        for option in (name for name, is_set in asked.items() if is_set):
+            fix = "pass --recalibrate dirichlet too, or leave it out"
+            raise ValueError(message(option, "scores to refit", "--recalibrate none", fix))
         return None
     return Refit(
         arguments.recalibrate,
@@ -260,7 +268,8 @@ def _save(calibration: Calibration, path: Path) -> None:
     """Write a calibration, and the map of its scores beside it."""
     calibration.save(path)
     if calibration.recalibration is not None:
-        calibration.recalibration.save(path.with_suffix(".recalibration.safetensors"))
+        stem = path.name.removesuffix(".safetensors")
+        calibration.recalibration.save(path.with_name(f"{stem}.recalibration.safetensors"))
 
 
 def _tell_refit(calibration: Calibration) -> None:
@@ -292,16 +301,21 @@ def _promise(calibration: Calibration) -> str:
     if learned is not None and not learned["apart"]:
         return "nothing: groups were learned on the images that calibrated"
     covered = f"{100 * (1 - calibration.alpha):g} %"
-    at_pixel = f"coverage of at least {covered} at each pixel"
+    height, width = calibration.grid
+    sampled = f"{height}x{width} pixels that the grid samples"
+    at_pixel = f"coverage of at least {covered} at each of the {sampled}"
     pooled = "nothing exactly where groups are pooled over pixels"
     if calibration.unit == "image":
-        pooled = f"at least {covered} of an image's pixels covered on average in each group"
+        own = "an image's"
+        if calibration.threshold.ndim == 3:
+            own = "each class's, among images that show it, of the"
+        pooled = f"at least {covered} of {own} {sampled} covered on average in each group"
     promise = at_pixel if calibration.variant == "pixel" else pooled
     shares: dict[str, float] = calibration.extra.get("fallback", {})
-    own = shares.get(calibration.variant, 1.0)
+    kept = shares.get(calibration.variant, 1.0)
     if any(share > 0 for name, share in shares.items() if name != calibration.variant):
         promise += (
-            f", where thresholds are its own ({100 * own:.1f} %); nothing where they fell back"
+            f", where thresholds are its own ({100 * kept:.1f} %); nothing where they fell back"
         )
     return promise
 

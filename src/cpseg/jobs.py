@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,8 @@ from cpseg.sources import (
     barrier,
     begin,
     digest,
+    fingerprint,
+    fresh,
     labelled,
     naming,
     place,
@@ -97,9 +98,7 @@ def calibrate(
     if variant not in VARIANTS:
         names = ", ".join(VARIANTS)
         raise ValueError(message("calibrate", f"a variant among {names}", variant, "choose one"))
-    extra: dict[str, Any] = {}
-    if source.class_map is not None:
-        extra["class_map"] = source.class_map.to_json()
+    extra = source.facts()
     map_of: Callable[[Pair], Callable[[Tensor], Tensor]] = unchanged
     recalibration = None
     if refit is not None:
@@ -120,7 +119,11 @@ def calibrate(
     if variant in LEARNED:
         generator = torch.Generator().manual_seed(seed)
         learning, pairs = split("calibrate", pairs, group_share, generator)
-        extra["groups"] = {"learned_on": len(learning), "apart": group_share > 0}
+        extra["groups"] = {
+            "learned_on": len(learning),
+            "apart": group_share > 0,
+            "images": sorted(pair.image for pair in learning),
+        }
         images = [(pair, paths[pair]) for pair in learning]
         curves = _curves(source, images, num_classes, map_of, grid, score, progress)
         partition = learned(variant, curves, num_groups, generator)
@@ -248,6 +251,8 @@ def evaluate(
                 rules[_name(calibration)] = calibration.pseudo_labels(found)
                 num_classes, height, width = found.num_classes, *found.best.shape
                 rules[_RAW if found.recalibration is None else _REFITTED] = found.argmax()
+                if constant is not None:
+                    rules[f"constant {constant:g}"] = found.pseudo_labels(constant)
             else:
                 num_classes, height, width = found.shape
                 probs = found
@@ -320,7 +325,7 @@ def compact(
     written = 0
     for pair in progress(*share(pairs), "compact"):
         path = places[pair]
-        if path.exists():
+        if fresh(path, paths[pair]):
             continue
         probs = source.probabilities(paths[pair])
         with naming(paths[pair]):
@@ -328,7 +333,7 @@ def compact(
                 found = recalibration.evidence(probs, background=background)
             else:
                 found = evidence(probs, background=background)
-        write_evidence(path, found)
+        write_evidence(path, replace(found, class_map=fingerprint(source.class_map)))
         written += 1
     barrier()
     return written

@@ -19,6 +19,7 @@ from cpseg.sources import (
     barrier,
     begin,
     digest,
+    fresh,
     naming,
     place,
     quiet,
@@ -75,7 +76,7 @@ def label(
         raise ValueError(message("label", f"at most {IGNORE} classes", got, fix))
     pairs = read_ids(ids, columns=1)
     masks = _mask_paths(pairs, out)
-    lines = [] if labelled is None else [(p.image, p.mask or "") for p in read_ids(labelled)]
+    lines = [] if labelled is None else _true_masks(labelled, pairs, calibration)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     check_ids(out, listed)  # before the work, not after it
     source = with_map_of(source, calibration)
@@ -83,9 +84,9 @@ def label(
     begin(out, _fingerprint(source, calibration, pairs))
     thresholds = replace(calibration, ignore_index=IGNORE).to(source.device)
     for pair in progress(*share(pairs), "label"):
-        if masks[pair].exists():
-            continue
         path = paths[pair]
+        if fresh(masks[pair], path):
+            continue
         found = source.scores(path)
         with naming(path):
             labels = thresholds.pseudo_labels(found, dtype=torch.uint8)
@@ -102,6 +103,23 @@ def label(
         write_ids(out / "stage1.txt", lines + listed)
     write_ids(out / "ids.txt", listed)
     return kept
+
+
+def _true_masks(
+    labelled: str | Path, pairs: Sequence[Pair], calibration: Calibration
+) -> list[tuple[str, str]]:
+    """The lines of the labelled list, whose masks stand beside pseudo-labels in ``stage1.txt``."""
+    stored = calibration.extra.get("masks")
+    if stored is not None:
+        got = "others, by --mask-map or --void"
+        fix = "write masks of these classes, 255 for void, and calibrate on them"
+        raise ValueError(message(str(labelled), "masks as pseudo-labels have them", got, fix))
+    known = read_ids(labelled)
+    both = sorted({pair.image for pair in known} & {pair.image for pair in pairs})
+    if both:
+        expected, got = "no image that is labelled already", f"{both[0]} in both lists"
+        raise ValueError(message(str(labelled), expected, got, "take it out of one of them"))
+    return [(pair.image, pair.mask or "") for pair in known]
 
 
 def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
@@ -142,6 +160,7 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
             **({} if refitted is None else {"recalibration": refitted.fingerprint}),
             "map": source.class_map and source.class_map.to_json(),
             "probs": str(source.probs.resolve()),
+            "root": str(source.root.resolve()),
             "images": [pair.image for pair in pairs],
         }
     )

@@ -266,14 +266,16 @@ def pseudo_label_loss(
     bad = kept & ((label < 0) | (label >= num_classes))
     if valid is not None:
         kept = kept & valid
-    values = _in_full(logits).masked_fill(~kept.unsqueeze(1), 0)
-    entropy = cross_entropy(values, label.masked_fill(~kept | bad, 0), reduction="none")
-    weight = kept.to(entropy.dtype)
+    full = _in_full(logits)
+    weight = kept.to(full.dtype)
     if certainty is not None:
-        own = certainty.detach().to(entropy.dtype)
+        own = certainty.detach().to(full.dtype)
         own = torch.where((own >= 0) & (own <= 1), own, torch.nan)
         weight = torch.where(kept, own, 0)
     weight = weight.masked_fill(bad, torch.nan)
+    silent = weight == 0  # infinite logits must not count there
+    values = full.masked_fill(silent.unsqueeze(1), 0)
+    entropy = cross_entropy(values, label.masked_fill(silent | bad, 0), reduction="none")
     among = kept if normalize == "kept" else valid
     number = kept.numel() if among is None else among.sum().clamp(min=1)
     return (entropy * weight).sum() / number
@@ -401,6 +403,10 @@ def _parts(
     if uncertainty is not None:
         _check_weight(where, uncertainty, logits, "uncertainty")
         uncertainty = uncertainty.reshape(len(logits), -1)
+    if not targets.is_floating_point() and targets.dtype != torch.bool:
+        holds = torch.iinfo(targets.dtype)
+        if not holds.min <= ignore_index <= holds.max:  # compared as it is, it would wrap around
+            targets = targets.to(torch.int64)
     trusted = _looks(logits) and _check_targets(where, targets, num_classes, ignore_index)
     parts = (_in_full(logits).flatten(2), targets.reshape(len(logits), -1), uncertainty)
     return (ignore_index, trusted), parts

@@ -65,12 +65,12 @@ def mask_filters(
     for name, limit in limits.items():
         if not 0 <= limit <= 100:
             raise ValueError(message(where, f"{name} in 0..100", str(limit), "pass percent"))
+        if 0 < limit <= 1:
+            fix = "pass percent, such as 88.0"
+            raise ValueError(message(where, f"{name} in percent", f"{limit:g}", fix))
     if not stability_offset >= 0:
         got, fix = str(stability_offset), "SAM uses 1"
         raise ValueError(message(where, "stability_offset >= 0", got, fix))
-    if 0 < max(min_iou, min_stability, max_area) <= 1:
-        got, fix = "limits up to 1", "pass percent, such as 88.0"
-        raise ValueError(message(where, "limits in percent", got, fix))
     pixels = logits.shape[1] * logits.shape[2]
     # The smaller mask lies in the larger: their IoU is the ratio of their areas.
     small, mask, large = (

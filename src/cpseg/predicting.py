@@ -19,6 +19,7 @@ from cpseg.sources import (
     barrier,
     begin,
     digest,
+    fresh,
     naming,
     place,
     quiet,
@@ -104,7 +105,7 @@ def predict(
     begin(out, digest(facts))
     if rank() == 0:
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    left = agreed([pair for pair in pairs if not places[pair].exists()])
+    left = agreed([pair for pair in pairs if not fresh(places[pair], root / pair.image)])
     mine = list(share(left)[0])
     if batch > 1:
         mine.sort(key=lambda pair: image_size(root / pair.image))

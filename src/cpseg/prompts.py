@@ -68,8 +68,8 @@ def sample_prompts(
         box_noise: see :func:`jitter_boxes`; 0 for exact boxes.
         backup_points: (x, y), float or integer ``[N, 2]``, the point that made the pseudo-label
             for instance.
-        generator: makes the draws reproducible, on the device of ``targets``; each mask gets the
-            same numbers whatever the others are.
+        generator: makes the draws reproducible, on the device of ``targets``. A mask's point is the
+            same whatever the masks after it are.
 
     Returns:
         A :class:`Prompts`; its boxes are None with predictions.

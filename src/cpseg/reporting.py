@@ -279,7 +279,7 @@ def _refit(
         for _, probs, labels in run.images(fold.fitting, f"{title}, refit"):
             for each in made.values():
                 each.update(probs, labels)
-    fitted = {name: each.fit() for name, each in made.items()}
+    fitted = {name: each.fit().to(run.source.device) for name, each in made.items()}
     absent = {k for each in fitted.values() for k in each.absent}
     return {RAW: lambda probs: probs, **fitted}, absent
 

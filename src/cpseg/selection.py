@@ -34,6 +34,7 @@ class Evidence:
         background: index of the background class, or None.
         num_classes: number of classes K.
         recalibration: fingerprint of the recalibration that the scores came through, or None.
+        class_map: fingerprint of the class map that ``cpseg compact`` applied, or None.
     """
 
     best: Tensor
@@ -42,6 +43,7 @@ class Evidence:
     background: int | None
     num_classes: int
     recalibration: str | None = None
+    class_map: str | None = None
 
     def pseudo_labels(
         self,

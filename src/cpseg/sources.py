@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,16 @@ class Source:
     void: int = IGNORE
     device: str = "cpu"
 
+    def facts(self) -> dict[str, Any]:
+        """What a calibration records of the data set."""
+        found: dict[str, Any] = {}
+        if self.class_map is not None:
+            found["class_map"] = self.class_map.to_json()
+        if self.mask_map is not None or self.void != IGNORE:
+            masks = None if self.mask_map is None else self.mask_map.to_json()
+            found["masks"] = {"void": self.void, "map": masks}
+        return found
+
     def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Path]:
         """The score file of every image, before any work is done.
 
@@ -72,7 +83,17 @@ class Source:
     def scores(self, path: Path) -> Tensor | Evidence:
         """The scores in a file, in the classes of the data set."""
         found = read_scores(path, device=self.device)
-        if self.class_map is None or isinstance(found, Evidence):
+        if isinstance(found, Evidence):
+            if found.class_map != fingerprint(self.class_map):
+                expected, got = (
+                    f"evidence made with {'this' if made else 'no'} class map"
+                    for made in (self.class_map, found.class_map)
+                )
+                got = got.replace("this", "another")
+                fix = "run cpseg compact with the calibration's"
+                raise ValueError(message(str(path), expected, got, fix))
+            return found
+        if self.class_map is None:
             return found
         with naming(path):
             return self.class_map(found)
@@ -90,6 +111,9 @@ class Source:
         assert pair.mask is not None
         path = self.root / pair.mask
         values = num_classes if self.mask_map is None else len(self.mask_map.target)
+        if values > 256:
+            fix = "map the values of 8-bit masks"
+            raise ValueError(message("mask map", "at most 256 values", str(values), fix))
         labels = read_mask(path, num_classes=values, ignore_index=self.void, size=size)
         classes = torch.arange(256, dtype=torch.uint8)
         classes[self.void] = IGNORE
@@ -185,6 +209,19 @@ def naming(path: Path) -> Iterator[None]:
 def digest(content: object) -> str:
     """A fingerprint of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(class_map: ClassMap | None) -> str | None:
+    """Of a class map, by which evidence knows it."""
+    return None if class_map is None else digest(class_map.to_json())
+
+
+def fresh(made: Path, *inputs: Path) -> bool:
+    """Whether a file is there and no older than what it was made of."""
+    if not made.exists():
+        return False
+    when = made.stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns <= when for path in inputs)
 
 
 def place(out: Path, image: str, suffix: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -205,6 +206,7 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
         "background": evidence.background,
         "num_classes": evidence.num_classes,
         "recalibration": evidence.recalibration,
+        "class_map": evidence.class_map,
     }
     write_tensors(path, tensors, metadata)
 
@@ -239,6 +241,7 @@ def _as_evidence(
         background,
         num_classes,
         metadata.get("recalibration"),
+        metadata.get("class_map"),
     )
 
 
@@ -265,6 +268,8 @@ def read_mask(
     try:
         with Image.open(path) as image:
             mode = image.mode
+            if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow would scale these up
+                mode = f"{str(image.tile[0][3]).strip('()').partition(',')[0]} bits"
             values = np.array(image)
     except FileNotFoundError:
         raise
@@ -355,11 +360,12 @@ def read_ids(path: str | Path, *, columns: int = 2) -> list[Pair]:
         if not columns <= len(parts) <= 2 or "" in parts:
             fix = "one pair a line, one space between, none in a path, no blank line"
             raise ValueError(message(f"{path}, line {number}", expected, repr(line), fix))
+        parts[0] = posixpath.normpath(parts[0])  # ./a.png is a.png
         if parts[0] in seen:
             got, fix = f"{parts[0]} as on line {seen[parts[0]]}", "remove one of them"
             raise ValueError(message(f"{path}, line {number}", "every image once", got, fix))
         seen[parts[0]] = number
-        pairs.append(Pair(parts[0], parts[1] if len(parts) == 2 else None))
+        pairs.append(Pair(*parts) if len(parts) == 2 else Pair(parts[0], None))
     if not pairs:
         raise ValueError(message(str(path), f"lines {expected}", "an empty list", "list images"))
     return pairs

@@ -25,7 +25,18 @@ from cpseg.metrics import confusion_matrix
 from cpseg.recalibration import Recalibrator
 from cpseg.scores import nonconformity
 from cpseg.selection import evidence
-from cpseg.sources import IGNORE, Progress, Source, begin, labelled, naming, quiet, rank, share
+from cpseg.sources import (
+    IGNORE,
+    Progress,
+    Source,
+    begin,
+    fresh,
+    labelled,
+    naming,
+    quiet,
+    rank,
+    share,
+)
 from cpseg.store import Pair, read_ids, write_text
 from cpseg.sweep_plan import (
     PLAIN,
@@ -161,7 +172,8 @@ def sweep(
     if out is not None:
         out = Path(out)
         begin(out, plan.fingerprint(pairs, **_data(source)))
-        finished = {n for n in range(folds) if fold_file(out, n).exists()}
+        inputs = [*paths.values(), *(source.root / str(pair.mask) for pair in pairs)]
+        finished = {n for n in range(folds) if fresh(fold_file(out, n), *inputs)}
     figures = []
     for number, fold in enumerate(parts):
         if out is not None and number in finished:

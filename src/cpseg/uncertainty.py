@@ -125,7 +125,7 @@ def certainty(
     - With a :class:`Calibrator`, which still holds the scores: the conformal p-value of the label,
       :meth:`Calibrator.p_values`. It is above alpha just where the label is in the set at alpha.
     - With a :class:`Calibration`, which holds one threshold q a cell: ``1 - score / q`` in the set
-      and 0 outside. That keeps the order of the scores and the cut, and no more: it is no
+      and 0 outside, and at q itself. That keeps the order of the scores, and no more: it is no
       p-value, and a calibration at another alpha gives another number.
 
     Both are 0 where there is no label, and where nothing is known: no score behind the cell, or an
@@ -209,12 +209,18 @@ def _of_evidence(
 
 def _graded(score: Tensor, labels: Tensor, calibration: Calibration) -> Tensor:
     """``1 - score / q`` in the set, 0 outside and where q is infinite or the score is NaN."""
-    threshold = to_image(calibration.threshold, (score.shape[-2], score.shape[-1]))
-    if threshold.ndim == 3:
-        index = labels.to(torch.int64).masked_fill(score.isnan(), 0).unsqueeze(-3)
-        wide = threshold.expand(*index.shape[:-3], *threshold.shape)
-        threshold = wide.gather(-3, index).squeeze(-3)
+    index = labels.to(torch.int64).masked_fill(score.isnan(), 0).unsqueeze(-3)
+
+    def of_label(limits: Tensor) -> Tensor:
+        limits = to_image(limits, (score.shape[-2], score.shape[-1]))
+        if limits.ndim == 2:
+            return limits
+        return limits.expand(*index.shape[:-3], *limits.shape).gather(-3, index).squeeze(-3)
+
+    threshold = of_label(calibration.threshold)
     inside = (score <= threshold) & threshold.isfinite()
+    if calibration.class_threshold is not None:
+        inside &= score <= of_label(calibration.class_threshold)
     graded = torch.where(threshold == 0, 1.0, 1 - score / threshold)
     return torch.where(inside, graded, 0.0)
 
