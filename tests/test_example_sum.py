@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tests.helpers import modules, seeded
 from torch import Tensor
 
-from cpseg import TaskPrompt
+from cpseg import TaskPrompt, sum_loss
 from cpseg.store import read_tensors, write_mask, write_tensors
 
 pytest.importorskip("transformers")
@@ -89,7 +90,12 @@ def test_the_whole_command(example, finished):
     model = example.sam_model.load(str(finished.out / "finetune-sum"), 0)
     own = weights(finished.out / "finetune-sum.pt")
     assert all(torch.equal(own[f"sam.{k}"], v) for k, v in model.state_dict().items())
-    assert "task_prompt.embedding.weight" in own
+    task_prompt = TaskPrompt(3, 64)
+    start = task_prompt.embedding.weight.clone()
+    path = finished.out / "finetune-sum" / "task_prompt.safetensors"
+    task_prompt.load_state_dict(load_file(path))
+    assert torch.equal(own["task_prompt.embedding.weight"], task_prompt.embedding.weight)
+    assert not torch.equal(start, task_prompt.embedding.weight)
 
 
 def test_only_prompt_encoder_and_decoder_learn_to_refine(tiny, finished):
@@ -133,6 +139,152 @@ def test_a_lost_map_is_written_again_and_nothing_else(example, finished, tmp_pat
     assert example.train.main(["uncertainty", *SHORT, "--out", str(out)], said.append) == 0
     assert said[-1] == "uncertainty: 1 maps written, 2 were there"
     assert lost.read_bytes() == before
+
+
+def change(path: Path, name: str) -> None:
+    """Another tensor in a file of tensors, with the same metadata."""
+    tensors, about = read_tensors(path)
+    write_tensors(path, tensors | {name: tensors[name] * 0.9}, about)
+
+
+def test_maps_of_changed_inputs_are_written_again(example, finished, tmp_path):
+    out = copied(finished, tmp_path)
+
+    def written() -> str:
+        said: list[str] = []
+        assert example.train.main(["uncertainty", *SHORT, "--out", str(out)], said.append) == 0
+        return said[-1]
+
+    names = [f"images/unlabelled_{k:04d}" for k in range(3)]
+    maps = [out / "uncertainty-sum" / f"{name}.safetensors" for name in names]
+    before = [path.read_bytes() for path in maps]
+    change(out / "digits" / "coarse" / f"{names[1]}.safetensors", "logits")
+    assert written() == "uncertainty: 1 maps written, 2 were there"
+    same = [path.read_bytes() == old for path, old in zip(maps, before, strict=True)]
+    assert same == [True, False, True]
+    image = out / "digits" / f"{names[2]}.png"
+    with Image.open(image) as old:
+        turned = old.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned.save(image)
+    assert written() == "uncertainty: 1 maps written, 2 were there"
+    state = torch.load(out / "refine.pt", weights_only=True)
+    state["modules"]["sam.mask_decoder.iou_token.weight"] += 1
+    torch.save(state, out / "refine.pt")
+    assert written() == "uncertainty: 3 maps written, 0 were there"
+    assert written() == "uncertainty: 0 maps written, 3 were there"
+
+
+@pytest.mark.parametrize("kind", ["maps", "coarse_masks"])
+def test_a_checkpoint_of_other_inputs_is_refused(example, finished, tmp_path, capsys, kind):
+    out = copied(finished, tmp_path)
+    said: list[str] = []
+    args = ["finetune", *SHORT, "--out", str(out)]
+    assert example.train.main(args, said.append) == 0
+    assert "finetune-sum: goes on after step 4 of 4" in said
+    folder, name = (
+        (out / "uncertainty-sum", "uncertainty")
+        if kind == "maps"
+        else (out / "digits" / "coarse", "logits")
+    )
+    change(folder / "images" / "unlabelled_0002.safetensors", name)
+    capsys.readouterr()
+    assert example.train.main(args) == 2
+    error = capsys.readouterr().err
+    assert f"expected a checkpoint of the same settings, got another {kind};" in error
+    assert error.count("\n") == 1
+
+
+def test_fine_tuning_gets_its_masks_maps_and_tasks(example, finished, tmp_path, monkeypatch):
+    out = copied(finished, tmp_path)
+    (out / "finetune-sum.pt").unlink()
+    for k in range(3):  # a constant for each mask tells whose map it is
+        path = out / "uncertainty-sum" / "images" / f"unlabelled_{k:04d}.safetensors"
+        tensors, about = read_tensors(path)
+        rows = torch.arange(len(tensors["uncertainty"])).half() / 64
+        maps = rows[:, None, None].expand_as(tensors["uncertainty"])
+        write_tensors(path, {"uncertainty": maps}, about)
+    whole = {e.name: e for k in range(3) for e in [read(example, finished, "unlabelled", k)]}
+    calls, measured = [], []
+    backward, evaluate = example.train.backward, example.train.evaluate
+
+    def learn(model, task_prompt, examples, uncertainties, tasks, generator):
+        calls.append((examples, uncertainties, tasks))
+        return backward(model, task_prompt, examples, uncertainties, tasks, generator)
+
+    def measure(model, task_prompt, image, task):
+        measured.append((task_prompt, image.name, task))
+        return evaluate(model, task_prompt, image, task)
+
+    monkeypatch.setattr(example.train, "backward", learn)
+    monkeypatch.setattr(example.train, "evaluate", measure)
+    args = ["finetune", *SHORT, "--task", "1", "--out", str(out)]
+    assert example.train.main(args, lambda line: None) == 0
+    assert len(calls) == 4
+    taken = []
+    for (x, u), (of_x, of_u), tasks in calls:
+        assert tasks == [1, 0]
+        assert x.name.startswith("images/labelled_")
+        assert u.name.startswith("images/unlabelled_")
+        assert x.coarse is None
+        assert of_x is None
+        assert len(x.masks) == len(u.masks) == len(of_u) == 2
+        for mask, unsure in zip(u.masks, of_u, strict=True):
+            (row,) = (k for k, m in enumerate(whole[u.name].masks) if torch.equal(m, mask))
+            taken.append(row)
+            torch.testing.assert_close(unsure, torch.full((128, 128), row / 64))
+    assert max(taken) >= 2  # others than the first two masks of an image
+    assert len(measured) == 6
+    assert {task for _, _, task in measured} == {1}
+    assert all(name.startswith("images/val_") for _, name, _ in measured)
+    assert all(task_prompt is not None for task_prompt, _, _ in measured)
+
+
+def test_rates_and_weight_decay_of_the_options(example, finished, tmp_path, monkeypatch):
+    made: dict[str, tuple[torch.optim.Optimizer, dict]] = {}
+
+    def note(title, path, modules, optimizer, backward, *, settings, **more):
+        made[title] = (optimizer, settings)
+
+    monkeypatch.setattr(example.train, "train", note)
+    out = copied(finished, tmp_path)
+    more = ["--lr", "0.01", "--layer-decay", "0.5", "--weight-decay", "0.03", "--out", str(out)]
+    for command in ("refine", "finetune"):
+        assert example.train.main([command, *SHORT, *more], lambda line: None) == 0
+    rates = {"refine": [0.01], "finetune-sum": [0.01 * 0.5**k for k in range(4)]}
+    assert made.keys() == rates.keys()
+    for name, (optimizer, settings) in made.items():
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates[name])
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.03}
+        assert (settings["lr"], settings["weight_decay"]) == (0.01, 0.03)
+    assert made["finetune-sum"][1]["layer_decay"] == 0.5
+
+
+def test_a_stop_leaves_no_old_digits(example, tmp_path, monkeypatch):
+    make, counts = example.digits_data.make, {"labelled": 1, "unlabelled": 1, "val": 1}
+    make(tmp_path, counts, 0)
+    image = tmp_path / "images" / "val_0000.png"
+    first = image.read_bytes()
+
+    def stop(*some: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(example.digits_data, "write_ids", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, counts, 1)
+    image.write_bytes(b"of the run that was stopped")
+    make(tmp_path, counts, 0)
+    assert image.read_bytes() == first
+
+
+@pytest.mark.parametrize("share", ["70", "0", "-0.1", "1.01", "nan"])
+def test_nms_is_a_share(example, tmp_path, capsys, share):
+    assert example.train.main(["coarse", *SHORT, f"--nms={share}", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    expected = f"train.py: --nms: expected a share in (0, 1], got {float(share)}; "
+    assert error.startswith(expected)
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
@@ -202,19 +354,31 @@ def test_pairs_for_refinement(example, finished):
 
 def test_rounds_of_training(example, finished, tiny, monkeypatch):
     x, u = read(example, finished, "labelled"), read(example, finished, "unlabelled")
+    x = example.sam_data.take(x, torch.tensor([0]))  # fewer masks than the other
+    x.masks[:, 100:][x.masks[:, 100:] == 0] = 255
+    assert len(u.masks) > 1
     task_prompt = TaskPrompt(3, 64)
     torch.nn.init.normal_(task_prompt.embedding.weight, generator=seeded(0))
     calls, answers, real = [], [], example.rounds.predict
 
     def spy(model, embedding, prompts, masks=None, **more):
         calls.append((embedding.detach(), prompts, masks, more))
-        found = real(model, embedding, prompts, masks, **more)
+        logits, iou = real(model, embedding, prompts, masks, **more)
+        if more["several"]:  # a random model's candidates are all the same
+            logits = logits + torch.tensor([1.0, -1.0, 0.0])[:, None, None]
+            iou = iou + torch.rand(iou.shape, generator=seeded(7))
+        found = (logits, iou)
         answers.append([tensor.detach() for tensor in found])
         return found
 
     monkeypatch.setattr(example.rounds, "predict", spy)
-    example.rounds.backward(tiny, task_prompt, [x, u], [None, None], [2, 0], seeded(3))
+    unsure = torch.rand(u.masks.shape, generator=seeded(4))
+    loss = example.rounds.backward(tiny, task_prompt, [x, u], [None, unsure], [2, 0], seeded(3))
     assert len(calls) == 7
+    per_mask = losses_by_hand(example, answers, [x, u], torch.cat([0 * x.masks.float(), unsure]))
+    by_image = (per_mask[:, : len(x.masks)].mean() + per_mask[:, len(x.masks) :].mean()) / 2
+    torch.testing.assert_close(loss, by_image)
+    assert abs(by_image - per_mask.mean()) > 0.01  # every image counts alike, not every mask
     assert [prompts.points.shape[1] for _, prompts, _, _ in calls] == [1, 2, 3, 4, 5, 6, 6]
     assert [more["several"] for *_, more in calls] == [True] + 6 * [False]
     assert calls[0][2] is None
@@ -233,7 +397,8 @@ def test_rounds_of_training(example, finished, tiny, monkeypatch):
     assert not torch.equal(later[0], later[-1])
     assert torch.equal(task_prompt.embedding.weight.grad[1], torch.zeros(64))
     assert (task_prompt.embedding.weight.grad[[0, 2]] != 0).any(1).all()
-    targets = torch.cat([x.masks, u.masks]) == 1
+    masks = torch.cat([x.masks, u.masks])
+    targets = masks == 1
     prompts = calls[-1][1]
     for row in range(len(targets)):  # a positive point lies in the mask, a negative one outside
         for k in range(6):
@@ -241,9 +406,30 @@ def test_rounds_of_training(example, finished, tiny, monkeypatch):
                 continue
             column, line = prompts.points[row, k].long().tolist()
             assert bool(targets[row, line, column]) == bool(prompts.labels[row, k])
+            assert masks[row, line, column] != 255
             if k > 0:  # and both where the model's own choice of the round before is wrong
                 large = example.sam_model.enlarge(calls[k][2][row : row + 1], 128)[0, 0]
                 assert bool(large[line, column] > 0) != bool(targets[row, line, column])
+
+
+def losses_by_hand(example, answers, examples, unsure: Tensor) -> Tensor:
+    """Loss of every round and mask; in the first round that of the best of the candidates."""
+    masks, rounds = torch.cat([e.masks for e in examples]), []
+    for logits, iou in answers:
+        large = example.sam_model.enlarge(logits, 128)
+        rows = []
+        for k, mask in enumerate(masks):
+            here = {"uncertainty": unsure[k : k + 1], "reduction": "none"}
+            own = [
+                sum_loss(large[k : k + 1, c : c + 1], mask[None], **here).item()
+                for c in range(large.shape[1])
+            ]
+            c = int(np.argmin(own))
+            assert len(own) == 1 or max(own) - min(own) > 1e-4
+            here["predicted_iou"] = iou[k : k + 1, c]
+            rows.append(sum_loss(large[k : k + 1, c : c + 1], mask[None], **here))
+        rounds.append(torch.cat(rows))
+    return torch.stack(rounds)
 
 
 def gradients(example, model, examples, uncertainties) -> list[Tensor]:
@@ -295,24 +481,33 @@ def test_rows_with_and_without_a_box(example, finished, tiny):
 
 def test_evaluation_finds_a_perfect_model(example, finished, tiny, monkeypatch):
     image = read(example, finished, "val")
+    image.masks[:, :40][image.masks[:, :40] != 1] = 255  # what is void counts for nothing
     truth = torch.nn.functional.interpolate(
         (image.masks == 1).float()[:, None], size=(128, 128), mode="nearest"
     )
-    rounds = []
+    void = (image.masks == 255).float()[:, None]
+    assert void.any()
+    embeddings, rounds = [], []
 
     def oracle(model, embedding, prompts, masks=None, *, several=False):
+        embeddings.append(embedding)
         rounds.append(prompts)
-        logits = 20 * truth - 10
+        logits = 20 * torch.maximum(truth, void) - 10
         if several:  # the second candidate is the right one
             logits = torch.cat([-logits, logits, -logits], 1)
         return logits, torch.zeros(logits.shape[:2])
 
     monkeypatch.setattr(example.rounds, "predict", oracle)
-    found = example.rounds.evaluate(tiny, None, image, 2)
+    task_prompt = TaskPrompt(3, 64)
+    torch.nn.init.normal_(task_prompt.embedding.weight, generator=seeded(0))
+    found = example.rounds.evaluate(tiny, task_prompt, image, 1)
     assert found.iou.tolist() == [1.0] * 6
     assert found.boundary_iou.tolist() == [1.0] * 6
     assert len(rounds) == 6
     assert (rounds[-1].labels[:, 1:] == -1).all()  # nothing to correct
+    own = task_prompt.embedding.weight[1][:, None, None].expand_as(embeddings[0])
+    torch.testing.assert_close(embeddings[0] - embeddings[1], own, atol=1e-5, rtol=0)
+    assert all(torch.equal(embedding, embeddings[1]) for embedding in embeddings[2:])
 
 
 def test_learning_rates_fall_with_depth(example, tiny):
@@ -567,6 +762,14 @@ def test_the_whole_command_makes_its_coarse_masks(example, finished, tmp_path, m
     assert all(path.read_bytes() == old for path, old in before.items())
     assert example.train.main(["coarse", *args, "--grid", "2"], said.append) == 0
     assert said[-1].startswith("coarse: 3 files written;")  # the grid is nothing to labelled images
+    mask = data / "masks" / "labelled_0001.png"
+    other = torch.from_numpy(np.array(Image.open(mask)))
+    other[other == 1] = 0
+    write_mask(mask, other)
+    assert example.train.main(["coarse", *args, "--grid", "2"], said.append) == 0
+    assert said[-1].startswith("coarse: 1 files written;")
+    assert example.train.main(["coarse", *args, "--grid", "2"], said.append) == 0
+    assert said[-1].startswith("coarse: 0 files written;")
     strict = ["--min-iou", "100", "--min-stability", "100"]
     assert example.train.main(["coarse", *args, *strict], said.append) == 0
     capsys.readouterr()
@@ -642,12 +845,10 @@ def test_bad_runs_are_one_line(example, finished, tmp_path, capsys):
         return error
 
     assert "of the same settings, got another lr;" in fails("refine", "--lr", "0.5")
-    map_of_0 = out / "uncertainty-sum" / "images" / "unlabelled_0000.safetensors"
-    write_tensors(map_of_0, {"uncertainty": torch.zeros(1, 64, 64)}, {})
+    for path in (out / "uncertainty-sum" / "images").iterdir():
+        write_tensors(path, {"uncertainty": torch.zeros(1, 64, 64)}, {})
     (out / "finetune-sum.pt").unlink()
-    (out / "uncertainty-sum" / "images" / "unlabelled_0001.safetensors").unlink()
-    (out / "uncertainty-sum" / "images" / "unlabelled_0002.safetensors").unlink()
-    assert "expected " in fails("finetune")
+    assert re.search(r"expected [2-9]\d* maps, got 1; delete it", fails("finetune"))
     shutil.rmtree(out / "uncertainty-sum")
     assert "expected an uncertainty map, got none; run uncertainty" in fails("finetune")
     (out / "refine.pt").write_bytes(b"no checkpoint")

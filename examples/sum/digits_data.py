@@ -19,6 +19,7 @@ def make(folder: Path, counts: dict[str, int], seed: int) -> None:
     recipe = f"{sorted(counts.items())} seed {seed}\n"
     if done.is_file() and done.read_text() == recipe:
         return
+    done.unlink(missing_ok=True)  # a stop from here on leaves no scenes that count as written
     for number, (part, count) in enumerate(sorted(counts.items())):
         rng = np.random.default_rng([seed, number])
         digits = "test" if part == "val" else "train"

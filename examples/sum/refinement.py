@@ -79,6 +79,13 @@ def _prompts(example: Example, masks: Tensor) -> Prompted:
     return Prompted(example.points[:, None], labels, masks_to_boxes(masks), boxed)
 
 
-def map_metadata(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a written map was made with; a map made otherwise is written anew."""
-    return {"kind": "uncertainty", "uncertainty": kind, "settings": settings}
+def map_metadata(
+    kind: str, settings: dict[str, Any], inputs: str, refined: str | None
+) -> dict[str, Any]:
+    """What a written map was made with; a map made otherwise is written anew.
+
+    ``inputs`` and ``refined`` are digests: of the image with its coarse file, and of the refinement
+    module.
+    """
+    about = {"kind": "uncertainty", "uncertainty": kind, "settings": settings}
+    return about | {"inputs": inputs, "refined": refined}

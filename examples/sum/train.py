@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import coarse as sam_masks
 import digits_data
-from checkpoints import restore, train
+from checkpoints import digest, restore, train
 from cpseg import TaskPrompt
 from cpseg.checks import message
 from cpseg.sources import place
@@ -87,6 +87,9 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, say: Callable[[str], None]) -> None:
         self.args, self.say = args, say
+        if not 0 < args.nms <= 1:
+            fix = "it is an IoU, not percent"
+            raise ValueError(message("--nms", "a share in (0, 1]", str(args.nms), fix))
         tiny = args.model == "tiny"
         self.lr = args.lr if args.lr is not None else (3e-3 if tiny else 1e-5)
         self.steps = args.steps or (400 if tiny else 6000)
@@ -120,7 +123,10 @@ class Run:
         return with_masks(self.folder, read_list(self.folder, "unlabelled"))
 
     def draw(self, step: int, stream: int) -> torch.Generator:
-        """Random numbers of one step; on the CPU, so that a device changes no draw."""
+        """Random numbers of one step, on the CPU: every device gets the same images and masks.
+
+        The prompts of fine-tuning are drawn on the device, each kind of which draws others.
+        """
         number = (self.args.seed * 1_000_003 + step) * 2 + stream
         return torch.Generator().manual_seed(number % 2**63)
 
@@ -129,10 +135,22 @@ class Run:
         order = torch.randperm(len(example.masks), generator=generator)
         return order[: self.args.masks].to(self.args.device)
 
-    @property
-    def maps(self) -> Path:
-        """Folder of the uncertainty maps."""
-        return self.args.out / f"uncertainty-{self.args.uncertainty}"
+    def coarse_file(self, pair: Pair) -> Path:
+        """Where the coarse masks of an image are."""
+        return place(self.folder / "coarse", pair.image, ".safetensors")
+
+    def map_file(self, pair: Pair) -> Path:
+        """Where the uncertainty map of an image is."""
+        folder = self.args.out / f"uncertainty-{self.args.uncertainty}"
+        return place(folder, pair.image, ".safetensors")
+
+    def written_map(self, pair: Pair) -> Path:
+        """The same, where it must be there."""
+        path = self.map_file(pair)
+        if not path.is_file():
+            fix = "run uncertainty with the same --uncertainty"
+            raise FileNotFoundError(message(str(path), "an uncertainty map", "none", fix))
+        return path
 
 
 def coarse(run: Run) -> None:
@@ -140,13 +158,18 @@ def coarse(run: Run) -> None:
     args = run.args
     filters = sam_masks.Filters(args.min_iou, args.min_stability, args.max_area, args.nms)
     about = {"kind": "coarse", "model": args.model, "seed": args.seed, **filters._asdict()}
-    folder, counts = run.folder / "coarse", {"written": 0, "masks": 0, "failed": 0}
+    counts = {"written": 0, "masks": 0, "failed": 0}
     empty = []
     for part in ("labelled", "unlabelled"):
         pairs = read_list(run.folder, part)
         for number, pair in enumerate(pairs):
-            path = place(folder, pair.image, ".safetensors")
-            own = about | ({"grid": args.grid} if part == "unlabelled" else {"mask": pair.mask})
+            path = run.coarse_file(pair)
+            if part == "unlabelled":
+                more, inputs = {"grid": args.grid}, [run.folder / pair.image]
+            else:
+                more = {"mask": pair.mask}
+                inputs = [run.folder / pair.image, run.folder / str(pair.mask)]
+            own = about | more | {"inputs": digest(inputs)}
             if path.is_file():
                 tensors, made = read_tensors(path)
                 if made.get("kind") != "coarse":
@@ -243,6 +266,7 @@ def uncertainty(run: Run) -> None:
     if kind == "none":
         return
     settings = run.settings() | {"refine_steps": run.refine_steps}
+    refined = None
     if kind == "sum":
         path = run.args.out / "refine.pt"
         if not path.is_file():
@@ -251,11 +275,13 @@ def uncertainty(run: Run) -> None:
         if done < run.refine_steps:
             got = f"{done} of {run.refine_steps} steps"
             raise ValueError(message(str(path), "a finished module", got, "run refine again"))
-    about = map_metadata(kind, settings)
+        refined = digest([path])
     written = 0
     pairs = run.unlabelled()
     for pair in pairs:
-        path = place(run.maps, pair.image, ".safetensors")
+        path = run.map_file(pair)
+        inputs = digest([run.coarse_file(pair), run.folder / pair.image])
+        about = map_metadata(kind, settings, inputs, refined)
         if path.is_file() and read_tensors(path)[1] == about:
             continue
         example = run.move(read_unlabelled(run.folder, pair, run.size))
@@ -274,8 +300,12 @@ def finetune(run: Run) -> None:
         channels = run.model.config.vision_config.output_channels
         task_prompt = TaskPrompt(3, channels).to(args.device)
         modules["task_prompt"] = task_prompt
-    table("before", run, task_prompt)
     pairs_x, pairs_u = read_list(run.folder, "labelled"), run.unlabelled()
+    settings = run.settings("task", "layer_decay", "uncertainty") | {"steps": run.steps}
+    settings["coarse_masks"] = digest(run.coarse_file(pair) for pair in pairs_u)
+    if args.uncertainty != "none":
+        settings["maps"] = digest(run.written_map(pair) for pair in pairs_u)
+    table("before", run, task_prompt)
 
     def learn(step: int) -> Tensor:
         generator = run.draw(step, 1)
@@ -306,11 +336,14 @@ def finetune(run: Run) -> None:
         learn,
         steps=run.steps,
         every=args.every,
-        settings=run.settings("task", "layer_decay", "uncertainty") | {"steps": run.steps},
+        settings=settings,
         say=run.say,
     )
     table("after", run, task_prompt)
     run.model.save_pretrained(args.out / name)
+    if task_prompt is not None:
+        path = args.out / name / "task_prompt.safetensors"
+        write_tensors(path, task_prompt.state_dict(), {"kind": "task prompt"})
     run.say(f"{name}: model in {args.out / name}")
 
 
@@ -318,10 +351,7 @@ def _map_of(run: Run, pair: Pair, example: Example) -> Tensor | None:
     """The uncertainty of an image's masks at the size of the frame."""
     if run.args.uncertainty == "none":
         return None
-    path = place(run.maps, pair.image, ".safetensors")
-    if not path.is_file():
-        fix = "run uncertainty with the same --uncertainty"
-        raise FileNotFoundError(message(str(path), "an uncertainty map", "none", fix))
+    path = run.written_map(pair)
     found = read_tensors(path)[0]["uncertainty"].float().to(run.args.device)
     if len(found) != len(example.masks):
         expected, got = f"{len(example.masks)} maps", str(len(found))
