@@ -91,6 +91,14 @@ def test_the_parts_are_drawn_by_name_and_seed(data: DataSet) -> None:
     assert drawn[0] != sorted(data.images)[:8]
 
 
+def test_the_grid_is_that_of_the_first_listed_image(tmp_path: Path) -> None:
+    data = folders.make(tmp_path / "data", count=30, sizes=((12, 16), (10, 20), (24, 32)))
+    for first in range(3):
+        ids = data.list_ids("ids.txt", data.images[first:])
+        made = certify(source(data), ids, background=None, max_error=0.9, seed=first)
+        assert made.grid == data.scores[data.images[first]].shape[1:]
+
+
 def test_a_list_of_its_own_sets_the_thresholds(
     data: DataSet, tmp_path: Path, capsys: Capture
 ) -> None:

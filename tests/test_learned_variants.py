@@ -39,6 +39,7 @@ def test_groups_are_learned_on_images_that_do_not_calibrate(data: DataSet, varia
     pairs = read_ids(data.ids)
     learned = round(0.5 * len(pairs))
     assert made.variant == variant
+    images = made.extra["groups"].pop("images")
     assert made.extra["groups"] == {"learned_on": learned, "apart": True}
     assert made.num_images == len(pairs) - learned
     assert len(made.threshold.unique()) <= 2
@@ -46,6 +47,7 @@ def test_groups_are_learned_on_images_that_do_not_calibrate(data: DataSet, varia
     # By hand: the same draw, curves of the first part, and groups of those curves.
     generator = torch.Generator().manual_seed(3)
     order = torch.randperm(len(pairs), generator=generator).tolist()
+    assert images == sorted(pairs[number].image for number in order[:learned])
     where = source(data)
     paths = where.locate(pairs)
     scores = []
@@ -89,3 +91,8 @@ def test_a_share_that_leaves_a_part_empty_is_refused(data: DataSet, share: float
             num_groups=2,
             group_share=share,
         )
+
+
+def test_a_share_for_groups_that_are_not_learned_is_refused(data: DataSet) -> None:
+    with pytest.raises(ValueError, match="a variant that learns groups for --group-share, got pix"):
+        calibrate(source(data), data.ids, alpha=0.4, background=None, group_share=0.3)

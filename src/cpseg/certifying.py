@@ -73,16 +73,17 @@ def certify(
         raise ValueError(message(where, f"a variant among {names}", variant, "choose one"))
     check_alpha(where, max_error, name="max_error")
     check_alpha(where, delta, name="delta")
+    listed = read_ids(ids)
     if calibration_ids is None:
-        setting, proving = _parts(read_ids(ids), calibrate_share, seed)
+        setting, proving = _parts(listed, calibrate_share, seed)
     else:
-        setting, proving = read_ids(calibration_ids), read_ids(ids)
+        setting, proving = read_ids(calibration_ids), listed
         both = sorted({pair.image for pair in setting} & {pair.image for pair in proving})
         if both:
             expected, got = "images in one of the two lists", f"{both[0]} in both"
             raise ValueError(message(where, expected, got, "certify on images of their own"))
     paths = source.locate([*setting, *proving])
-    first = source.probabilities(paths[setting[0]])
+    first = source.probabilities(paths[listed[0]])
     size = (first.shape[-2], first.shape[-1]) if grid is None else grid
     num_source = num_classes = first.shape[0]
     recalibration = None

@@ -98,6 +98,9 @@ def calibrate(
     if variant not in VARIANTS:
         names = ", ".join(VARIANTS)
         raise ValueError(message("calibrate", f"a variant among {names}", variant, "choose one"))
+    if group_share > 0 and variant not in LEARNED:
+        expected, fix = "a variant that learns groups for --group-share", "leave it out"
+        raise ValueError(message("calibrate", expected, variant, fix))
     extra = source.facts()
     map_of: Callable[[Pair], Callable[[Tensor], Tensor]] = unchanged
     recalibration = None
