@@ -302,7 +302,7 @@ def test_what_promises_coverage_says_of_what() -> None:
 def test_fields() -> None:
     names = [field.name for field in dataclasses.fields(Evidence)]
     assert names[:3] == ["best", "best_class", "background_score"]
-    assert names[3:] == ["background", "num_classes", "recalibration"]
+    assert names[3:] == ["background", "num_classes", "recalibration", "class_map"]
     assert [field.name for field in dataclasses.fields(Calibration)] == [
         "threshold",
         "count",

@@ -33,6 +33,7 @@ from cpseg.class_map import ClassMap
 from cpseg.jobs import calibrate, compact
 from cpseg.labelling import label
 from cpseg.sources import Source
+from cpseg.store import read_ids
 
 SIZES = ((12, 16), (10, 20), (24, 32))
 
@@ -132,20 +133,32 @@ def test_stage1_is_the_labelled_list_then_the_pseudo_labels(data: DataSet, tmp_p
         assert np.array_equal(mask, data.labels[image])
 
 
-def test_a_list_of_true_masks_that_do_not_fit_is_refused(data: DataSet, tmp_path: Path) -> None:
+def test_an_image_in_both_lists_keeps_its_true_mask(data: DataSet, tmp_path: Path) -> None:
     labelled = data.list_ids("labelled.txt", data.images[:4])
-    unlabelled = data.list_ids("unlabelled.txt", data.images[3:])
-    with pytest.raises(ValueError, match="labelled already") as caught:
-        label(source(data), unlabelled, thresholds(data), tmp_path / "out", labelled=labelled)
-    complains(caught.value, labelled, f"got {data.images[3]} in both lists; take it out")
+    label(source(data), data.ids, thresholds(data), tmp_path / "out", labelled=labelled)
+    stage1 = read_ids(tmp_path / "out" / "stage1.txt")  # refuses an image twice
+    assert stage1 == [*read_ids(labelled), *read_ids(tmp_path / "out" / "ids.txt")[4:]]
+
+
+def test_true_masks_stored_otherwise_are_written_anew(data: DataSet, tmp_path: Path) -> None:
+    """Training code reads the masks of a list alike: true ones and pseudo-labels."""
+    truth = {image: data.labels[image].copy() for image in data.images}
+    for image in data.images:
+        stored = np.where(truth[image] == 255, 9, np.minimum(truth[image], 3) + 1)
+        Image.fromarray(stored.astype(np.uint8)).save(data.mask_file(image))
+    mask_map = ClassMap((None, 0, 1, 2, 3))
+    mapped = Source(data.root, data.probs, mask_map=mask_map, void=9)
+    calibration = calibrate(mapped, data.ids, alpha=0.3, background=0)
+    calibration.save(tmp_path / "c")
+    labelled = data.list_ids("labelled.txt", data.images[:4])
     unlabelled = data.list_ids("unlabelled.txt", data.images[4:])
-    stored = Source(data.root, data.probs, mask_map=ClassMap((0, 1, 2, 3)))
-    mapped = calibrate(stored, data.ids, alpha=0.3, background=0)
-    with pytest.raises(ValueError, match="masks") as caught:
-        label(source(data), unlabelled, mapped, tmp_path / "out", labelled=labelled)
-    complains(caught.value, labelled, "masks as pseudo-labels have them, got others, by --mask-map")
-    assert not (tmp_path / "out").exists()
-    label(source(data), unlabelled, mapped, tmp_path / "out")
+    out = tmp_path / "out"
+    label(source(data), unlabelled, Calibration.load(tmp_path / "c"), out, labelled=labelled)
+    read = as_unimatch(data.root, out / "stage1.txt")
+    assert len(read) == 12
+    for image, (_, mask) in zip(data.images[:4], read, strict=False):
+        assert np.array_equal(mask, truth[image])
+    assert all(set(np.unique(mask)) <= {0, 1, 2, 3, 255} for _, mask in read)
 
 
 def test_masks_older_than_their_scores_are_made_again(data: DataSet, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cpseg.checks import message, shape
+from cpseg.class_map import parse_class_map
 from cpseg.sources import (
     IGNORE,
     Progress,
@@ -53,14 +54,16 @@ def label(
 
     The folder gets ``masks/`` (8-bit palette PNG, 255 = ignore, image size), ``ids.txt`` (pairs as
     UniMatch and AllSpark read them), ``summary.csv`` (kept share and pixels of every class, per
-    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one.
+    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one. Where the
+    labelled masks were calibrated through a mask map or another void value, ``true/`` gets them as
+    training code reads pseudo-labels.
 
     Args:
         source: the data set and the scores, maps or evidence.
         ids: id list of unlabelled images; a second column is not read.
         calibration: what labels are selected with.
         out: the folder to write.
-        labelled: the labelled id list, to be continued with the pseudo-labels.
+        labelled: the labelled id list, to be continued with the pseudo-labels of other images.
         progress: wraps the loop over images.
 
     Returns:
@@ -76,7 +79,7 @@ def label(
         raise ValueError(message("label", f"at most {IGNORE} classes", got, fix))
     pairs = read_ids(ids, columns=1)
     masks = _mask_paths(pairs, out)
-    lines = [] if labelled is None else _true_masks(labelled, pairs, calibration)
+    known = [] if labelled is None else read_ids(labelled)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     check_ids(out, listed)  # before the work, not after it
     source = with_map_of(source, calibration)
@@ -100,26 +103,33 @@ def label(
         return float("nan")
     kept = _summarise(out, masks, calibration)
     if labelled is not None:
-        write_ids(out / "stage1.txt", lines + listed)
+        lines = dict(_true_masks(source, known, calibration, out))
+        more = [line for line in listed if line[0] not in lines]
+        write_ids(out / "stage1.txt", [*lines.items(), *more])
     write_ids(out / "ids.txt", listed)
     return kept
 
 
 def _true_masks(
-    labelled: str | Path, pairs: Sequence[Pair], calibration: Calibration
+    source: Source, pairs: Sequence[Pair], calibration: Calibration, out: Path
 ) -> list[tuple[str, str]]:
-    """The lines of the labelled list, whose masks stand beside pseudo-labels in ``stage1.txt``."""
+    """Lines of ``stage1.txt`` for labelled images; masks stored otherwise are written anew.
+
+    Training code reads all masks of the list alike: classes as they are, 255 for void.
+    """
     stored = calibration.extra.get("masks")
-    if stored is not None:
-        got = "others, by --mask-map or --void"
-        fix = "write masks of these classes, 255 for void, and calibrate on them"
-        raise ValueError(message(str(labelled), "masks as pseudo-labels have them", got, fix))
-    known = read_ids(labelled)
-    both = sorted({pair.image for pair in known} & {pair.image for pair in pairs})
-    if both:
-        expected, got = "no image that is labelled already", f"{both[0]} in both lists"
-        raise ValueError(message(str(labelled), expected, got, "take it out of one of them"))
-    return [(pair.image, pair.mask or "") for pair in known]
+    if stored is None:
+        return [(pair.image, pair.mask or "") for pair in pairs]
+    mask_map = None if stored["map"] is None else parse_class_map(stored["map"])
+    source = replace(source, mask_map=mask_map, void=stored["void"], device="cpu")
+    lines = []
+    for pair in pairs:
+        path = place(out / "true", pair.image, ".png")
+        if not fresh(path, source.root / str(pair.mask)):
+            size = image_size(source.root / pair.image)
+            write_mask(path, source.labels(pair, calibration.num_classes or IGNORE, size))
+        lines.append((pair.image, _listed(path, source.root)))
+    return lines
 
 
 def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
