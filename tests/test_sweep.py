@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -24,7 +25,7 @@ from tests.folders import DataSet, command, complains, done, files, newer, refus
 from tests.test_torchrun import free_port
 
 from cpseg import Calibrator, groups, sources
-from cpseg.class_map import parse_class_map
+from cpseg.class_map import ClassMap, parse_class_map
 from cpseg.jobs import calibrate, evaluate
 from cpseg.recalibration import Recalibrator
 from cpseg.sources import Source
@@ -400,6 +401,20 @@ def test_a_folder_of_another_sweep_is_refused(
         run(data, out=out, **changed)
     complains(caught.value, out, "choose another with -o")
     assert files(out) == before
+
+
+def test_a_folder_of_another_data_set_is_refused(data: DataSet, tmp_path: Path) -> None:
+    run(data, out=tmp_path / "out")
+    shutil.copytree(data.root, tmp_path / "moved")
+    settings = {"backgrounds": [None, 2], "alphas": ["0.1", "0.5", "0.3"], "block": BLOCK}
+    settings |= {"variants": ["pixel", "blocks"], "num_groups": GROUPS, "group_share": SHARE}
+    for other in (
+        Source(tmp_path / "moved", data.probs),
+        Source(data.root, data.probs, void=9),
+        Source(data.root, data.probs, mask_map=ClassMap(tuple(range(4)))),
+    ):
+        with pytest.raises(ValueError, match="another run's"):
+            sweep(other, data.ids, folds=FOLDS, seed=SEED, out=tmp_path / "out", **settings)
 
 
 def test_folds_older_than_the_scores_are_swept_again(data: DataSet, tmp_path: Path) -> None:
