@@ -306,10 +306,13 @@ def _promise(calibration: Calibration) -> str:
     at_pixel = f"coverage of at least {covered} at each of the {sampled}"
     pooled = "nothing exactly where groups are pooled over pixels"
     if calibration.unit == "image":
-        own = "an image's"
+        whose, which = "an image's", "images"
         if calibration.threshold.ndim == 3:
-            own = "each class's, among images that show it, of the"
-        pooled = f"at least {covered} of {own} {sampled} covered on average in each group"
+            whose, which = "a class's", "images that show it"
+        pooled = (
+            f"at least {covered} of {whose} pixels covered on average over {which}, in each group "
+            f"of the {sampled}"
+        )
     promise = at_pixel if calibration.variant == "pixel" else pooled
     shares: dict[str, float] = calibration.extra.get("fallback", {})
     kept = shares.get(calibration.variant, 1.0)
