@@ -315,10 +315,10 @@ def _promise(calibration: Calibration) -> str:
         )
     promise = at_pixel if calibration.variant == "pixel" else pooled
     shares: dict[str, float] = calibration.extra.get("fallback", {})
-    kept = shares.get(calibration.variant, 1.0)
+    own = shares.get(calibration.variant, 1.0)
     if any(share > 0 for name, share in shares.items() if name != calibration.variant):
         promise += (
-            f", where thresholds are its own ({100 * kept:.1f} %); nothing where they fell back"
+            f", where thresholds are its own ({100 * own:.1f} %); nothing where they fell back"
         )
     return promise
 

@@ -113,10 +113,11 @@ def preparation(recorded: Mapping[str, Any], *, where: str) -> Preparation:
         expected, fix = "bilinear, bicubic or nearest resampling", "set 'resample' to 2 in its file"
         raise ValueError(message(where, expected, f"'resample' {number}", fix))
     factor = recorded.get("rescale_factor", 1 / 255) if recorded.get("do_rescale", True) else 1.0
+    kind = str(recorded.get("image_processor_type"))
     # MobileViT does not normalise; its files may say so by silence, beside a mean.
-    silent = not str(recorded.get("image_processor_type")).startswith("MobileViT")
+    silent = not kind.startswith("MobileViT")
     normal = recorded.get("do_normalize", silent) and "image_mean" in recorded
-    if str(recorded.get("image_processor_type")).startswith("Sapiens") and recorded.get("do_pad"):
+    if kind.startswith("Sapiens") and recorded.get("do_pad"):
         fix = "set 'do_pad' to false in its file"
         raise ValueError(message(where, "images that are not padded", "'do_pad' true", fix))
     return Preparation(

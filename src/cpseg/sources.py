@@ -85,11 +85,8 @@ class Source:
         found = read_scores(path, device=self.device)
         if isinstance(found, Evidence):
             if found.class_map != fingerprint(self.class_map):
-                expected, got = (
-                    f"evidence made with {'this' if made else 'no'} class map"
-                    for made in (self.class_map, found.class_map)
-                )
-                got = got.replace("this", "another")
+                expected = f"evidence made with {'this' if self.class_map else 'no'} class map"
+                got = f"evidence made with {'another' if found.class_map else 'no'} class map"
                 fix = "run cpseg compact with the calibration's"
                 raise ValueError(message(str(path), expected, got, fix))
             return found

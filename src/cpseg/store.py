@@ -365,7 +365,7 @@ def read_ids(path: str | Path, *, columns: int = 2) -> list[Pair]:
             got, fix = f"{parts[0]} as on line {seen[parts[0]]}", "remove one of them"
             raise ValueError(message(f"{path}, line {number}", "every image once", got, fix))
         seen[parts[0]] = number
-        pairs.append(Pair(*parts) if len(parts) == 2 else Pair(parts[0], None))
+        pairs.append(Pair(parts[0], parts[1] if len(parts) == 2 else None))
     if not pairs:
         raise ValueError(message(str(path), f"lines {expected}", "an empty list", "list images"))
     return pairs
