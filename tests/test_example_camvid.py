@@ -131,6 +131,8 @@ def test_lists_split_the_drive(example, converted):
         assert lines_of(folder / "labelled.txt") == labelled
         assert lines_of(folder / "unlabelled.txt") == rest
         assert lines_of(folder / "val.txt") == read["heldout"]
+    assert lines_of(converted / "lists" / "all" / "labelled.txt") == read["pool"]
+    assert len(lines_of(converted / "lists" / "all" / "unlabelled.txt")) == 1
     target = sorted(read["heldout"] + read["pool"])
     assert read["pool"] != [line for line in target if line in set(read["pool"])]
     again = example.convert.lists_of(read["source"], target, 0)
@@ -559,6 +561,7 @@ def test_students_are_options_of_the_other_examples(example, taught, tmp_path, m
     parts = [(f"{k}-{b}", str(b), b == 50) for k in ("eleven", "objects") for b in (25, 50)]
     parts += [("eleven-8", "8", False)]
     parts += [(f"{kind}-25-more", "25", False) for kind in ("eleven", "objects")]
+    parts += [("eleven-all", "all", False)]
     assert asked == [(n, lists, s, c) for n, lists, c in parts for s in (1, 2, 3)]
     rows = cells((out / "results" / "students" / "table.md").read_text())
     by_class = [row for row in rows if row[0].startswith("x")]
@@ -568,7 +571,7 @@ def test_students_are_options_of_the_other_examples(example, taught, tmp_path, m
         ["x + SR", "student"],
     ]
     titles = [row[2:] for row in rows if row[0] == "IoU"]
-    assert [len(row) for row in titles] == [11, 11, 7, 7, 11, 11, 7]
+    assert [len(row) for row in titles] == [11, 11, 7, 7, 11, 11, 7, 11]
     assert titles[2][0] == "background"
     assert [row[2:] for row in by_class][6] == ["12"] * 6 + ["-"]
 

@@ -133,14 +133,14 @@ def shrink(frame: Frame, out: Path, size: tuple[int, int]) -> bool:
 def lists_of(source: list[str], target: list[str], seed: int) -> dict[str, list[str]]:
     """The id lists by name: one permutation of the target drive, labelled lists nested.
 
-    ``lists/<budget>`` and ``lists/teacher`` are folders as ``examples/segformer`` takes them. The
-    foundation model needs no unlabelled image, but its list must not be empty.
+    ``lists/<budget>``, ``lists/all`` and ``lists/teacher`` are folders as ``examples/segformer``
+    takes them. The last two need no unlabelled image, but their list must not be empty.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [target[i] for i in torch.randperm(len(target), generator=generator).tolist()]
     heldout, pool = drawn[:HELDOUT], drawn[HELDOUT:]
     made = {"source": source, "heldout": heldout, "pool": pool}
-    folders = {"teacher": (source, source[:1])}
+    folders = {"teacher": (source, source[:1]), "all": (pool, pool[:1])}
     for budget in BUDGETS:
         made[f"labelled_{budget}"], made[f"unlabelled_{budget}"] = pool[:budget], pool[budget:]
         folders[str(budget)] = (pool[:budget], pool[budget:])
