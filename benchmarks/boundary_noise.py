@@ -36,8 +36,8 @@ from cpseg import (
     sum_loss,
     uncertainty_map,
 )
-from cpseg.demo_scenes import HEIGHT, VOID, WIDTH, scenes
-from cpseg.evaluation import aligned
+from cpseg.demo.scenes import HEIGHT, VOID, WIDTH, scenes
+from cpseg.jobs.tally import aligned
 
 CROP = 64
 BATCH = 8

@@ -22,15 +22,15 @@ from statistics import fmean, stdev
 import torch
 
 from cpseg import Calibrator, Certifier, confusion_matrix, evidence, groups, pseudo_labels
-from cpseg.class_map import read_class_map
-from cpseg.evaluation import aligned, row_of
-from cpseg.findings import Plan
-from cpseg.refitting import Refit
-from cpseg.reliability import Reliability
-from cpseg.reporting import gather
-from cpseg.risk import ALPHAS
-from cpseg.sources import Source, labelled
-from cpseg.store import Pair, read_ids, write_ids
+from cpseg.certification.certifier import ALPHAS
+from cpseg.core.class_map import read_class_map
+from cpseg.core.reliability import Reliability
+from cpseg.files.dataset import Source, labelled
+from cpseg.files.id_lists import Pair, read_ids, write_ids
+from cpseg.jobs.recalibrate import Refit
+from cpseg.jobs.tally import aligned, row_of
+from cpseg.report.findings import Plan
+from cpseg.report.measure import gather
 
 FIELDS = ("budget", "split", "rule", "error", "miou_all", "miou_kept", "kept", "wrong", "area")
 METHODS = ("temperature", "vector", "dirichlet", "dirichlet, context")

@@ -25,6 +25,7 @@ from cpseg import (
 NAMES = [
     "Calibration",
     "Calibrator",
+    "Certificate",
     "Certifier",
     "Evidence",
     "OnlineThreshold",

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpseg.checks import message
-from cpseg.store import write_text
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import write_text
 from paper import PAPER
 from tables import classes_csv_of, csv_of, markdown_of, row_of
 

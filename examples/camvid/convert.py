@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cpseg.checks import message
-from cpseg.store import atomic, image_size, read_mask, write_mask, write_text
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import atomic, write_text
+from cpseg.files.masks import image_size, read_mask, write_mask
 
 CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),

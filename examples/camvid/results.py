@@ -20,10 +20,11 @@ from typing import Any
 
 from convert import inside, record
 from cpseg import Calibration
-from cpseg.checks import message
-from cpseg.class_map import read_class_map
-from cpseg.sources import Source
-from cpseg.store import read_ids, write_text
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import write_text
+from cpseg.core.class_map import read_class_map
+from cpseg.files.dataset import Source
+from cpseg.files.id_lists import read_ids
 from runner import DATA, KINDS, Lines, Runner, StoppedError, table
 from students import students
 

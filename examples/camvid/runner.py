@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cpseg import cli
-from cpseg.evaluation import aligned
-from cpseg.store import write_text
+from cpseg._internal.safe_files import write_text
+from cpseg.cli import main
+from cpseg.jobs.tally import aligned
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DATA = ("--root", ".", "--probs", "probs")
@@ -69,7 +69,7 @@ class Runner:
 def _cpseg(words: list[str]) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = cli.main(words[1:])
+        code = main(words[1:])
     return code, said.getvalue()
 
 

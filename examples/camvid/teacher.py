@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from cpseg import mean_iou
-from cpseg.checks import message
-from cpseg.sources import Source
-from cpseg.store import Pair, atomic, image_size, read_ids
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import atomic
+from cpseg.files.dataset import Source
+from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.masks import image_size
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "segformer"))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from cpseg.checks import message
-from cpseg.class_map import read_class_map
+from cpseg._internal.checks import message
+from cpseg.core.class_map import read_class_map
 from crops import LAYOUTS, Layout
 from pseudo import Rule
 

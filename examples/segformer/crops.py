@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cpseg import WeakAugmentation
-from cpseg.checks import message
-from cpseg.class_map import ClassMap
-from cpseg.sources import Source
-from cpseg.store import Pair, read_ids, write_text
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import write_text
+from cpseg.core.class_map import ClassMap
+from cpseg.files.dataset import Source
+from cpseg.files.id_lists import Pair, read_ids
 
 VOID = 255
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)  # of ImageNet

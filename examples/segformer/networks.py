@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from cpseg.checks import message
+from cpseg._internal.checks import message
 
 
 class Segformer(nn.Module):

@@ -11,13 +11,15 @@ import torch
 import torch.distributed as dist
 
 from cpseg import Calibration, confusion_matrix, mean_iou
-from cpseg.certifying import certify
-from cpseg.checks import message
-from cpseg.jobs import calibrate
-from cpseg.labelling import label
-from cpseg.refitting import Refit
-from cpseg.sources import IGNORE, Source, barrier, rank, share
-from cpseg.store import Pair, image_size, read_ids, read_mask
+from cpseg._internal.checks import message
+from cpseg._internal.distributed import barrier, rank, share
+from cpseg.files.dataset import IGNORE, Source
+from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.masks import image_size, read_mask
+from cpseg.jobs.calibrate import calibrate
+from cpseg.jobs.certify import certify
+from cpseg.jobs.label import label
+from cpseg.jobs.recalibrate import Refit
 from crops import Lists
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from cpseg.checks import message
-from cpseg.store import atomic
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import atomic
 
 
 class Trained(Protocol):

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpseg import confusion_matrix, mean_iou
-from cpseg.sources import Source
-from cpseg.store import Pair
+from cpseg.files.dataset import Source
+from cpseg.files.id_lists import Pair
 from crops import read_labels, read_pixels
 
 

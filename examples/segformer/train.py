@@ -33,10 +33,12 @@ from cpseg import (
     self_reliance_loss,
     self_reliance_weight,
 )
-from cpseg.checks import message
-from cpseg.class_map import read_class_map
-from cpseg.sources import Source, rank
-from cpseg.store import Pair, read_ids, write_text
+from cpseg._internal.checks import message
+from cpseg._internal.distributed import rank
+from cpseg._internal.safe_files import write_text
+from cpseg.core.class_map import read_class_map
+from cpseg.files.dataset import Source
+from cpseg.files.id_lists import Pair, read_ids
 from crops import VOID, Crops, Lists, read_labels, read_pixels, write_lists
 from networks import build
 from order import Plan, Stage, batches, plan, portion

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpseg.checks import message
-from cpseg.store import atomic
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import atomic
 
 
 def train(

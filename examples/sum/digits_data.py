@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from cpseg.demo_scenes import VOID, scenes
-from cpseg.store import atomic, write_ids, write_mask, write_tensors, write_text
+from cpseg._internal.safe_files import atomic, write_tensors, write_text
+from cpseg.demo.scenes import VOID, scenes
+from cpseg.files.id_lists import write_ids
+from cpseg.files.masks import write_mask
 
 
 def make(folder: Path, counts: dict[str, int], seed: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from cpseg import TaskPrompt, centre_point, interactive_iou, sample_prompts, sum_loss
-from cpseg.metrics import InteractiveIoU
+from cpseg.core.metrics import InteractiveIoU
 from sam_data import VOID, Example
 from sam_model import Prompted, encode, enlarge, frame_size, pick, predict
 

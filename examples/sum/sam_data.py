@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from cpseg import centre_point
-from cpseg.checks import message, shape
-from cpseg.sources import place
-from cpseg.store import Pair, read_ids, read_mask, read_tensors
+from cpseg._internal.checks import message, shape
+from cpseg._internal.safe_files import read_tensors
+from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.masks import read_mask
+from cpseg.files.run_folder import place
 
 VOID = 255
 MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # SAM's, of 0..255

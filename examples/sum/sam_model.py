@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import SamConfig, SamModel
 
-from cpseg.checks import message
+from cpseg._internal.checks import message
 
 
 class Prompted(NamedTuple):

@@ -18,9 +18,10 @@ import coarse as sam_masks
 import digits_data
 from checkpoints import digest, restore, train
 from cpseg import TaskPrompt
-from cpseg.checks import message
-from cpseg.sources import place
-from cpseg.store import Pair, read_tensors, write_tensors
+from cpseg._internal.checks import message
+from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg.files.id_lists import Pair
+from cpseg.files.run_folder import place
 from refinement import good_pairs, map_metadata, refinement_loss, uncertainty_of
 from rounds import backward, evaluate
 from sam_data import (

@@ -1,52 +1,67 @@
-"""Conformally calibrated pseudo-labels for semi-supervised semantic segmentation."""
+"""Conformally calibrated pseudo-labels for semi-supervised semantic segmentation.
 
-from cpseg import foundation, groups
+The public names below are loaded on first use, so that ``cpseg --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cpseg import _moved
 from cpseg._version import __version__
-from cpseg.calibration import Calibration, Calibrator
-from cpseg.losses import (
-    dice_loss,
-    focal_loss,
-    pseudo_label_loss,
-    self_reliance_loss,
-    sum_loss,
-)
-from cpseg.mask_filtering import mask_filters
-from cpseg.metrics import (
-    boundary_iou,
-    confusion_matrix,
-    coverage,
-    interactive_iou,
-    kept_share,
-    mean_iou,
-    set_size,
-)
-from cpseg.online import OnlineThreshold
-from cpseg.prompts import (
-    Prompts,
-    boundary_point,
-    centre_point,
-    jitter_boxes,
-    masks_to_boxes,
-    sample_prompts,
-)
-from cpseg.quantiles import conformal_quantile, conformal_rank
-from cpseg.recalibration import Recalibration, Recalibrator
-from cpseg.risk import Certifier
-from cpseg.schedules import poly_lr, self_reliance_weight
-from cpseg.scores import class_scores, nonconformity
-from cpseg.selection import Evidence, evidence, prediction_set, pseudo_labels
-from cpseg.task_prompt import TaskPrompt
-from cpseg.training_data import PseudoLabelled, WeakAugmentation
-from cpseg.uncertainty import (
-    certainty,
-    confidence_uncertainty,
-    discrepancy_uncertainty,
-    uncertainty_map,
-)
+
+if TYPE_CHECKING:
+    from cpseg import foundation, groups
+    from cpseg.calibration import Calibration, Calibrator, Certificate
+    from cpseg.certification import Certifier
+    from cpseg.core import (
+        Evidence,
+        boundary_iou,
+        class_scores,
+        conformal_quantile,
+        conformal_rank,
+        confusion_matrix,
+        coverage,
+        evidence,
+        interactive_iou,
+        kept_share,
+        mean_iou,
+        nonconformity,
+        prediction_set,
+        pseudo_labels,
+        set_size,
+    )
+    from cpseg.recalibration import Recalibration, Recalibrator
+    from cpseg.training import (
+        OnlineThreshold,
+        Prompts,
+        PseudoLabelled,
+        TaskPrompt,
+        WeakAugmentation,
+        boundary_point,
+        centre_point,
+        certainty,
+        confidence_uncertainty,
+        dice_loss,
+        discrepancy_uncertainty,
+        focal_loss,
+        jitter_boxes,
+        mask_filters,
+        masks_to_boxes,
+        poly_lr,
+        pseudo_label_loss,
+        sample_prompts,
+        self_reliance_loss,
+        self_reliance_weight,
+        sum_loss,
+        uncertainty_map,
+    )
 
 __all__ = [
     "Calibration",
     "Calibrator",
+    "Certificate",
     "Certifier",
     "Evidence",
     "OnlineThreshold",
@@ -91,3 +106,26 @@ __all__ = [
     "sum_loss",
     "uncertainty_map",
 ]
+
+_HOMES = ("calibration", "certification", "core", "recalibration", "training")
+_PACKAGES = (*_HOMES, "cli", "demo", "files", "foundation", "groups", "jobs", "report", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    """A package, or a public name from the package that defines it."""
+    if name in _PACKAGES or name in _moved.MOVED:
+        return importlib.import_module(f"cpseg.{name}")
+    if name in __all__:
+        for package in _HOMES:
+            module = importlib.import_module(f"cpseg.{package}")
+            if name in module.__all__:
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'cpseg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})
+
+
+_moved.install()

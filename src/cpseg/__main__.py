@@ -2,6 +2,6 @@
 
 import sys
 
-from cpseg.cli import main
+from cpseg.cli.main import main
 
 sys.exit(main())

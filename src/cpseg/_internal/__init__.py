@@ -1,0 +1,1 @@
+"""Shared by all packages, promised to nobody: names here may change in any release."""

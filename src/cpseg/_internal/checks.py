@@ -1,0 +1,255 @@
+"""Argument checks: the only place that writes the standard messages.
+
+Every message is one line, ``function: expected <what>, got <what>; <fix>``. Shapes and dtypes are
+free to look at and always checked; values cost a pass over the data (and, on an accelerator, a
+synchronisation) and are checked where data enters: ``Calibrator.update``, the file readers, the
+command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+if hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:  # torch 2.1 and 2.2
+    is_compiling = torch._utils.is_compiling
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def message(where: str, expected: str, got: str, fix: str) -> str:
+    """The standard error line."""
+    return f"{where}: expected {expected}, got {got}; {fix}"
+
+
+def shape(tensor: Tensor) -> str:
+    """``[2, 21, 64, 64]``, for messages."""
+    return str(list(tensor.shape))
+
+
+def check_probs(where: str, probs: Tensor, *, name: str = "probs") -> None:
+    """Class scores: floating point, ``[B, K, H, W]`` or ``[K, H, W]``, nothing empty."""
+    if not isinstance(probs, Tensor):
+        got, fix = type(probs).__name__, "convert it with torch.as_tensor"
+        raise TypeError(message(where, f"{name} as a tensor", got, fix))
+    if not probs.is_floating_point():
+        fix = "divide uint8 maps by 255 and convert the rest to float32"
+        raise TypeError(message(where, f"floating-point {name}", str(probs.dtype), fix))
+    if probs.ndim not in (3, 4):
+        fix = "pass class scores with a class axis"
+        raise ValueError(message(where, f"{name} [B, K, H, W] or [K, H, W]", shape(probs), fix))
+    check_not_empty(where, probs, name=name)
+
+
+def check_not_empty(where: str, tensor: Tensor, *, name: str) -> None:
+    """No axis of length 0."""
+    if 0 in tensor.shape:
+        fix = "skip empty batches"
+        raise ValueError(message(where, f"at least one element in {name}", shape(tensor), fix))
+
+
+def check_integer(where: str, labels: Tensor, *, name: str = "labels") -> None:
+    """An integer tensor, of any width."""
+    if not isinstance(labels, Tensor):
+        got, fix = type(labels).__name__, "convert them with torch.as_tensor"
+        raise TypeError(message(where, f"{name} as a tensor", got, fix))
+    if labels.dtype not in _INTEGERS:
+        fix = "convert them to an integer dtype"
+        raise TypeError(message(where, f"integer {name}", str(labels.dtype), fix))
+
+
+def check_labels(where: str, labels: Tensor, probs: Tensor, *, name: str = "labels") -> None:
+    """Integer labels of the size and on the device of ``probs``."""
+    check_integer(where, labels, name=name)
+    expected = (*probs.shape[:-3], *probs.shape[-2:])
+    if labels.shape != expected:
+        raise ValueError(
+            message(
+                where,
+                f"{name} {list(expected)} for probs {shape(probs)}",
+                shape(labels),
+                "resize the labels (nearest) or pass scores at the labels' size",
+            )
+        )
+    check_same_device(where, labels, probs, name=name, reference="probs")
+
+
+def check_same_device(
+    where: str, tensor: Tensor, other: Tensor, *, name: str, reference: str
+) -> None:
+    """Two tensors that meet lie on one device."""
+    if tensor.device != other.device:
+        expected = f"{name} on the device of {reference} ({other.device})"
+        raise ValueError(message(where, expected, str(tensor.device), "move one with .to(device)"))
+
+
+def check_same_shape(where: str, tensor: Tensor, other: Tensor, *, name: str, ref: str) -> None:
+    """Two tensors of the same shape, without broadcasting."""
+    if tensor.shape != other.shape:
+        expected = f"{name} of the shape of {ref} {shape(other)}"
+        raise ValueError(message(where, expected, shape(tensor), "resize one of them (nearest)"))
+
+
+def check_alpha(where: str, alpha: object, *, name: str = "alpha") -> Fraction:
+    """A rate strictly between 0 and 1, as the exact decimal that the caller wrote."""
+    try:
+        exact = Fraction(str(alpha))
+    except (ValueError, ZeroDivisionError):
+        exact = None
+    if exact is None or not 0 < exact < 1:
+        fix = "pass a rate such as 0.05"
+        got = " ".join(repr(alpha).split())[:80]
+        raise ValueError(message(where, f"{name} in (0, 1)", got, fix))
+    return exact
+
+
+def check_background(where: str, background: int | None, num_classes: int) -> None:
+    """``None`` or a class index that leaves at least one other class."""
+    if background is None:
+        return
+    if isinstance(background, bool) or not isinstance(background, int):
+        fix = "pass the index of the dominant class, or None where every class counts"
+        raise TypeError(message(where, "background as int or None", repr(background), fix))
+    if not 0 <= background < num_classes:
+        expected = f"background in 0..{num_classes - 1} or None"
+        fix = "pass the index of the dominant class, or None where every class counts"
+        raise ValueError(message(where, expected, str(background), fix))
+    if num_classes == 1:
+        fix = "pass background=None, or the scores of the other classes too"
+        raise ValueError(message(where, "a class besides the background", "1 class", fix))
+
+
+def check_ignore_index(where: str, ignore_index: int, num_classes: int) -> None:
+    """The void value must not be a class."""
+    if 0 <= ignore_index < num_classes:
+        expected = f"an ignore_index outside the classes 0..{num_classes - 1}"
+        raise ValueError(message(where, expected, str(ignore_index), "pass ignore_index=-1"))
+
+
+def check_threshold(where: str, threshold: Tensor | float, probs: Tensor) -> Tensor:
+    """A number or tensor ``[]``, ``[H, W]`` or ``[K, H, W]`` that belongs to ``probs``."""
+    if isinstance(threshold, (int, float)):
+        return torch.tensor(threshold, dtype=torch.float32, device=probs.device)
+    if not isinstance(threshold, Tensor):
+        fix = "pass the threshold of a Calibration or a number"
+        got = type(threshold).__name__
+        raise TypeError(message(where, "a threshold as a tensor or a number", got, fix))
+    if not threshold.is_floating_point():
+        fix = "pass the threshold of a Calibration or a number"
+        raise TypeError(message(where, "a float32 threshold", str(threshold.dtype), fix))
+    allowed = (torch.Size(()), probs.shape[-2:], probs.shape[-3:])
+    if threshold.shape not in allowed:
+        expected = f"threshold [], {list(allowed[1])} or {list(allowed[2])}"
+        fix = "bring it to the image's size with Calibration.resize"
+        raise ValueError(
+            message(where, f"{expected} for probs {shape(probs)}", shape(threshold), fix)
+        )
+    check_same_device(where, threshold, probs, name="threshold", reference="probs")
+    return threshold.to(torch.float32)
+
+
+_ONE_AS_BITS = {
+    torch.float16: (torch.int16, 0x3C00),
+    torch.bfloat16: (torch.int16, 0x3F80),
+    torch.float32: (torch.int32, 0x3F800000),
+    torch.float64: (torch.int64, 0x3FF0000000000000),
+}
+
+
+def in_unit_interval(values: Tensor) -> Tensor:
+    """Bool ``[]``: every value lies in [0, 1]; NaN does not. No synchronisation."""
+    return (values.amin() >= 0) & (values.amax() <= 1)
+
+
+def check_unit_interval(
+    where: str, values: Tensor, *, name: str, fix: str, interval: str = "[0, 1]"
+) -> None:
+    """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator.
+
+    ``interval`` names the range that [0, 1] stands for, if values were brought into it.
+    """
+    # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care for
+    # NaN and are read once and faster. What fails here (-0.0 too) is looked at again below.
+    integers, one = _ONE_AS_BITS[values.dtype]
+    least, most = values.view(integers).aminmax()
+    if int(least) >= 0 and int(most) <= one:
+        return
+    if not bool(in_unit_interval(values)):
+        low, high = float(values.amin()), float(values.amax())
+        got = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
+        if interval != "[0, 1]":
+            got = "values outside"
+        raise ValueError(message(where, f"{name} in {interval}", got, fix))
+
+
+def check_label_values(
+    where: str, labels: Tensor, num_classes: int, ignore_index: int, *, name: str = "labels"
+) -> None:
+    """Raise where a label is neither a class nor void. Synchronises on an accelerator."""
+    stray = labels_outside(labels, num_classes, ignore_index)
+    if bool(stray.any()):
+        expected = f"{name} in 0..{num_classes - 1} or {ignore_index} (ignore_index)"
+        got = str(int(labels[stray][0]))
+        raise ValueError(message(where, expected, got, "map other values to ignore_index"))
+
+
+def labels_outside(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Bool, where a label is neither a class nor void."""
+    index = labels.to(torch.int64)
+    return ((index < 0) | (index >= num_classes)) & (index != ignore_index)
+
+
+SCORES_FIX = "apply softmax or sigmoid to logits, and bound a head that sums over queries"
+
+
+def check_image_ids(
+    where: str, ids: str | Sequence[str] | None, count: int, seen: Collection[str]
+) -> list[str] | None:
+    """A name for every image of a batch, none of them twice or seen before."""
+    if ids is None:
+        return None
+    names = [ids] if isinstance(ids, str) else list(ids)
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        expected, got = f"ids as {count} strings, one an image", " ".join(repr(ids).split())[:80]
+        raise ValueError(message(where, expected, got, "name every image of the batch"))
+    twice = [name for name, number in Counter(names).items() if number > 1 or name in seen]
+    if twice:
+        raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
+    return names
+
+
+def check_other(where: str, own: object, other: object) -> None:
+    """What ``merge`` may take: another object of the same kind."""
+    kind = type(own).__name__
+    if not isinstance(other, type(own)):
+        fix = f"merge {kind.lower()}s"
+        raise TypeError(message(where, f"a {kind}", type(other).__name__, fix))
+    if other is own:
+        expected = f"another {kind.lower()}"
+        raise ValueError(message(where, expected, "itself", "merge each one once"))
+
+
+def check_alike(where: str, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """The settings of two objects that are merged."""
+    for name, value in own.items():
+        if theirs[name] != value:
+            expected, got = f"the same {name} ({value})", str(theirs[name])
+            raise ValueError(message(where, expected, got, "build both alike"))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

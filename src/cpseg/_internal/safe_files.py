@@ -1,0 +1,93 @@
+"""Files written whole or not at all, and safetensors with JSON metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from cpseg._internal.checks import (
+    message,
+)
+
+_METADATA = "cpseg"  # the one key of our safetensors metadata: a JSON text
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name only once it is complete.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name[:64]}."  # well below the longest name a file may have
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # name the file, not its stand-in
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file atomically, with ``metadata`` as JSON."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    with atomic(path) as file:
+        file.write(save(contiguous, metadata={_METADATA: text}))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON metadata of a safetensors file; metadata of other programs reads as {}.
+
+    Raises:
+        ValueError: the file is truncated or not a safetensors file.
+        FileNotFoundError: there is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise _damaged(path, "a safetensors file", error) from error
+
+
+def _damaged(path: str | Path, expected: str, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        message(str(path), expected, f"an unreadable one ({reason})", "write it anew")
+    )

@@ -1,0 +1,353 @@
+"""``Calibration``: the thresholds of a grid, what they were made from, and what they select."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import check_alpha, check_background, check_probs, message, shape
+from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg._version import __version__
+from cpseg.calibration.certificate import Certificate
+from cpseg.core.nonconformity import check_score
+from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labels
+from cpseg.groups.fixed import check_size
+from cpseg.groups.resampling import to_image
+from cpseg.recalibration.recalibration import Recalibration
+
+_FORMAT = 1
+_MAP = "recalibration."  # before the names of its tensors in a file
+UNITS = ("pixel", "image")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for every cell of a grid, and what they were made from.
+
+    Attributes:
+        threshold: float32 ``[H, W]``, or ``[K, H, W]`` per class; +inf where there were too few
+            scores for this alpha, so that every class is in the set.
+        count: int64, the number of scores behind each threshold; of images where those are the
+            unit.
+        alpha: miscoverage rate.
+        num_images: images behind the calibration.
+        num_classes: number of classes K; None where only scores were given.
+        background: index of the dominant class that selection suppresses, or None.
+        score: name of the nonconformity score; labels are selected by ``"lac"`` alone.
+        ignore_index: label of void and of ignored pixels.
+        variant: how cells share thresholds, in a word: ``"pixel"``, ``"groups"``, or what the
+            command was asked for.
+        unit: what is exchangeable in a pooled group, ``"pixel"`` or ``"image"``.
+        randomized: whether the scores were randomised, so that sets need a generator too.
+        level: uint8, which level of a fallback gave each threshold: 0 for the groups themselves;
+            None without a fallback.
+        class_threshold: float32 ``[K, H, W]``, which a label must pass for its own class besides
+            ``threshold``; -inf for a class whose labels are ignored. None where there is none.
+        certificate: what a :class:`Certifier` proved about these labels, or None.
+        recalibration: the map that class scores go through before anything else; None for none.
+        extra: further facts that the file keeps, as JSON: the class map that made the scores.
+
+    Guarantee:
+        Pixel-wise: for each cell with n scores, P(y in C) at that cell of a new image lies in
+        [1 - alpha, 1 - alpha + 1/(n + 1)] (upper end without ties), where images are exchangeable
+        and the score function was fixed before calibration. Pooled groups with ``unit="image"``:
+        the expected share of a new image's pixels in that group (and of that class, if per class)
+        whose class is not in the set is at most alpha, among images that have such pixels. Pooled
+        groups with ``unit="pixel"``: no finite-sample promise, since the pixels of an image are
+        not exchangeable with those of another. With a fallback the cells of level 0 keep their
+        promise; those that fell back have none, since they are not a fair sample of the coarser
+        group. The chosen pseudo-label is not covered by any of these.
+
+    Reference:
+        Angelopoulos & Bates (2023), section 1; for images as units Angelopoulos et al. (2024),
+        Conformal risk control, theorem 1.
+    """
+
+    threshold: Tensor
+    count: Tensor
+    alpha: float
+    num_images: int
+    num_classes: int | None
+    background: int | None = None
+    score: str = "lac"
+    ignore_index: int = 255
+    variant: str = "groups"
+    unit: str = "pixel"
+    randomized: bool = False
+    level: Tensor | None = None
+    recalibration: Recalibration | None = None
+    class_threshold: Tensor | None = None
+    certificate: Certificate | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def infinite_share(self) -> float:
+        """Share of thresholds that are +inf: too few scores there for this alpha."""
+        return float(self.threshold.isposinf().to(torch.float64).mean())
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid."""
+        return self.threshold.shape[-2], self.threshold.shape[-1]
+
+    def resize(self, size: tuple[int, int]) -> Calibration:
+        """The same calibration with its maps sampled (nearest) at another size.
+
+        Example:
+            >>> calibration = Calibration(torch.tensor([[0.1, 0.2]]), torch.tensor([[9, 9]]),
+            ...                           alpha=0.1, num_images=9, num_classes=3)
+            >>> calibration.resize((1, 4)).threshold
+            tensor([[0.1000, 0.1000, 0.2000, 0.2000]])
+        """
+        size = check_size("Calibration.resize", size)
+        return replace(
+            self,
+            threshold=to_image(self.threshold, size),
+            count=to_image(self.count, size),
+            level=None if self.level is None else to_image(self.level, size),
+            class_threshold=(
+                None if self.class_threshold is None else to_image(self.class_threshold, size)
+            ),
+        )
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same calibration on another device."""
+        return replace(
+            self,
+            threshold=self.threshold.to(device),
+            count=self.count.to(device),
+            level=None if self.level is None else self.level.to(device),
+            recalibration=None if self.recalibration is None else self.recalibration.to(device),
+            class_threshold=(
+                None if self.class_threshold is None else self.class_threshold.to(device)
+            ),
+        )
+
+    def prediction_set(self, probs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """:func:`cpseg.prediction_set` with this threshold and score at the size of ``probs``.
+
+        Args:
+            probs: class scores ``[B, K, H, W]`` or ``[K, H, W]`` of any size.
+            generator: draws where the calibration is randomised, and only there.
+        """
+        where = "Calibration.prediction_set"
+        self._check(where, probs)
+        if self.randomized != (generator is not None):
+            expected = "a generator: the calibration is randomised"
+            if not self.randomized:
+                expected = "no generator: the calibration is not randomised"
+            got = "none" if generator is None else "one"
+            raise ValueError(message(where, expected, got, "sets are made as they calibrated"))
+        threshold = to_image(self.threshold, (probs.shape[-2], probs.shape[-1]))
+        if self.recalibration is not None:
+            probs = self.recalibration(probs)
+        return prediction_set(probs, threshold, score=self.score, generator=generator)
+
+    def evidence(self, probs: Tensor) -> Evidence:
+        """:func:`cpseg.evidence` with this calibration's recalibration and background.
+
+        Args:
+            probs: class scores of the model, ``[B, S, H, W]`` or ``[S, H, W]`` of any size.
+        """
+        self._check("Calibration.evidence", probs)
+        if self.recalibration is not None:
+            return self.recalibration.evidence(probs, background=self.background)
+        return evidence(probs, background=self.background)
+
+    def pseudo_labels(
+        self, probs: Tensor | Evidence, *, dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        """:func:`cpseg.pseudo_labels` with this threshold, background and ``ignore_index``.
+
+        Args:
+            probs: class scores of the model, ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or
+                the :class:`Evidence` that :meth:`evidence` made from them.
+            dtype: integer dtype of the labels.
+
+        Raises:
+            ValueError: another number of classes, background or recalibration, another device,
+                evidence for thresholds per class, or a score other than LAC.
+        """
+        where = "Calibration.pseudo_labels"
+        if self.score != "lac":
+            expected, got = "a calibration of the lac score to select labels", repr(self.score)
+            fix = "calibrate with score='lac'; other scores give prediction sets"
+            raise ValueError(message(where, expected, got, fix))
+        if isinstance(probs, Evidence):
+            made = (probs.num_classes, probs.background)
+            if made != (self.num_classes or made[0], self.background):
+                expected = f"evidence of {self.num_classes} classes, background {self.background}"
+                got = f"{made[0]} classes, background {made[1]}"
+                raise ValueError(message(where, expected, got, "make it with this calibration's"))
+            own = None if self.recalibration is None else self.recalibration.fingerprint
+            if probs.recalibration != own:
+                expected = f"evidence made with {_which_map(own)}"
+                got = f"evidence made with {_which_map(probs.recalibration)}"
+                fix = "make it by Calibration.evidence or cpseg compact --calibration"
+                raise ValueError(message(where, expected, got, fix))
+            threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
+            labels = probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
+            return self._passing(labels, probs)
+        self._check(where, probs)
+        if self.threshold.ndim == 3 and self.recalibration is not None:
+            probs = self.recalibration(probs)
+        elif self.class_threshold is not None or self.recalibration is not None:
+            return self.pseudo_labels(self.evidence(probs), dtype=dtype)
+        return pseudo_labels(
+            probs,
+            to_image(self.threshold, (probs.shape[-2], probs.shape[-1])),
+            background=self.background,
+            ignore_index=self.ignore_index,
+            dtype=dtype,
+        )
+
+    def _passing(self, labels: Tensor, found: Evidence) -> Tensor:
+        """The labels that pass their own class's threshold; the others are ignored."""
+        if self.class_threshold is None:
+            return labels
+        own = to_image(self.class_threshold, (labels.shape[-2], labels.shape[-1]))
+        index = labels.to(torch.int64)
+        index = index.masked_fill(index == self.ignore_index, 0).unsqueeze(-3)
+        own = own.expand(*index.shape[:-3], *own.shape).gather(-3, index).squeeze(-3)
+        p = found.best
+        if found.background_score is not None and found.background is not None:
+            p = torch.where(labels == found.background, found.background_score, p)
+        inside = 1 - p.to(torch.float32) <= own
+        return labels.masked_fill(~inside, self.ignore_index)
+
+    def save(self, path: str | Path) -> None:
+        """Write thresholds, counts and metadata as safetensors, atomically."""
+        metadata = {
+            "kind": "calibration",
+            "format": _FORMAT,
+            "cpseg": __version__,
+            "alpha": self.alpha,
+            "variant": self.variant,
+            "score": self.score,
+            "num_classes": self.num_classes,
+            "num_images": self.num_images,
+            "grid": list(self.grid),
+            "background": self.background,
+            "ignore_index": self.ignore_index,
+            "unit": self.unit,
+            "randomized": self.randomized,
+            "extra": dict(self.extra),
+        }
+        if self.certificate is not None:
+            metadata["certificate"] = self.certificate.to_json()
+        tensors = {"threshold": self.threshold, "count": self.count}
+        if self.level is not None:
+            tensors["level"] = self.level
+        if self.class_threshold is not None:
+            tensors["class_threshold"] = self.class_threshold
+        if self.recalibration is not None:
+            metadata["recalibration"] = self.recalibration.metadata()
+            tensors |= {_MAP + name: part for name, part in self.recalibration.tensors().items()}
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, of a later format, or not a calibration.
+            FileNotFoundError: there is no such file.
+        """
+        tensors, metadata = read_tensors(path)
+        got = f"kind {metadata.get('kind')!r} of format {metadata.get('format')}"
+        if metadata.get("kind") != "calibration" or metadata.get("format") != _FORMAT:
+            fix = "run cpseg calibrate with this version"
+            raise ValueError(message(str(path), f"a calibration of format {_FORMAT}", got, fix))
+        fields = ["alpha", "num_images", "num_classes", "background", "score", "ignore_index"]
+        fields += ["variant", "extra"]
+        try:
+            values = {name: metadata[name] for name in fields}
+            values |= {name: metadata[name] for name in ("unit", "randomized") if name in metadata}
+            values |= {name: tensors.get(name) for name in ("level", "class_threshold")}
+            calibration = cls(tensors["threshold"], tensors["count"], **values)
+            if "certificate" in metadata:
+                proven = Certificate.from_json(metadata["certificate"], where=str(path))
+                calibration = replace(calibration, certificate=proven)
+            if "recalibration" in metadata or any(name.startswith(_MAP) for name in tensors):
+                parts = {k.removeprefix(_MAP): v for k, v in tensors.items() if k.startswith(_MAP)}
+                facts = metadata.get("recalibration")
+                if not isinstance(facts, dict):
+                    expected, got = "the facts of its recalibration", repr(facts)[:80]
+                    fix = "run cpseg calibrate anew"
+                    raise ValueError(message(str(path), expected, got, fix))
+                made = Recalibration.from_parts(parts, facts, where=str(path))
+                calibration = replace(calibration, recalibration=made)
+        except KeyError as error:
+            fix = "run cpseg calibrate with this version"
+            raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
+        calibration._check_loaded(str(path), metadata.get("grid"))
+        return calibration
+
+    def _check_loaded(self, path: str, recorded: object) -> None:
+        """Every value is one, and tensors and metadata belong together."""
+        fix = "run cpseg calibrate anew"
+        check_score(path, self.score)
+        check_alpha(path, self.alpha)
+        grid = check_size(path, recorded, name="grid")  # type: ignore[arg-type]
+        whole: dict[str, tuple[object, int]] = {
+            "num_images": (self.num_images, 1),
+            "ignore_index": (self.ignore_index, -(2**31)),
+            **({} if self.num_classes is None else {"num_classes": (self.num_classes, 1)}),
+        }
+        for name, (value, least) in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(message(path, f"a whole number as {name}", repr(value), fix))
+        if not isinstance(self.variant, str) or not isinstance(self.extra, dict):
+            got = f"{self.variant!r} and {self.extra!r}"
+            raise ValueError(message(path, "a name as variant and a table as extra", got, fix))
+        check_background(path, self.background, self.num_classes or 2**15)
+        allowed = (grid, (self.num_classes, *grid))
+        float32 = self.threshold.dtype == torch.float32
+        if (
+            tuple(self.threshold.shape) not in allowed
+            or not float32
+            or self.threshold.isnan().any()
+        ):
+            got = f"{self.threshold.dtype} {shape(self.threshold)}"
+            expected = f"float32 thresholds of the grid {list(grid)}"
+            raise ValueError(message(path, expected, got, fix))
+        if self.count.shape != self.threshold.shape or self.count.dtype != torch.int64:
+            got = f"{self.count.dtype} {shape(self.count)}"
+            raise ValueError(message(path, f"int64 counts {shape(self.threshold)}", got, fix))
+        if self.recalibration is not None and self.recalibration.num_classes != self.num_classes:
+            got = f"{self.recalibration.num_classes}"
+            expected = f"a recalibration onto {self.num_classes} classes"
+            raise ValueError(message(path, expected, got, fix))
+        if self.unit not in UNITS or not isinstance(self.randomized, bool):
+            got = f"{self.unit!r} and {self.randomized!r}"
+            raise ValueError(message(path, f"a unit among {UNITS} and a truth value", got, fix))
+        level = self.level
+        if level is not None and (level.shape, level.dtype) != (self.count.shape, torch.uint8):
+            got = f"{level.dtype} {shape(level)}"
+            raise ValueError(message(path, f"uint8 levels {shape(self.threshold)}", got, fix))
+
+        own, wanted = self.class_threshold, ((self.num_classes, *grid), torch.float32)
+        if own is not None and ((own.shape, own.dtype) != wanted or own.isnan().any()):
+            got = f"{own.dtype} {shape(own)}"
+            raise ValueError(message(path, "float32 thresholds of every class", got, fix))
+
+    @property
+    def num_source(self) -> int | None:
+        """Number of classes of the model: K, unless a recalibration maps others onto them."""
+        return self.num_classes if self.recalibration is None else self.recalibration.num_source
+
+    def _check(self, where: str, probs: Tensor) -> None:
+        check_probs(where, probs)
+        if self.num_source not in (None, probs.shape[-3]):
+            fix = "apply a calibration to the scores of the model that it was made from"
+            expected = f"{self.num_source} classes as calibrated"
+            raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
+
+
+def _which_map(fingerprint: str | None) -> str:
+    return "no recalibration" if fingerprint is None else f"recalibration {fingerprint}"

@@ -1,0 +1,7 @@
+"""The command ``cpseg``: words in, words out."""
+
+from cpseg.cli.main import main
+
+__all__ = [
+    "main",
+]

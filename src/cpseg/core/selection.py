@@ -1,0 +1,288 @@
+"""From class scores and thresholds to prediction sets and pseudo-labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import (
+    check_background,
+    check_ignore_index,
+    check_probs,
+    check_threshold,
+    message,
+    shape,
+)
+from cpseg.core.argmax import best_of_classes
+from cpseg.core.nonconformity import all_scores, check_drawing, check_score
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What selection by one threshold a pixel needs, whatever the number of classes.
+
+    Two class scores and a class index a pixel: with them any alpha and any variant can be tried
+    later without the model's full output.
+
+    Attributes:
+        best: largest score among the classes other than the background, as given, ``[B, H, W]``
+            or ``[H, W]``.
+        best_class: its class, the lowest index among ties, uint8 (int16 above 255 classes).
+        background_score: the score of the background, None without one.
+        background: index of the background class, or None.
+        num_classes: number of classes K.
+        recalibration: fingerprint of the recalibration that the scores came through, or None.
+        class_map: fingerprint of the class map that ``cpseg compact`` applied, or None.
+    """
+
+    best: Tensor
+    best_class: Tensor
+    background_score: Tensor | None
+    background: int | None
+    num_classes: int
+    recalibration: str | None = None
+    class_map: str | None = None
+
+    def pseudo_labels(
+        self,
+        threshold: Tensor | float,
+        *,
+        ignore_index: int = 255,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
+        """The labels that :func:`pseudo_labels` gives for the scores behind this evidence.
+
+        Args:
+            threshold: a number, ``[]`` or ``[H, W]``; thresholds per class need all scores.
+            ignore_index: the label of pixels whose set is empty.
+            dtype: integer dtype of the labels.
+
+        Returns:
+            Labels, the shape of ``best``.
+
+        Raises:
+            ValueError: a threshold per class or of another size, an unfit ``ignore_index``.
+
+        Reference:
+            ConformalSAM (ICCV 2025), eq. 4.
+
+        Example:
+            >>> probs = torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1)
+            >>> evidence(probs, background=0).pseudo_labels(0.75)
+            tensor([[1]])
+        """
+        parts = (self.best, self.best_class, self.background_score)
+        where = "Evidence.pseudo_labels"
+        return _select(
+            where, parts, self.background, self.num_classes, threshold, ignore_index, dtype
+        )
+
+    def argmax(self) -> Tensor:
+        """The most probable class of every pixel, int64; the lowest index among ties.
+
+        Example:
+            >>> evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0).argmax()
+            tensor([[0]])
+        """
+        label = self.best_class.to(torch.int64)
+        if self.background_score is None or self.background is None:
+            return label
+        tied = (self.background_score == self.best) & (label > self.background)
+        return torch.where((self.background_score > self.best) | tied, self.background, label)
+
+
+def prediction_set(
+    probs: Tensor,
+    threshold: Tensor | float,
+    *,
+    score: str = "lac",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The set of classes whose nonconformity, ``1 - p`` for LAC, is at most the threshold.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``; +inf takes every class.
+        score: the score that calibrated, see :func:`nonconformity`.
+        generator: draws for the randomised APS and RAPS.
+
+    Returns:
+        bool, the shape of ``probs``.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, or an unknown score.
+        TypeError: ``probs`` is not floating point.
+
+    Guarantee:
+        With the threshold of a pixel-wise calibration, the true class at a given cell of a new
+        image is in the set with probability in [1 - alpha, 1 - alpha + 1/(n + 1)], over the draw
+        of the n calibration images and the new one, if they are exchangeable and the score
+        function was fixed before.
+
+    Reference:
+        ConformalSAM (ICCV 2025), section 3.3.1.
+
+    Example:
+        >>> prediction_set(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), 0.75).flatten()
+        tensor([ True,  True, False])
+    """
+    where = "prediction_set"
+    check_score(where, score)
+    check_probs(where, probs)
+    check_drawing(where, score, probs, generator)
+    threshold = check_threshold(where, threshold, probs)
+    return all_scores(probs, score, generator) <= threshold
+
+
+def pseudo_labels(
+    probs: Tensor,
+    threshold: Tensor | float,
+    *,
+    background: int | None,
+    ignore_index: int = 255,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """Labels for the pixels that the calibration stands behind; the rest are ignored.
+
+    The most probable class of the prediction set other than the background, the background where
+    it stands alone in the set, ``ignore_index`` where the set is empty. Ties go to the lowest
+    index.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``. A pixel with a NaN
+            among its scores is ignored.
+        threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``.
+        background: index of a dominant class to suppress (VOC: 0), or None where every class
+            counts (ADE20K). A wrong choice is silent and dear.
+        ignore_index: the label of pixels whose set is empty.
+        dtype: integer dtype of the labels.
+
+    Returns:
+        Labels ``[B, H, W]`` or ``[H, W]``.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, ``background`` is not a class,
+            ``ignore_index`` is one or does not fit ``dtype``.
+        TypeError: ``probs`` is not floating point.
+
+    Guarantee:
+        None for the chosen label: coverage is a promise about the set.
+
+    Reference:
+        ConformalSAM (ICCV 2025), eq. 4; its printed second case means that 0 is in C.
+
+    Example:
+        >>> probs = torch.tensor([[0.6, 0.3, 0.1], [0.9, 0.1, 0.0], [0.2, 0.2, 0.2]])
+        >>> probs = probs.T.reshape(3, 1, 3)  # three pixels
+        >>> pseudo_labels(probs, 0.75, background=0)
+        tensor([[  1,   0, 255]])
+    """
+    where = "pseudo_labels"
+    check_probs(where, probs)
+    threshold = check_threshold(where, threshold, probs)
+    check_background(where, background, probs.shape[-3])
+    if threshold.ndim < 3:
+        parts = _find(probs, background, None)
+        return _select(where, parts, background, probs.shape[-3], threshold, ignore_index, dtype)
+    _check_output(where, ignore_index, dtype, probs.shape[-3])
+    # The best of the classes inside their own threshold: scores outside it lie below all others.
+    best, best_class, back = _find(probs, background, threshold)
+    rest: int | Tensor = ignore_index
+    unknown = best.isnan()
+    if back is not None and background is not None:
+        unknown = unknown | back.isnan()
+        rest = torch.where(_inside(back, threshold[background]), background, ignore_index)
+    label = torch.where(best > -torch.inf, best_class.to(torch.int64), rest)
+    return label.masked_fill(unknown, ignore_index).to(dtype)
+
+
+def evidence(probs: Tensor, *, background: int | None) -> Evidence:
+    """The best score besides the background, its class, and the background's score.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        background: index of a dominant class to suppress, or None where every class counts.
+
+    Returns:
+        An :class:`Evidence`, whatever K is two scores and an index a pixel.
+
+    Raises:
+        ValueError: wrong rank, an empty batch, ``background`` is not a class or the only one.
+        TypeError: ``probs`` is not floating point.
+
+    Example:
+        >>> found = evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0)
+        >>> found.best.item(), found.best_class.item(), found.background_score.item()
+        (0.30000001192092896, 1, 0.6000000238418579)
+    """
+    check_probs("evidence", probs)
+    check_background("evidence", background, probs.shape[-3])
+    best, best_class, back = _find(probs, background, None)
+    # A copy: evidence that held a view would hold all scores.
+    back = None if back is None else back.clone()
+    best_class = best_class.to(torch.uint8 if probs.shape[-3] <= 255 else torch.int16)
+    return Evidence(best, best_class, back, background, probs.shape[-3])
+
+
+# Best score, its class, the background's score: what an Evidence is made of. Functions pass the
+# parts among themselves, since older versions of torch.compile cannot build an object.
+_Parts = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _select(
+    where: str,
+    parts: _Parts,
+    background: int | None,
+    num_classes: int,
+    threshold: Tensor | float,
+    ignore_index: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Eq. 4 by one threshold a pixel."""
+    best, best_class, back = parts
+    if isinstance(threshold, Tensor) and threshold.ndim == 3:
+        expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
+        raise ValueError(message(where, expected, shape(threshold), fix))
+    threshold = check_threshold(where, threshold, best.unsqueeze(-3))
+    _check_output(where, ignore_index, dtype, num_classes)
+    # In the dtype that the class came in, as long as the ignored value fits (bytes, or floats in
+    # a compiled kernel): the labels are written once, at the end.
+    kind = best_class.dtype
+    largest = 2**24 if kind.is_floating_point else torch.iinfo(kind).max
+    label = best_class if 0 <= ignore_index <= largest else best_class.to(torch.int64)
+    rest = torch.full_like(label, ignore_index)
+    if back is None or background is None:
+        return torch.where(_inside(best, threshold), label, rest).to(dtype)
+    # Some class is inside just if the largest score is. NaN spreads into that: ignored.
+    some = _inside(torch.maximum(best, back), threshold)
+    rest = rest.masked_fill(some, background)
+    return torch.where(some & _inside(best, threshold), label, rest).to(dtype)
+
+
+def _inside(p: Tensor, threshold: Tensor) -> Tensor:
+    """Membership: the score that calibration ranked, in float32, against the threshold."""
+    return 1 - p.to(torch.float32) <= threshold
+
+
+def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _Parts:
+    """Evidence; with a threshold per class, among the classes inside theirs (-inf: none is)."""
+    batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
+    best, best_class = best_of_classes(batch, background, threshold)
+    if probs.ndim == 3:
+        best, best_class = best[0], best_class[0]
+    back = None if background is None else probs.detach().select(-3, background)
+    return best, best_class, back
+
+
+def _check_output(where: str, ignore_index: int, dtype: torch.dtype, num_classes: int) -> None:
+    check_ignore_index(where, ignore_index, num_classes)
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        fix = "pass torch.int64 or torch.uint8"
+        raise TypeError(message(where, "an integer dtype", str(dtype), fix))
+    info = torch.iinfo(dtype)
+    low, high = min(ignore_index, 0), max(ignore_index, num_classes - 1)
+    if low < info.min or high > info.max:
+        expected = f"a dtype that holds labels {low}..{high}"
+        raise ValueError(message(where, expected, str(dtype), "pass torch.int64"))

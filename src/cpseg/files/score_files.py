@@ -1,0 +1,157 @@
+"""Files: probability maps, evidence, masks, id lists; written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import (
+    SCORES_FIX,
+    check_background,
+    check_unit_interval,
+    labels_outside,
+    message,
+)
+from cpseg._internal.safe_files import _damaged, read_tensors, write_tensors
+from cpseg.core.selection import Evidence
+
+SUFFIXES = (".npy", ".npz", ".safetensors")
+
+
+def find_scores(folder: str | Path, image: str) -> Path:
+    """The score file of an image: its relative path without suffix, under ``folder``.
+
+    A folder without the image's subfolders is searched by the image's name alone.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    stem = Path(image).with_suffix("")
+    for place in (Path(folder) / stem, Path(folder) / stem.name):
+        names = [place.with_name(place.name + suffix) for suffix in SUFFIXES]
+        found = [path for path in names if path.is_file()]
+        if len(found) > 1:
+            got = " and ".join(path.name for path in found)
+            raise ValueError(message(str(place), "one score file", got, "remove all but one"))
+        if found:
+            return found[0]
+    expected = f"{stem}{' | '.join(SUFFIXES)}"
+    fix = "write the class scores of every listed image"
+    raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
+
+
+def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor | Evidence:
+    """Class scores ``[K, H, W]`` of one image, or :class:`Evidence`, whichever the file holds.
+
+    Args:
+        path: ``.npy``, ``.npz`` (key ``probs``, or its only array) or ``.safetensors`` (key
+            ``probs``, or an evidence file): uint8 (p = u/255), float16, bfloat16 or float32.
+        device: where the tensors lie.
+
+    Returns:
+        float ``[K, H, W]`` (uint8 becomes float32) or an :class:`Evidence` of ``[H, W]`` tensors.
+
+    Raises:
+        ValueError: the file is damaged, of another shape or dtype, or a value is NaN or lies
+            outside [0, 1].
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_tensors(path)
+        if metadata.get("kind") == "evidence":
+            return _as_evidence(path, tensors, metadata, device)
+        probs = _only(path, tensors)
+    else:
+        probs = _from_numpy(path)
+    if probs.ndim != 3 or probs.numel() == 0:
+        got, fix = str(list(probs.shape)), "write one image a file, classes first"
+        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
+    if probs.dtype == torch.uint8:
+        probs = probs.to(device).to(torch.float32) / 255
+    elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        probs = probs.to(device)
+        fix = f"{SCORES_FIX}, and write the file anew"
+        check_unit_interval(str(path), probs, name="class scores", fix=fix)
+    else:
+        expected, fix = "uint8, float16 or float32 scores", "convert and write it anew"
+        raise ValueError(message(str(path), expected, str(probs.dtype), fix))
+    return probs
+
+
+def _from_numpy(path: Path) -> Tensor:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return torch.from_numpy(loaded)
+        with loaded:
+            return _only(path, {name: torch.from_numpy(loaded[name]) for name in loaded.files})
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
+        raise _damaged(path, f"a {path.suffix} file of class scores", error) from error
+
+
+def _only(path: Path, tensors: dict[str, Tensor]) -> Tensor:
+    if "probs" in tensors:
+        return tensors["probs"]
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    names = ", ".join(sorted(tensors)) or "none"
+    fix = "name the class scores 'probs'"
+    raise ValueError(message(str(path), "an array 'probs'", f"arrays {names}", fix))
+
+
+def write_evidence(path: str | Path, evidence: Evidence) -> None:
+    """Write an :class:`Evidence` of one image (``[H, W]`` tensors) as safetensors."""
+    tensors = {"best": evidence.best, "best_class": evidence.best_class}
+    if evidence.background_score is not None:
+        tensors["background_score"] = evidence.background_score
+    metadata = {
+        "kind": "evidence",
+        "format": 1,
+        "background": evidence.background,
+        "num_classes": evidence.num_classes,
+        "recalibration": evidence.recalibration,
+        "class_map": evidence.class_map,
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def _as_evidence(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], device: torch.device | str
+) -> Evidence:
+    fix = "run cpseg compact anew"
+    background, num_classes = metadata.get("background"), metadata.get("num_classes")
+    wanted = {"best", "best_class"} | ({"background_score"} if background is not None else set())
+    if metadata.get("format") != 1 or set(tensors) != wanted or not isinstance(num_classes, int):
+        got = f"format {metadata.get('format')} with {', '.join(sorted(tensors))}"
+        raise ValueError(message(str(path), "evidence of format 1", got, fix))
+    check_background(str(path), background, num_classes)
+    best, best_class = tensors["best"], tensors["best_class"]
+    back = tensors.get("background_score")
+    for name in sorted(wanted):
+        tensor = tensors[name]
+        kind = tensor.is_floating_point() != (name == "best_class")
+        if not kind or tensor.shape != best.shape or best.ndim != 2 or best.numel() == 0:
+            got = f"'{name}' {tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(message(str(path), "evidence [H, W], all of one size", got, fix))
+        if name != "best_class":
+            check_unit_interval(str(path), tensor, name=f"evidence '{name}'", fix=fix)
+    if bool(labels_outside(best_class, num_classes, -1).any()) or int(best_class.min()) < 0:
+        expected, got = f"classes 0..{num_classes - 1} in evidence", f"{int(best_class.max())}"
+        raise ValueError(message(str(path), expected, got, fix))
+    return Evidence(
+        best.to(device),
+        best_class.to(device, torch.uint8 if num_classes <= 255 else torch.int16),
+        None if back is None else back.to(device),
+        background,
+        num_classes,
+        metadata.get("recalibration"),
+        metadata.get("class_map"),
+    )

@@ -1,0 +1,91 @@
+"""The offline job: evidence files in place of score maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cpseg._internal.checks import (
+    naming,
+)
+from cpseg._internal.distributed import (
+    barrier,
+    share,
+)
+from cpseg._internal.hashing import (
+    digest,
+)
+from cpseg.calibration.calibration import Calibration
+from cpseg.core.selection import evidence
+from cpseg.files.dataset import (
+    Progress,
+    Source,
+    fingerprint,
+    quiet,
+)
+from cpseg.files.id_lists import read_ids
+from cpseg.files.run_folder import (
+    begin,
+    fresh,
+    place,
+)
+from cpseg.files.score_files import write_evidence
+from cpseg.jobs.variants import (
+    with_map_of,
+)
+
+
+def compact(
+    source: Source,
+    ids: str | Path,
+    out: str | Path,
+    *,
+    background: int | None,
+    calibration: Calibration | None = None,
+    progress: Progress = quiet,
+) -> int:
+    """Turn the class scores of an id list into evidence files, skipping those that are there.
+
+    Args:
+        source: the data set and the scores.
+        ids: id list; a second column is not read.
+        out: the folder to write, laid out like the folder of scores.
+        background: index of the dominant class that selection will suppress, or None.
+        calibration: one whose class map and recalibration the scores go through, or None.
+        progress: wraps the loop over images.
+
+    Returns:
+        The number of files written by this rank.
+
+    Raises:
+        ValueError: bad settings or files, or a folder that holds another run.
+        OSError: a file that cannot be read or written.
+    """
+    out = Path(out)
+    pairs = read_ids(ids, columns=1)
+    recalibration = None
+    if calibration is not None:
+        source = with_map_of(source, calibration)
+        recalibration = calibration.to(source.device).recalibration
+    class_map = source.class_map and source.class_map.to_json()
+    made: dict[str, object] = {"background": background, "map": class_map}
+    if recalibration is not None:
+        made["recalibration"] = recalibration.fingerprint
+    paths = source.locate(pairs)
+    places = {pair: place(out, pair.image, ".safetensors") for pair in pairs}
+    begin(out, digest({**made, "probs": str(source.probs.resolve())}))
+    written = 0
+    for pair in progress(*share(pairs), "compact"):
+        path = places[pair]
+        if fresh(path, paths[pair]):
+            continue
+        probs = source.probabilities(paths[pair])
+        with naming(paths[pair]):
+            if recalibration is not None:
+                found = recalibration.evidence(probs, background=background)
+            else:
+                found = evidence(probs, background=background)
+        write_evidence(path, replace(found, class_map=fingerprint(source.class_map)))
+        written += 1
+    barrier()
+    return written

@@ -1,0 +1,209 @@
+"""The offline job: a pseudo-label mask for every image of a list, and an id list to train on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cpseg._internal.checks import (
+    message,
+    naming,
+    shape,
+)
+from cpseg._internal.distributed import (
+    barrier,
+    rank,
+    share,
+)
+from cpseg._internal.hashing import (
+    digest,
+)
+from cpseg._internal.safe_files import (
+    write_text,
+)
+from cpseg.calibration.calibration import Calibration
+from cpseg.core.class_map import parse_class_map
+from cpseg.files.dataset import (
+    IGNORE,
+    Progress,
+    Source,
+    quiet,
+)
+from cpseg.files.id_lists import (
+    Pair,
+    check_ids,
+    read_ids,
+    write_ids,
+)
+from cpseg.files.masks import (
+    image_size,
+    read_mask,
+    write_mask,
+)
+from cpseg.files.run_folder import (
+    begin,
+    fresh,
+    place,
+)
+from cpseg.jobs.variants import (
+    with_map_of,
+)
+
+
+def label(
+    source: Source,
+    ids: str | Path,
+    calibration: Calibration,
+    out: str | Path,
+    *,
+    labelled: str | Path | None = None,
+    progress: Progress = quiet,
+) -> float:
+    """Write a pseudo-label mask for every image of an id list; go on where a run stopped.
+
+    The folder gets ``masks/`` (8-bit palette PNG, 255 = ignore, image size), ``ids.txt`` (pairs as
+    UniMatch and AllSpark read them), ``summary.csv`` (kept share and pixels of every class, per
+    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one. Where the
+    labelled masks were calibrated through a mask map or another void value, ``true/`` gets them as
+    training code reads pseudo-labels.
+
+    Args:
+        source: the data set and the scores, maps or evidence.
+        ids: id list of unlabelled images; a second column is not read.
+        calibration: what labels are selected with.
+        out: the folder to write.
+        labelled: the labelled id list, to be continued with the pseudo-labels of other images.
+        progress: wraps the loop over images.
+
+    Returns:
+        The share of pixels that carry a label.
+
+    Raises:
+        ValueError: bad settings or files, or a folder that holds another run.
+        OSError: a file that cannot be read or written.
+    """
+    out = Path(out)
+    if calibration.num_classes is not None and calibration.num_classes > IGNORE:
+        got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
+        raise ValueError(message("label", f"at most {IGNORE} classes", got, fix))
+    pairs = read_ids(ids, columns=1)
+    masks = _mask_paths(pairs, out)
+    known = [] if labelled is None else read_ids(labelled)
+    listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
+    check_ids(out, listed)  # before the work, not after it
+    source = with_map_of(source, calibration)
+    paths = source.locate(pairs)
+    begin(out, _fingerprint(source, calibration, pairs))
+    thresholds = replace(calibration, ignore_index=IGNORE).to(source.device)
+    for pair in progress(*share(pairs), "label"):
+        path = paths[pair]
+        if fresh(masks[pair], path):
+            continue
+        found = source.scores(path)
+        with naming(path):
+            labels = thresholds.pseudo_labels(found, dtype=torch.uint8)
+        size = image_size(source.root / pair.image)
+        if size != tuple(labels.shape):
+            expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
+            raise ValueError(message(str(path), expected, shape(labels), fix))
+        write_mask(masks[pair], labels)
+    barrier()
+    if rank() > 0:
+        return float("nan")
+    kept = _summarise(out, masks, calibration)
+    if labelled is not None:
+        lines = dict(_true_masks(source, known, calibration, out))
+        more = [line for line in listed if line[0] not in lines]
+        write_ids(out / "stage1.txt", [*lines.items(), *more])
+    write_ids(out / "ids.txt", listed)
+    return kept
+
+
+def _true_masks(
+    source: Source, pairs: Sequence[Pair], calibration: Calibration, out: Path
+) -> list[tuple[str, str]]:
+    """Lines of ``stage1.txt`` for labelled images; masks stored otherwise are written anew.
+
+    Training code reads all masks of the list alike: classes as they are, 255 for void.
+    """
+    stored = calibration.extra.get("masks")
+    if stored is None:
+        return [(pair.image, pair.mask or "") for pair in pairs]
+    mask_map = None if stored["map"] is None else parse_class_map(stored["map"])
+    source = replace(source, mask_map=mask_map, void=stored["void"], device="cpu")
+    lines = []
+    for pair in pairs:
+        path = place(out / "true", pair.image, ".png")
+        if not fresh(path, source.root / str(pair.mask)):
+            size = image_size(source.root / pair.image)
+            write_mask(path, source.labels(pair, calibration.num_classes or IGNORE, size))
+        lines.append((pair.image, _listed(path, source.root)))
+    return lines
+
+
+def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
+    paths: dict[Pair, Path] = {}
+    owner: dict[Path, str] = {}
+    for pair in pairs:
+        path = place(out / "masks", pair.image, ".png")
+        if path in owner:
+            got, fix = (
+                f"{owner[path]} and {pair.image}",
+                "rename one: their masks would be the same",
+            )
+            raise ValueError(
+                message("label", "image names that differ before the suffix", got, fix)
+            )
+        owner[path] = pair.image
+        paths[pair] = path
+    return paths
+
+
+def _listed(mask: Path, root: Path) -> str:
+    """A mask's path as training code joins it to the root: absolute where it lies outside."""
+    mask, root = mask.resolve(), root.resolve()
+    return str(mask.relative_to(root) if mask.is_relative_to(root) else mask)
+
+
+def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:
+    """What must be the same for a run to go on in a folder."""
+    refitted = calibration.recalibration
+    maps = [calibration.threshold]
+    if calibration.class_threshold is not None:
+        maps.append(calibration.class_threshold)
+    thresholds = b"".join(each.cpu().contiguous().numpy().tobytes() for each in maps)
+    return digest(
+        {
+            "threshold": hashlib.sha256(thresholds).hexdigest(),
+            "background": calibration.background,
+            **({} if refitted is None else {"recalibration": refitted.fingerprint}),
+            "map": source.class_map and source.class_map.to_json(),
+            "probs": str(source.probs.resolve()),
+            "root": str(source.root.resolve()),
+            "images": [pair.image for pair in pairs],
+        }
+    )
+
+
+def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> float:
+    """Write ``summary.csv`` from the masks themselves; the kept share over all pixels."""
+    num_classes = calibration.num_classes or IGNORE
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"class_{index}" for index in range(num_classes)]
+    writer.writerow(["image", "kept_share", "ignored", *names])
+    kept = pixels = 0
+    for pair, path in masks.items():
+        labels = read_mask(path, num_classes=num_classes, size=None)
+        counts = torch.bincount(labels.flatten().to(torch.int64), minlength=256).tolist()
+        total, ignored = sum(counts), counts[IGNORE]
+        writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
+        kept, pixels = kept + total - ignored, pixels + total
+    write_text(out / "summary.csv", text.getvalue())
+    return kept / pixels

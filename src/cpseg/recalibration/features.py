@@ -1,0 +1,94 @@
+"""Features of a pixel that a recalibration sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CONTEXTS = ("location", "neighbourhood", "image")
+
+
+# Scores below it count as equal. Stored maps (float16, uint8) have exact zeros, whose log must not
+# outweigh all else; between 1e-3 and 1e-5 the fits on real scores hardly differ.
+FLOOR = 1e-4
+
+
+WINDOWS = (7 / 180, 31 / 180)  # sides of the neighbourhoods, in units of the image's shorter side
+
+
+def log_scores(probs: Tensor, scores: str) -> Tensor:
+    """Features ``[B, F, ...]`` of class scores ``[B, S, ...]``: log p, for sigmoid log(1 - p) too.
+
+    F is S or 2 S; scores are floored at :data:`FLOOR`.
+    """
+    p = probs.to(torch.float32)
+    logs = p.clamp(min=FLOOR).log_()
+    if scores == "softmax":
+        return logs
+    return torch.cat([logs, (1 - p).clamp_(min=FLOOR).log_()], 1)
+
+
+def radii(height: int, width: int) -> list[int]:
+    """Half sides of the two windows in an image of this size, at least 0: windows are odd."""
+    return [max(0, round((side * min(height, width) - 1) / 2)) for side in WINDOWS]
+
+
+def window_means(probs: Tensor, rows: slice, radius: int) -> Tensor:
+    """Mean scores over a square window around every pixel, cut at the border.
+
+    Args:
+        probs: class scores ``[B, S, H, W]``, whole images.
+        rows: the rows wanted, within the image.
+        radius: half the window's side.
+
+    Returns:
+        float32 ``[B, S, rows, W]``; it does not depend on how rows are split, up to the rounding
+        of float64.
+    """
+    height, width = probs.shape[-2:]
+    top, bottom = max(0, rows.start - radius), min(height, rows.stop + radius)
+    down = _sums(probs[..., top:bottom, :], -2)
+    low, high = _ends(torch.arange(rows.start, rows.stop, device=probs.device), radius, height)
+    part = down[..., high - top, :] - down[..., low - top, :]
+    part /= (high - low).unsqueeze(-1)
+    across = _sums(part, -1)
+    low, high = _ends(torch.arange(width, device=probs.device), radius, width)
+    return ((across[..., high] - across[..., low]) / (high - low)).to(torch.float32)
+
+
+def _sums(values: Tensor, dim: int) -> Tensor:
+    """Running sums from 0 in float64, one longer than ``values``."""
+    sums = values.cumsum(dim, dtype=torch.float64)
+    return torch.cat([torch.zeros_like(sums.narrow(dim, 0, 1)), sums], dim)
+
+
+def _ends(centre: Tensor, radius: int, size: int) -> tuple[Tensor, Tensor]:
+    return (centre - radius).clamp(min=0), (centre + radius + 1).clamp(max=size)
+
+
+def places(size: int, pixels: slice, device: torch.device) -> Tensor:
+    """Centres of pixels along an axis of ``size``, in (-1, 1)."""
+    return (2 * torch.arange(pixels.start, pixels.stop, device=device) + 1) / size - 1
+
+
+def location(y: Tensor, x: Tensor) -> Tensor:
+    """The four location features x, y, x², y², last axis."""
+    return torch.stack([x, y, x * x, y * y], -1)
+
+
+def width(part: str, own: int) -> int:
+    """Number of features of a part of the context, where the pixel's own scores give ``own``."""
+    return {"location": 4, "neighbourhood": 2 * own, "image": own}[part]
+
+
+def columns(own: int, stored: Sequence[str], chosen: Sequence[str]) -> Tensor:
+    """The columns of the own scores and of the chosen context, where more may be stored."""
+    kept = [torch.arange(own)]
+    start = own
+    for part in stored:
+        if part in chosen:
+            kept.append(torch.arange(start, start + width(part, own)))
+        start += width(part, own)
+    return torch.cat(kept)

@@ -1,0 +1,469 @@
+"""``Recalibration``: a fitted map from class scores to class probabilities of the target domain."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import (
+    check_background,
+    check_probs,
+    check_same_device,
+    is_compiling,
+    message,
+    shape,
+)
+from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg.core.argmax import best_of_classes
+from cpseg.core.selection import Evidence
+from cpseg.recalibration.features import (
+    CONTEXTS,
+    log_scores,
+    places,
+    radii,
+    width,
+    window_means,
+)
+from cpseg.recalibration.fit import (
+    METHODS,
+)
+
+_FORMAT = 1
+_TENSORS = ("weight", "bias", "prior")
+SCORES = ("softmax", "sigmoid")
+_TILE = 2**20  # class scores that a step on the CPU holds: fewer steps beat a smaller cache
+_TILE_ELSEWHERE = 2**25
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """A fitted map from class scores to class probabilities.
+
+    ``z = W f + b`` and a softmax over the present classes, where f are log scores (floored at 1e-4;
+    with ``log(1 - p)`` beside ``log p`` for sigmoid scores) and, if wanted, context: the pixel's
+    location x, y, x², y² in (-1, 1); log mean scores over two windows of 7/180 and 31/180 of the
+    image's shorter side; log mean scores over the image. Fitted by a :class:`Recalibrator`.
+
+    A class absent from the labelled images has prior 0. Where source and target classes are the
+    same it keeps its raw mass ``p_k / max(1, sum p)`` and the present classes share the rest;
+    where they differ its probability is 0.
+
+    Attributes:
+        weight: float32 ``[K, F]``; the columns are the own scores, then the parts of ``context``.
+        bias: float32 ``[K]``.
+        prior: float64 ``[K]``, class frequencies in the labelled images, each weighing the same.
+        method: ``"none"``, ``"temperature"``, ``"vector"`` or ``"dirichlet"``.
+        scores: ``"softmax"`` or ``"sigmoid"``, what the source scores are.
+        context: the parts of the context in use.
+        num_source: number of source classes S.
+        num_images: labelled images behind the fit.
+        strength: weight of the penalty, see :func:`cpseg.refit.fit_map`; 0 for ``"none"``.
+        prior_power: tau in [0, 1]; each present class's score is divided by ``prior_k ** tau``
+            before the softmax's sum: 0 is the fit itself, more favours rare classes.
+        cv: the candidates of the cross-validation, each with ``context``, ``strength``, mean
+            ``loss`` over folds of images and its standard ``error``; empty where one image leaves
+            nothing to validate on.
+        images: ids of the images that fitted it, sorted, where they were given: a ``Certifier``
+            refuses them.
+        absent: the classes that the labelled images do not have.
+
+    Guarantee:
+        None by itself. As part of the score function it must be fixed before calibration: fit it
+        on other images than those that calibrate.
+
+    Reference:
+        Guo et al. (2017) for temperature and vector scaling; Kull et al. (2019), eq. 4, for
+        Dirichlet calibration; Saerens et al. (2002) for dividing out a prior.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    prior: Tensor
+    method: str
+    scores: str
+    context: tuple[str, ...]
+    num_source: int
+    num_images: int
+    strength: float
+    prior_power: float = 0.0
+    cv: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[str, ...] = ()
+    absent: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        missing = (self.prior == 0).nonzero().flatten().tolist()
+        object.__setattr__(self, "absent", tuple(missing))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of target classes K."""
+        return self.weight.shape[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this map from others, prior power included."""
+        parts = [self.weight, self.bias, self.prior]
+        content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
+        facts = f"{self.scores} {self.context} {self.num_source} {self.prior_power}"
+        return hashlib.sha256(content + facts.encode()).hexdigest()[:16]
+
+    def __call__(self, probs: Tensor) -> Tensor:
+        """Class probabilities of the target domain.
+
+        Args:
+            probs: class scores in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``: whole images
+                where context is used.
+
+        Returns:
+            float32 ``[B, K, H, W]`` or ``[K, H, W]``, summing to 1 over the classes. A pixel with
+            a NaN among its scores is NaN; with context a NaN reaches further.
+
+        Raises:
+            ValueError: another number of source classes, wrong rank, another device.
+            TypeError: ``probs`` is not floating point.
+
+        Example:
+            >>> recalibrator = Recalibrator(2, method="none")
+            >>> probs = torch.tensor([[0.9, 0.2], [0.1, 0.8]]).reshape(2, 1, 2)
+            >>> recalibrator.update(probs, torch.tensor([[0, 1]]))
+            >>> recalibrator.fit()(probs)
+            tensor([[[0.9000, 0.2000]],
+            <BLANKLINE>
+                    [[0.1000, 0.8000]]])
+        """
+        batch = self._checked("Recalibration", probs)
+        size = (len(batch), self.num_classes, *batch.shape[-2:])
+        if is_compiling():
+            out = self._tile(batch, slice(0, size[2]), self._offset(batch))
+        else:
+            out = torch.empty(size, device=probs.device)
+            for image, rows, tile in self._tiles(batch):
+                out[image, :, rows] = tile
+        return out if probs.ndim == 4 else out[0]
+
+    def evidence(self, probs: Tensor, *, background: int | None = None) -> Evidence:
+        """``evidence(recalibration(probs), background=...)`` without ever holding all of it.
+
+        Args:
+            probs: class scores, float, ``[B, S, H, W]`` or ``[S, H, W]``.
+            background: index of a dominant target class to suppress, or None.
+
+        Returns:
+            The same :class:`Evidence`, bit for bit, with this map's fingerprint.
+
+        Raises:
+            ValueError: as for the call, or ``background`` is not a class.
+            TypeError: ``probs`` is not floating point.
+        """
+        where = "Recalibration.evidence"
+        batch = self._checked(where, probs)
+        check_background(where, background, self.num_classes)
+        size, device = (len(batch), *batch.shape[-2:]), probs.device
+        best = torch.empty(size, device=device)
+        kind = torch.uint8 if self.num_classes <= 255 else torch.int16
+        best_class = torch.empty(size, dtype=kind, device=device)
+        back = None if background is None else torch.empty(size, device=device)
+        for image, rows, tile in self._tiles(batch):
+            found, found_class = best_of_classes(tile.unsqueeze(0), background, None)
+            best[image, rows], best_class[image, rows] = found[0], found_class[0].to(kind)
+            if back is not None and background is not None:
+                back[image, rows] = tile[background]
+        if probs.ndim == 3:
+            best, best_class = best[0], best_class[0]
+            back = None if back is None else back[0]
+        return Evidence(best, best_class, back, background, self.num_classes, self.fingerprint)
+
+    def with_prior_power(self, tau: float) -> Recalibration:
+        """The same map with the class prior divided out to the power ``tau``.
+
+        The present classes' probabilities become proportional to ``p_k / prior_k ** tau``; what
+        an absent class keeps does not change.
+
+        Raises:
+            ValueError: ``tau`` outside [0, 1].
+        """
+        _check_power("Recalibration.with_prior_power", tau)
+        return replace(self, prior_power=float(tau))
+
+    def to(self, device: torch.device | str) -> Recalibration:
+        """The same map on another device."""
+        return replace(
+            self,
+            weight=self.weight.to(device),
+            bias=self.bias.to(device),
+            prior=self.prior.to(device),
+        )
+
+    def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
+        """For every target class the source classes that speak most for it.
+
+        The weights alone would mislead: a class for all the rest may have none that is large.
+
+        Args:
+            top: how many to name.
+
+        Returns:
+            A list a target class of pairs (source class, probability of the target where the model
+            is sure of that source: its score 0.9, the others sharing 0.1, and the same in all of
+            the image where context is used), the largest first; none for an absent class.
+        """
+        sources, device = self.num_source, self.weight.device
+        sure = torch.full((sources, sources), 0.1 / max(1, sources - 1), device=device)
+        sure.fill_diagonal_(0.9)
+        value, source = (
+            self(sure[..., None, None]).flatten(1).sort(dim=0, descending=True, stable=True)
+        )
+        return [
+            []
+            if target in self.absent
+            else list(zip(source[:top, target].tolist(), value[:top, target].tolist(), strict=True))
+            for target in range(self.num_classes)
+        ]
+
+    def describe(
+        self, source_names: Sequence[str] | None = None, names: Sequence[str] | None = None
+    ) -> str:
+        """The map in words: how it was fitted, and each class with the sources that speak for it.
+
+        Args:
+            source_names: names of the S source classes.
+            names: names of the K target classes.
+
+        Raises:
+            ValueError: another number of names.
+        """
+        where = "Recalibration.describe"
+        sources = _names(where, "source_names", source_names, self.num_source)
+        targets = _names(where, "names", names, self.num_classes)
+        context = ", ".join(self.context) or "none"
+        lines = [
+            f"{self.method} map of {self.num_source} {self.scores} scores onto "
+            f"{self.num_classes} classes, {self.num_images} images, strength {self.strength:g}, "
+            f"context: {context}",
+            "class: its probability where the model is 0.9 sure of a source class, largest first",
+        ]
+        wide = max(map(len, targets))
+        for target, pairs in enumerate(self.correspondence()):
+            said = ", ".join(f"{value:.2f} where {sources[source]}" for source, value in pairs)
+            lines.append(f"{targets[target]:<{wide}}: {said or 'absent from the labelled images'}")
+        return "\n".join(lines)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps as tensors."""
+        return {
+            "weight": self.weight,
+            "bias": self.bias,
+            "prior": self.prior,
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """What a file keeps as JSON."""
+        return {
+            "kind": "recalibration",
+            "format": _FORMAT,
+            "method": self.method,
+            "scores": self.scores,
+            "context": list(self.context),
+            "num_source": self.num_source,
+            "num_images": self.num_images,
+            "strength": self.strength,
+            "prior_power": self.prior_power,
+            "cv": [dict(row) for row in self.cv],
+            "images": list(self.images),
+        }
+
+    @classmethod
+    def from_parts(
+        cls,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+        *,
+        where: str = "Recalibration.from_parts",
+    ) -> Recalibration:
+        """The map that :meth:`tensors` and :meth:`metadata` describe.
+
+        Args:
+            tensors: the three tensors.
+            metadata: the table; further entries are ignored.
+            where: who asks, for messages: a file's name.
+
+        Raises:
+            ValueError: a part is missing, damaged, of a later format or does not fit the others.
+        """
+        fix = "fit it anew with this version"
+        got = f"kind {metadata.get('kind')!r} of format {metadata.get('format')!r}"
+        if (metadata.get("kind"), metadata.get("format")) != ("recalibration", _FORMAT):
+            raise ValueError(message(where, f"a recalibration of format {_FORMAT}", got, fix))
+        try:
+            parts = {name: tensors[name] for name in _TENSORS}
+            facts = {name: metadata[name] for name in _FACTS}
+        except KeyError as error:
+            raise ValueError(message(where, f"{error} in it", "nothing", fix)) from error
+        for name, fits in _FACTS.items():
+            if not fits(facts[name]):
+                got = " ".join(repr(facts[name]).split())[:80]
+                raise ValueError(message(where, f"a {name} that fits", got, fix))
+        context, cv = tuple(facts.pop("context")), tuple(facts.pop("cv"))
+        images = tuple(facts.pop("images"))
+        weight, prior = parts["weight"], parts["prior"]
+        own = facts["num_source"] * (1 + (facts["scores"] == "sigmoid"))
+        wide = own + sum(width(part, own) for part in context)
+        num_classes = len(weight) if weight.ndim else 0
+        for name, size, dtype in (
+            ("weight", (max(2, num_classes), wide), torch.float32),
+            ("bias", (num_classes,), torch.float32),
+            ("prior", (num_classes,), torch.float64),
+        ):
+            part = parts[name]
+            if tuple(part.shape) != size or part.dtype != dtype or not bool(part.isfinite().all()):
+                got = f"{part.dtype} {shape(part)}"
+                if tuple(part.shape) == size and part.dtype == dtype:
+                    got = "NaN or infinite values"
+                raise ValueError(message(where, f"finite {dtype} '{name}' {list(size)}", got, fix))
+        if bool((prior < 0).any()) or abs(float(prior.sum()) - 1) > 1e-6:
+            got = f"a sum of {float(prior.sum()):.6g}"
+            raise ValueError(message(where, "a 'prior' that sums to 1", got, fix))
+        if facts["method"] in METHODS[:3] and num_classes != facts["num_source"]:
+            expected, got = f"{num_classes} source classes", str(facts["num_source"])
+            raise ValueError(message(where, expected, got, fix))
+        return cls(weight, parts["bias"], prior, context=context, cv=cv, images=images, **facts)
+
+    def save(self, path: str | Path) -> None:
+        """Write the map as safetensors, atomically."""
+        write_tensors(path, self.tensors(), self.metadata())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recalibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, of a later format, or not a recalibration.
+            FileNotFoundError: there is no such file.
+        """
+        tensors, metadata = read_tensors(path)
+        return cls.from_parts(tensors, metadata, where=str(path))
+
+    def _checked(self, where: str, probs: Tensor) -> Tensor:
+        """The scores as a batch."""
+        check_probs(where, probs)
+        if probs.shape[-3] != self.num_source:
+            expected, got = f"scores of {self.num_source} source classes", f"probs {shape(probs)}"
+            raise ValueError(
+                message(where, expected, got, "apply it to the model it was fitted on")
+            )
+        check_same_device(where, self.weight, probs, name="the recalibration", reference="probs")
+        probs = probs.detach()
+        return probs if probs.ndim == 4 else probs.unsqueeze(0)
+
+    def _tiles(self, batch: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Image, rows and class probabilities ``[K, rows, W]``."""
+        height, across = batch.shape[-2:]
+        tile = _TILE if batch.device.type == "cpu" else _TILE_ELSEWHERE
+        step = max(1, tile // (max(self.num_classes, self.num_source) * across))
+        if "neighbourhood" in self.context:  # a tile sums over rows above and below it
+            step = max(step, 2 * max(radii(height, across)))
+        for index in range(len(batch)):
+            image = batch[index : index + 1]
+            offset = self._offset(image)
+            for start in range(0, height, step):
+                rows = slice(start, min(start + step, height))
+                yield index, rows, self._tile(image, rows, offset)[0]
+
+    def _own(self) -> int:
+        return self.num_source * (2 if self.scores == "sigmoid" else 1)
+
+    def _part(self, part: str) -> Tensor:
+        """The columns of the weight that belong to a part of the context."""
+        own = self._own()
+        before = self.context[: self.context.index(part)]
+        return self.weight.narrow(1, own + sum(width(p, own) for p in before), width(part, own))
+
+    def _offset(self, images: Tensor) -> Tensor:
+        """What every pixel of an image adds to z: ``[B, K, 1]``, -inf for absent classes."""
+        present = self.prior > 0
+        shift = self.prior_power * self.prior.clamp(min=1e-300).log()
+        bias = (self.bias - shift).to(torch.float32).masked_fill(~present, -torch.inf)
+        if "image" not in self.context:
+            return bias.reshape(1, -1, 1)
+        mean = images.mean((-2, -1), dtype=torch.float64).to(torch.float32)
+        return (log_scores(mean, self.scores) @ self._part("image").T + bias).unsqueeze(-1)
+
+    def _tile(self, images: Tensor, rows: slice, offset: Tensor) -> Tensor:
+        """Class probabilities ``[B, K, rows, W]`` of some rows."""
+        height, across = images.shape[-2:]
+        part = images[..., rows, :]
+        own = log_scores(part, self.scores).flatten(2)
+        weight = self.weight[:, : self._own()].expand(len(images), -1, -1)
+        z = torch.baddbmm(offset, weight, own)
+        if "neighbourhood" in self.context:
+            weights = self._part("neighbourhood").chunk(2, 1)
+            for radius, weight in zip(radii(height, across), weights, strict=True):
+                means = log_scores(window_means(images, rows, radius), self.scores).flatten(2)
+                z = torch.baddbmm(z, weight.expand(len(images), -1, -1), means)
+        z = z.reshape(*z.shape[:2], *part.shape[-2:])
+        if "location" in self.context:
+            x1, y1, x2, y2 = self._part("location").unbind(1)
+            y = places(height, rows, images.device)
+            x = places(across, slice(0, across), images.device)
+            z = z + (y1[:, None] * y + y2[:, None] * y * y).unsqueeze(-1)
+            z = z + (x1[:, None] * x + x2[:, None] * x * x).unsqueeze(-2)
+        q: Tensor = z.sub_(z.amax(1, keepdim=True)).exp_()
+        q /= q.sum(1, keepdim=True)
+        if self.absent and self.num_source == self.num_classes:
+            missing = list(self.absent)
+            p = part.to(torch.float32)
+            kept = p[:, missing] / p.sum(1, keepdim=True).clamp(min=1)
+            q = q * (1 - kept.sum(1, keepdim=True)).clamp(min=0)
+            q[:, missing] = kept
+        return q
+
+
+def _check_power(where: str, tau: object) -> None:
+    number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
+    if not number or not 0 <= tau <= 1:  # type: ignore[operator]
+        fix = "0 leaves the scores, 1 divides the whole prior out"
+        raise ValueError(message(where, "a prior power in [0, 1]", repr(tau), fix))
+
+
+def _names(where: str, name: str, given: Sequence[str] | None, number: int) -> list[str]:
+    if given is None:
+        return [str(index) for index in range(number)]
+    if isinstance(given, str) or len(given) != number:
+        got = repr(given) if isinstance(given, str) else str(len(given))
+        raise ValueError(message(where, f"{number} {name}", got, "name every class"))
+    return list(given)
+
+
+def _is_context(value: Any) -> bool:
+    return isinstance(value, list) and value == [part for part in CONTEXTS if part in value]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_share(value: Any, most: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= most
+
+
+# The metadata of a file, and what each entry must be.
+_FACTS: dict[str, Any] = {
+    "method": lambda value: value in METHODS,
+    "scores": lambda value: value in SCORES,
+    "context": _is_context,
+    "num_source": _is_whole,
+    "num_images": _is_whole,
+    "strength": lambda value: _is_share(value, math.inf),
+    "prior_power": lambda value: _is_share(value, 1),
+    "cv": lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value),
+    "images": lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
+}

@@ -1,0 +1,227 @@
+"""What a report finds: rules, their figures over folds, and which of them it recommends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import check_alpha
+from cpseg.calibration.calibration import Calibration
+from cpseg.calibration.certificate import Certificate
+from cpseg.core.reliability import Reliability
+from cpseg.jobs.sweep import ALPHAS
+from cpseg.jobs.sweep_table import Estimate
+from cpseg.jobs.tally import row_of
+from cpseg.report.recommendation import Candidate, Certified, choose_certified, recommend
+
+RAW = "none"  # the scores as the model gives them
+CONFIDENCES = (0.95, 0.9, 0.8, 0.7, 0.5)  # constant ones, strictest first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a report tries.
+
+    Attributes:
+        background: index of the dominant class that suppression would be for, or None.
+        alpha: miscoverage rate of eq. 4.
+        variant: how cells share its thresholds, ``"pixel"``, ``"image"`` or ``"blocks"``.
+        block: side of a block in cells.
+        folds: number of parts, each measured once.
+        seed: of all draws.
+        max_errors: bounds on the mean error of an image to certify, each for itself.
+        delta: 1 - confidence of these.
+        methods: how scores are refitted; ``"none"`` is always measured.
+        context: ``"auto"``, or what else the refitting sees, see :class:`Recalibrator`.
+        scores: the model's, ``"softmax"`` or ``"sigmoid"``.
+        share: of a fold's training images, those that refit the scores and set certified levels.
+        samples: number of images to show.
+        grid: height and width of the grid; by default the size of the first listed image.
+        names: names of the classes; by default their numbers.
+    """
+
+    background: int | None
+    alpha: str = "0.05"
+    variant: str = "pixel"
+    block: int = 32
+    folds: int = 5
+    seed: int = 0
+    max_errors: tuple[str, ...] = ("0.05", "0.1")
+    delta: str = "0.1"
+    methods: tuple[str, ...] = (RAW, "dirichlet")
+    context: str | tuple[str, ...] = "auto"
+    scores: str = "softmax"
+    share: float = 0.3
+    samples: int = 4
+    grid: tuple[int, int] | None = None
+    names: tuple[str, ...] | None = None
+
+    @property
+    def backgrounds(self) -> list[int | None]:
+        """Without suppression, then with it if there is a background."""
+        return [None] if self.background is None else [None, self.background]
+
+    @property
+    def alphas(self) -> list[float]:
+        """Those of the sweep and the one asked for, the largest (strictest) first."""
+        exact = {check_alpha("report", alpha) for alpha in (*ALPHAS, self.alpha)}
+        return [float(alpha) for alpha in sorted(exact, reverse=True)]
+
+    @property
+    def asked(self) -> float:
+        """The alpha that was asked for."""
+        return float(check_alpha("report", self.alpha))
+
+    @property
+    def risk(self) -> float:
+        """``delta`` as a number."""
+        return float(check_alpha("report", self.delta, name="delta"))
+
+    @property
+    def bounds(self) -> list[float]:
+        """The bounds on the error."""
+        return [float(check_alpha("report", error, name="max_error")) for error in self.max_errors]
+
+
+class Rule(NamedTuple):
+    """A way to choose labels.
+
+    Attributes:
+        scores: ``"none"`` for the model's own, else how they were refitted.
+        kind: ``"argmax"``, ``"confidence"``, ``"eq4"`` or ``"certified"``.
+        background: the class that selection suppresses, or None.
+        level: the least confidence, alpha, or the bound on the error; None for ``"argmax"``.
+    """
+
+    scores: str
+    kind: str
+    background: int | None = None
+    level: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The rule in words."""
+        if self == Rule(RAW, "argmax"):
+            return "raw argmax"
+        what = {
+            "argmax": "argmax",
+            "confidence": f"confidence {self.level:g} or more" if self.level else "",
+            "eq4": f"eq. 4 at alpha {self.level:g}" if self.level else "",
+            "certified": f"certified at {100 * (self.level or 0):g} % error",
+        }[self.kind]
+        by = "raw scores" if self.scores == RAW else f"recalibrated scores ({self.scores})"
+        suppressed = "" if self.background is None else f", class {self.background} suppressed"
+        return f"{what}{suppressed}, {by}"
+
+
+@dataclass
+class Measured:
+    """What a rule did in every fold.
+
+    Attributes:
+        confusion: int64 ``[K, K + 1]`` a fold; the last column counts pixels without a label.
+        inside: pixels whose class is in the prediction set, a fold; NaN for rules without sets.
+        infinite: share of thresholds that are +inf, a fold; NaN for rules without thresholds.
+        certificates: those of a certified rule, a fold.
+    """
+
+    confusion: list[Tensor] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    infinite: list[float] = field(default_factory=list)
+    certificates: list[Certificate] = field(default_factory=list)
+
+    def values(self, name: str) -> list[float]:
+        """A figure of :class:`cpseg.evaluation.Row`, or ``"error"``, in every fold.
+
+        ``"error"`` is the share of all pixels that do not carry their true label.
+        """
+        if name == "error":
+            return [float(1 - c.diagonal().sum() / c.sum().double()) for c in self.confusion]
+        found = []
+        for confusion, inside in zip(self.confusion, self.inside, strict=True):
+            pixels = 0.0 if math.isnan(inside) else float(confusion.sum())
+            sets = torch.tensor([inside, math.nan, pixels], dtype=torch.float64)
+            found.append(float(getattr(row_of("", confusion, sets), name)))
+        return found
+
+    def estimate(self, name: str) -> Estimate:
+        """Its mean and standard error over folds."""
+        return Estimate.over(self.values(name))
+
+
+class Panel(NamedTuple):
+    """An image to show: labels are uint8 ``[H, W]``, made by a fold that did not train on it."""
+
+    image: str
+    truth: Tensor
+    labels: dict[Rule, Tensor]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report says.
+
+    Attributes:
+        plan: what was tried.
+        num_classes: number of classes K.
+        images: images measured, each once.
+        images_of_class: int64 ``[K]``, how many of them show a class.
+        rules: every rule measured.
+        reliability: sums of a fold, by how its scores were refitted.
+        calibration: eq. 4 on all images, for its threshold map.
+        panels: images to show.
+        absent: classes that the refitting images of some fold do not show.
+        used: images that refit or set levels, that calibrate and certify, and that measure, a fold.
+        label_with: the rule recommended to label with.
+        keep: for every bound on the error the certified rule recommended, None where there is none.
+    """
+
+    plan: Plan
+    num_classes: int
+    images: int
+    images_of_class: Tensor
+    rules: dict[Rule, Measured]
+    reliability: dict[str, list[Reliability]]
+    calibration: Calibration
+    panels: list[Panel]
+    absent: tuple[int, ...]
+    used: list[tuple[int, int, int]]
+    label_with: Rule
+    keep: dict[float, Rule | None]
+
+
+def label_with(plan: Plan, rules: dict[Rule, Measured]) -> Rule:
+    """The rule recommended to label with: raw argmax unless another is better beyond noise."""
+    names = list(dict.fromkeys(rule.scores for rule in rules))
+    tried = [
+        rule
+        for name in names
+        for rule in (
+            Rule(name, "argmax"),
+            *(Rule(name, "eq4", background, plan.asked) for background in plan.backgrounds),
+        )
+    ]
+    candidates = [
+        Candidate(rule.name, rules[rule].values("miou_all"), rules[rule].values("error"))
+        for rule in tried
+    ]
+    return tried[recommend(candidates)]
+
+
+def certified_at(max_error: float, rules: dict[Rule, Measured]) -> Rule | None:
+    """The certified rule for a bound that keeps most, if every fold could certify one."""
+    tried = [rule for rule in rules if rule.kind == "certified" and rule.level == max_error]
+    candidates = [
+        Certified(
+            rule.name,
+            [proven.certified for proven in rules[rule].certificates],
+            rules[rule].values("kept"),
+        )
+        for rule in tried
+    ]
+    place = choose_certified(candidates)
+    return None if place is None else tried[place]

@@ -1,0 +1,101 @@
+"""Which rule a report recommends: the cautious one, in pure functions of figures over folds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cpseg.jobs.sweep_table import Estimate
+
+
+class Candidate(NamedTuple):
+    """A rule's figures, one a fold.
+
+    Attributes:
+        name: the rule.
+        miou: mean IoU over all pixels, those without a label counted as wrong.
+        error: share of all pixels that do not carry their true label.
+    """
+
+    name: str
+    miou: Sequence[float]
+    error: Sequence[float]
+
+
+class Certified(NamedTuple):
+    """A certified rule, a value a fold.
+
+    Attributes:
+        name: the rule.
+        certified: whether the fold could certify it.
+        kept: share of pixels that it keeps.
+    """
+
+    name: str
+    certified: Sequence[bool]
+    kept: Sequence[float]
+
+
+def paired(values: Sequence[float], over: Sequence[float]) -> Estimate:
+    """The mean difference over the folds and its standard error, NaN below two folds.
+
+    Example:
+        >>> from cpseg.report.recommendation import paired
+        >>> paired([0.5, 0.75], over=[0.25, 0.25])
+        Estimate(mean=0.375, se=0.125, folds=2)
+    """
+    return Estimate.over([value - base for value, base in zip(values, over, strict=True)])
+
+
+def better(candidate: Candidate, than: Candidate) -> bool:
+    """Whether mIoU grows by more than a standard error and the error by no more than one.
+
+    Differences are paired over folds, so that what makes a fold hard for both does not count. With
+    fewer than two folds there is no standard error and nothing is better.
+    """
+    gain = paired(candidate.miou, over=than.miou)
+    loss = paired(candidate.error, over=than.error)
+    if math.isnan(gain.se) or math.isnan(loss.se):
+        return False
+    return gain.mean > gain.se and loss.mean <= loss.se
+
+
+def recommend(candidates: Sequence[Candidate]) -> int:
+    """The place of the rule to label with; candidates from the simplest (raw argmax) on.
+
+    A rule replaces a simpler one only if it is :func:`better` than that one and than the first, so
+    that noise, and a chain of small losses, end at the simpler rule.
+
+    Example:
+        >>> from cpseg.report.recommendation import Candidate, recommend
+        >>> raw = Candidate("raw argmax", (0.31, 0.33, 0.32), (0.35, 0.34, 0.36))
+        >>> noise = Candidate("noise", (0.36, 0.30, 0.31), (0.35, 0.34, 0.36))
+        >>> map = Candidate("recalibrated", (0.41, 0.42, 0.43), (0.16, 0.17, 0.15))
+        >>> recommend([raw, noise]), recommend([raw, noise, map])
+        (0, 2)
+    """
+    chosen = 0
+    for place, candidate in enumerate(candidates):
+        if better(candidate, candidates[0]) and better(candidate, candidates[chosen]):
+            chosen = place
+    return chosen
+
+
+def choose_certified(candidates: Sequence[Certified]) -> int | None:
+    """The place of the certified rule that keeps most; None where no rule is certified.
+
+    Only rules that every fold certified stand for choice; a later one replaces an earlier one only
+    if it keeps more by more than a standard error, paired over folds.
+    """
+    chosen: int | None = None
+    for place, candidate in enumerate(candidates):
+        if not candidate.certified or not all(candidate.certified):
+            continue
+        if chosen is None:
+            chosen = place
+            continue
+        gain = paired(candidate.kept, over=candidates[chosen].kept)
+        if not math.isnan(gain.se) and gain.mean > gain.se:
+            chosen = place
+    return chosen

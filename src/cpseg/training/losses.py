@@ -1,0 +1,508 @@
+"""Losses that weigh pixels by certainty.
+
+Focal, Dice and their sum (SUM), and cross-entropy over pseudo-labels (ConformalSAM). One channel
+means a binary mask and sigmoid, more mean classes and softmax. All is computed in float32 (float64
+stays), also under autocast. On a CPU values are looked at and bad ones raise; on an accelerator,
+where a look would wait for the device, and under ``torch.compile``, they make the loss NaN instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cpseg._internal.checks import (
+    check_ignore_index,
+    check_integer,
+    check_label_values,
+    check_labels,
+    check_probs,
+    check_same_device,
+    check_unit_interval,
+    is_compiling,
+    message,
+    shape,
+)
+from cpseg.training.loss_sums import Settings, binary_sums, class_sums
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    uncertainty: Tensor | None = None,
+    balance: float | Tensor | None = 0.25,
+    gamma: float = 2.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Focal loss, each pixel weighted by its certainty ``c = 1 - u``.
+
+    A sample's loss is the mean of ``-c a (1 - p_t)^gamma log p_t`` over its pixels that are not
+    void; the sum of c does not divide it, so an uncertain sample counts less.
+
+    Args:
+        logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax over K classes).
+        targets: ``[B, H, W]`` or ``[B, 1, H, W]``. Binary: 0 or 1, any dtype; soft targets are
+            refused. Classes: integer 0..K-1.
+        uncertainty: in [0, 1], float, the shape of the targets; None is 0 everywhere. It is a
+            weight: no gradient flows into it.
+        balance: the weight a. Binary: ``balance`` for the mask and ``1 - balance`` for the rest.
+            Classes: a tensor ``[K]``, or a number for all of them alike. None: 1.
+        gamma: how fast easy pixels lose weight; 0 is (balanced) cross-entropy.
+        ignore_index: the value of void pixels in ``targets``.
+        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+
+    Returns:
+        float32 (float64 for float64 logits) ``[]`` or ``[B]``; 0 with a gradient of 0 for a
+        sample that is all void.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, values outside their range (on a
+            CPU), an unknown reduction.
+        TypeError: wrong dtypes.
+
+    Reference:
+        SUM (NeurIPS 2024), eq. 1; Lin et al. (2017), eq. 5.
+
+    Example:
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
+        >>> focal_loss(logits, targets)
+        tensor(0.0880)
+        >>> focal_loss(logits, targets, uncertainty=torch.tensor([[[0.0, 1.0]]]))
+        tensor(0.0002)
+    """
+    where = "focal_loss"
+    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    settings = (_check_balance(where, balance, logits), _gamma(where, gamma), 0.0, *own)
+    sums = _sums(*parts, settings)
+    return _reduce(sums[0] / _count(parts[1], settings), reduction)
+
+
+def dice_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    uncertainty: Tensor | None = None,
+    certainty_threshold: float = 0.6,
+    smooth: float = 1.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Dice loss over the pixels whose certainty ``1 - u`` is above a threshold.
+
+    ``1 - (2 sum(y p) + smooth) / (sum(y + p) + smooth)`` over the pixels kept; for K classes the
+    mean of that over all of them, each against the rest.
+
+    Args:
+        logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax over K classes).
+        targets: as for :func:`focal_loss`.
+        uncertainty: in [0, 1], float, the shape of the targets; None keeps every pixel.
+        certainty_threshold: in [0, 1); a pixel is kept if its certainty is strictly above it. The
+            paper says 0.6; its published code has 0.5 as the default.
+        smooth: added to numerator and denominator.
+        ignore_index: the value of void pixels in ``targets``.
+        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+
+    Returns:
+        float32 (float64 for float64 logits) ``[]`` or ``[B]``; 0 with a gradient of 0 for a
+        sample that keeps no pixel.
+
+    Raises:
+        ValueError: as :func:`focal_loss`.
+        TypeError: wrong dtypes.
+
+    Reference:
+        SUM (NeurIPS 2024), eq. 2; Milletari et al. (2016), without their squares.
+
+    Example:
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
+        >>> dice_loss(logits, targets)
+        tensor(0.2049)
+        >>> dice_loss(logits, targets, uncertainty=torch.tensor([[[0.0, 0.4]]]))
+        tensor(0.0414)
+    """
+    where = "dice_loss"
+    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    _check_dice(where, certainty_threshold, smooth)
+    sums = _sums(*parts, (None, 2.0, certainty_threshold, *own))
+    return _reduce(_dice(sums, smooth), reduction)
+
+
+def sum_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    uncertainty: Tensor | None = None,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    predicted_iou: Tensor | None = None,
+    iou_weight: float = 1.0,
+    balance: float | Tensor | None = 0.25,
+    gamma: float = 2.0,
+    certainty_threshold: float = 0.6,
+    smooth: float = 1.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """The loss of SUM and SAM: focal and Dice 20 : 1, and the error of the IoU head.
+
+    Args:
+        logits: float ``[B, 1, H, W]`` or ``[B, K, H, W]``, see :func:`focal_loss`.
+        targets: as for :func:`focal_loss`.
+        uncertainty: in [0, 1], float, the shape of the targets; None for labels made by people.
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the Dice loss.
+        predicted_iou: what the IoU head says of each mask, in [0, 1] if it is good, float ``[B]``
+            or ``[B, 1]``; its square error against the IoU of ``logits > 0`` with the target is
+            added. Binary masks only. The IoU is taken over the pixels that Dice keeps (the
+            published code takes all): where uncertainty leaves nothing, the term is 0.
+        iou_weight: weight of that square error.
+        balance: see :func:`focal_loss`.
+        gamma: see :func:`focal_loss`.
+        certainty_threshold: see :func:`dice_loss`.
+        smooth: see :func:`dice_loss`.
+        ignore_index: the value of void pixels in ``targets``.
+        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+
+    Returns:
+        float32 (float64 for float64 logits) ``[]`` or ``[B]``.
+
+    Raises:
+        ValueError: as :func:`focal_loss`, or a ``predicted_iou`` that does not fit.
+        TypeError: wrong dtypes.
+
+    Reference:
+        SUM (NeurIPS 2024), section 3.2.1 and appendix B.1.
+
+    Example:
+        >>> logits = torch.tensor([2.0, -1.0]).reshape(1, 1, 1, 2)
+        >>> targets = torch.tensor([[[1, 1]]])
+        >>> sum_loss(logits, targets)
+        tensor(1.9641)
+        >>> sum_loss(logits, targets, predicted_iou=torch.tensor([0.9]))
+        tensor(2.1241)
+    """
+    where = "sum_loss"
+    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    _check_dice(where, certainty_threshold, smooth)
+    weight, power = _check_balance(where, balance, logits), _gamma(where, gamma)
+    settings = (weight, power, certainty_threshold, *own)
+    sums = _sums(*parts, settings)
+    loss = focal_weight * (sums[0] / _count(parts[1], settings)) + dice_weight * _dice(sums, smooth)
+    if predicted_iou is not None:
+        error = _iou_error(where, predicted_iou, parts, settings)
+        loss = loss + iou_weight * error
+    return _reduce(loss, reduction)
+
+
+def pseudo_label_loss(
+    logits: Tensor,
+    pseudo_labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    normalize: str = "kept",
+    valid: Tensor | None = None,
+    certainty: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy over the pixels that have a pseudo-label.
+
+    Args:
+        logits: float ``[B, K, H, W]``, softmax over K >= 2 classes.
+        pseudo_labels: integer ``[B, H, W]``, ``ignore_index`` where there is none.
+        ignore_index: the label of pixels without one.
+        normalize: what divides the sum over kept pixels: ``"kept"``, their number, or
+            ``"valid"``, the number of all valid pixels, as UniMatch does, so that a batch with few
+            labels counts less.
+        valid: bool ``[B, H, W]``, False where there is no image (padding); None is all True. Only
+            valid pixels are kept.
+        certainty: weights in [0, 1], float ``[B, H, W]``, from :func:`cpseg.certainty` for
+            instance; no gradient flows into them, and they do not change what divides.
+
+    Returns:
+        float32 (float64 for float64 logits) ``[]``; 0 with a gradient of 0 where nothing is kept.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, values outside their range (on a
+            CPU), an unknown ``normalize``.
+        TypeError: wrong dtypes.
+
+    Reference:
+        ConformalSAM (ICCV 2025), section 3.3.1.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]]).reshape(1, 2, 1, 2)
+        >>> labels = torch.tensor([[[0, 255]]])
+        >>> pseudo_label_loss(logits, labels), pseudo_label_loss(logits, labels, normalize="valid")
+        (tensor(0.1269), tensor(0.0635))
+    """
+    where = "pseudo_label_loss"
+    _check_logits(where, logits)
+    num_classes = logits.shape[1]
+    if num_classes < 2:
+        fix = "use sum_loss for binary masks"
+        raise ValueError(message(where, "logits of at least 2 classes", shape(logits), fix))
+    check_labels(where, pseudo_labels, logits, name="pseudo_labels")
+    check_ignore_index(where, ignore_index, num_classes)
+    if normalize not in ("kept", "valid"):
+        expected, fix = "normalize 'kept' or 'valid'", "choose one"
+        raise ValueError(message(where, expected, repr(normalize), fix))
+    if valid is not None:
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            got = str(getattr(valid, "dtype", type(valid).__name__))
+            raise TypeError(message(where, "a bool valid", got, "compare the mask with its value"))
+        _check_plane(where, valid, pseudo_labels, "valid", "pseudo_labels")
+    if certainty is not None:
+        _check_weight(where, certainty, pseudo_labels, "certainty")
+    label = pseudo_labels.to(torch.int64)
+    if _looks(logits):
+        check_label_values(where, label, num_classes, ignore_index, name="pseudo_labels")
+    kept = label != ignore_index
+    bad = kept & ((label < 0) | (label >= num_classes))
+    if valid is not None:
+        kept = kept & valid
+    full = _in_full(logits)
+    weight = kept.to(full.dtype)
+    if certainty is not None:
+        own = certainty.detach().to(full.dtype)
+        own = torch.where((own >= 0) & (own <= 1), own, torch.nan)
+        weight = torch.where(kept, own, 0)
+    weight = weight.masked_fill(bad, torch.nan)
+    silent = weight == 0  # infinite logits must not count there
+    values = full.masked_fill(silent.unsqueeze(1), 0)
+    entropy = cross_entropy(values, label.masked_fill(silent | bad, 0), reduction="none")
+    among = kept if normalize == "kept" else valid
+    number = kept.numel() if among is None else among.sum().clamp(min=1)
+    return (entropy * weight).sum() / number
+
+
+def self_reliance_loss(loss_x: Tensor, loss_u: Tensor, weight: float | Tensor) -> Tensor:
+    """``(1 - weight) loss_x + weight loss_u``, the objective of the self-reliance stage.
+
+    Args:
+        loss_x: loss on labelled images, float ``[]`` or ``[B]``.
+        loss_u: loss on unlabelled images, float, the same shape.
+        weight: in [0, 1], from :func:`cpseg.self_reliance_weight`.
+
+    Returns:
+        The weighted loss, the shape of the two.
+
+    Raises:
+        ValueError: shapes or devices differ, or a number ``weight`` outside [0, 1].
+        TypeError: losses that are not float tensors.
+
+    Reference:
+        ConformalSAM (ICCV 2025), eq. 5.
+
+    Example:
+        >>> self_reliance_loss(torch.tensor(1.0), torch.tensor(3.0), 0.01)
+        tensor(1.0200)
+    """
+    where = "self_reliance_loss"
+    for name, loss in (("loss_x", loss_x), ("loss_u", loss_u)):
+        if not isinstance(loss, Tensor) or not loss.is_floating_point():
+            got = str(getattr(loss, "dtype", type(loss).__name__))
+            raise TypeError(message(where, f"a float tensor {name}", got, "pass the loss itself"))
+    if loss_x.shape != loss_u.shape:
+        expected, fix = f"loss_u of the shape of loss_x {shape(loss_x)}", "reduce both alike"
+        raise ValueError(message(where, expected, shape(loss_u), fix))
+    check_same_device(where, loss_u, loss_x, name="loss_u", reference="loss_x")
+    if not isinstance(weight, Tensor) and not 0 <= weight <= 1:
+        fix = "take it from self_reliance_weight"
+        raise ValueError(message(where, "weight in [0, 1]", str(weight), fix))
+    return (1 - weight) * loss_x + weight * loss_u
+
+
+_Parts = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _sums(
+    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Focal sum, overlap and mass of every sample; one column a class."""
+    if logits.shape[1] > 1:
+        return class_sums(logits, targets, uncertainty, settings)
+    focal, overlap, mass = binary_sums(logits.squeeze(1), targets, uncertainty, settings)
+    return focal, overlap.unsqueeze(1), mass.unsqueeze(1)
+
+
+def _dice(sums: tuple[Tensor, Tensor, Tensor], smooth: float) -> Tensor:
+    """Eq. 2; 0 where both sums are empty."""
+    _, overlap, mass = sums
+    below = mass + smooth
+    share = (2 * overlap + smooth) / below.masked_fill(below == 0, 1)
+    return (1 - share.masked_fill(below == 0, 1)).mean(1)
+
+
+def _count(targets: Tensor, settings: Settings) -> Tensor | int:
+    """Pixels of every sample that are not void, at least 1."""
+    void_value, trusted = settings[3:]
+    if trusted:
+        return targets.shape[1]
+    return (targets != void_value).sum(1).clamp(min=1)
+
+
+def _iou_error(where: str, predicted: Tensor, parts: _Parts, settings: Settings) -> Tensor:
+    """Square error of the predicted IoU over the pixels that Dice keeps, ``[B]``."""
+    logits, targets, uncertainty = parts
+    if logits.shape[1] > 1:
+        expected, got = "binary masks with predicted_iou", f"{logits.shape[1]} classes"
+        raise ValueError(message(where, expected, got, "leave it out"))
+    if not isinstance(predicted, Tensor) or not predicted.is_floating_point():
+        got = str(getattr(predicted, "dtype", type(predicted).__name__))
+        raise TypeError(message(where, "a float tensor predicted_iou", got, "pass the IoU head's"))
+    if predicted.shape not in ((len(logits),), (len(logits), 1)):
+        expected = f"predicted_iou [{len(logits)}] or [{len(logits)}, 1]"
+        raise ValueError(message(where, expected, shape(predicted), "pass one value a mask"))
+    check_same_device(where, predicted, logits, name="predicted_iou", reference="logits")
+    mask, truth, kept = logits.squeeze(1) > 0, targets == 1, targets != settings[3]
+    if uncertainty is not None:
+        kept = kept & (1 - uncertainty.to(logits.dtype) > settings[2])
+    both = (mask & truth & kept).sum(1)
+    either = ((mask | truth) & kept).sum(1)
+    # Two empty masks agree; SAM's targets are never empty.
+    iou = torch.where(either > 0, both / either.clamp(min=1), 1.0).to(logits.dtype)
+    error = (predicted.reshape(-1).to(logits.dtype) - iou).square()
+    return torch.where(kept.any(1), error, 0)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _parts(
+    where: str,
+    logits: Tensor,
+    targets: Tensor,
+    uncertainty: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[tuple[int, bool], _Parts]:
+    """The arguments, checked: void value and trust, and the pixels in one axis."""
+    _check_logits(where, logits)
+    if reduction not in REDUCTIONS:
+        expected = f"a reduction among {', '.join(map(repr, REDUCTIONS))}"
+        raise ValueError(message(where, expected, repr(reduction), "choose one"))
+    num_classes = logits.shape[1]
+    if not isinstance(targets, Tensor):
+        got, fix = type(targets).__name__, "convert them with torch.as_tensor"
+        raise TypeError(message(where, "targets as a tensor", got, fix))
+    if num_classes > 1:
+        check_integer(where, targets, name="targets")
+    elif targets.is_complex():
+        raise TypeError(message(where, "real targets", str(targets.dtype), "pass a mask"))
+    check_ignore_index(where, ignore_index, max(2, num_classes))
+    _check_plane(where, targets, logits, "targets", "logits")
+    if uncertainty is not None:
+        _check_weight(where, uncertainty, logits, "uncertainty")
+        uncertainty = uncertainty.reshape(len(logits), -1)
+    if not targets.is_floating_point() and targets.dtype != torch.bool:
+        holds = torch.iinfo(targets.dtype)
+        if not holds.min <= ignore_index <= holds.max:  # compared as it is, it would wrap around
+            targets = targets.to(torch.int64)
+    trusted = _looks(logits) and _check_targets(where, targets, num_classes, ignore_index)
+    parts = (_in_full(logits).flatten(2), targets.reshape(len(logits), -1), uncertainty)
+    return (ignore_index, trusted), parts
+
+
+def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Raise on values that are no target; whether none is void."""
+    if targets.dtype == torch.bool:
+        return True
+    if not targets.is_floating_point():
+        low, high = (int(value) for value in targets.aminmax())
+        if low >= 0 and high < max(2, num_classes):
+            return True
+        check_label_values(where, targets, max(2, num_classes), ignore_index, name="targets")
+        return False
+    # t (1 - t) is 0 at 0 and 1 alone, NaN and inf included; a few at a time from the cache. Read as
+    # integers, whose extremes are found faster.
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[targets.element_size()]
+    for part in torch.split(targets.flatten(), 2**15):
+        if any(int(end) for end in (1 - part).mul_(part).view(integers).aminmax()):
+            break
+    else:
+        return True
+    good = (targets == 0) | (targets == 1) | (targets == ignore_index)
+    if not bool(good.all()):
+        got = f"{float(targets[~good][0]):.4g}"
+        fix = "threshold soft targets, and weigh them by uncertainty"
+        raise ValueError(message(where, f"targets 0, 1 or {ignore_index} (ignore_index)", got, fix))
+    return False
+
+
+def _check_logits(where: str, logits: Tensor) -> None:
+    check_probs(where, logits, name="logits")
+    if logits.ndim != 4:
+        expected, fix = "logits [B, 1, H, W] or [B, K, H, W]", "add the batch axis"
+        raise ValueError(message(where, expected, shape(logits), fix))
+
+
+def _check_plane(where: str, values: Tensor, other: Tensor, name: str, reference: str) -> None:
+    """One value a pixel, with or without a channel axis; no broadcasting."""
+    planes = other.shape if other.ndim == 3 else (other.shape[0], *other.shape[2:])
+    flat = tuple(planes)
+    if values.shape not in (flat, (flat[0], 1, *flat[1:])):
+        expected = f"{name} {list(flat)} or {[flat[0], 1, *flat[1:]]} for {reference}"
+        fix = "give every sample its own, at the size of the logits"
+        raise ValueError(message(where, f"{expected} {shape(other)}", shape(values), fix))
+    check_same_device(where, values, other, name=name, reference=reference)
+
+
+def _check_weight(where: str, values: Tensor, other: Tensor, name: str) -> None:
+    """A float map in [0, 1]; its values are looked at on a CPU."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = str(getattr(values, "dtype", type(values).__name__))
+        raise TypeError(message(where, f"floating-point {name}", got, "convert it to float32"))
+    _check_plane(where, values, other, name, "logits" if other.ndim == 4 else "pseudo_labels")
+    if _looks(values):
+        check_unit_interval(where, values.detach(), name=name, fix="see cpseg.uncertainty")
+
+
+def _check_dice(where: str, certainty_threshold: float, smooth: float) -> None:
+    if not 0 <= certainty_threshold < 1:
+        expected, fix = "certainty_threshold in [0, 1)", "the paper uses 0.6"
+        raise ValueError(message(where, expected, str(certainty_threshold), fix))
+    if not smooth >= 0:
+        raise ValueError(message(where, "smooth >= 0", str(smooth), "the published code uses 1"))
+
+
+def _gamma(where: str, gamma: float) -> float:
+    if not gamma >= 0:
+        raise ValueError(message(where, "gamma >= 0", str(gamma), "the paper uses 2"))
+    return float(gamma)
+
+
+def _check_balance(
+    where: str, balance: float | Tensor | None, logits: Tensor
+) -> float | Tensor | None:
+    num_classes = logits.shape[1]
+    if isinstance(balance, Tensor):
+        if num_classes == 1 or balance.shape != (num_classes,):
+            expected = "a number" if num_classes == 1 else f"balance [{num_classes}] or a number"
+            got, fix = f"balance {shape(balance)}", "pass one weight a class"
+            raise ValueError(message(where, expected, got, fix))
+        check_same_device(where, balance, logits, name="balance", reference="logits")
+        return balance.detach()
+    if balance is None:
+        return None
+    if not 0 <= balance <= 1:
+        raise ValueError(message(where, "balance in [0, 1]", str(balance), "the paper uses 0.25"))
+    return float(balance)
+
+
+def _in_full(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+
+
+def _looks(tensor: Tensor) -> bool:
+    """Whether a look at values waits for no device and is not traced."""
+    return tensor.device.type == "cpu" and not is_compiling()

@@ -1,0 +1,80 @@
+"""Which masks of SAM's automatic generation are good enough to be pseudo-labels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cpseg._internal.checks import check_not_empty, check_same_device, message, shape
+
+
+def mask_filters(
+    logits: Tensor,
+    predicted_iou: Tensor,
+    *,
+    min_iou: float = 88.0,
+    min_stability: float = 95.0,
+    stability_offset: float = 1.0,
+    max_area: float = 95.0,
+) -> Tensor:
+    """Masks that pass the three filters of SAM's data engine, all in percent.
+
+    Predicted IoU at least ``min_iou``; stability, the IoU of the masks ``logits > +offset`` and
+    ``logits > -offset``, at least ``min_stability``; the mask ``logits > 0`` covers less than
+    ``max_area`` of the image.
+
+    Args:
+        logits: mask logits, float ``[N, H, W]``.
+        predicted_iou: what the model predicts of its IoU, **in percent**, float ``[N]``. SAM's
+            head gives a share of 1: multiply by 100.
+        min_iou: least predicted IoU.
+        min_stability: least stability.
+        stability_offset: distance of the two thresholds from 0, in logits.
+        max_area: area that a mask must stay below.
+
+    Returns:
+        bool ``[N]``. An empty mask (nothing above ``-offset``) does not pass, nor does NaN.
+
+    Raises:
+        ValueError: shapes or devices do not belong together, or a limit outside 0..100.
+        TypeError: not floating point.
+
+    Reference:
+        SUM (NeurIPS 2024), appendix B.1; Kirillov et al. (2023), Segment Anything, appendix B.
+
+    Example:
+        >>> logits = torch.full((2, 4, 4), -9.0)
+        >>> logits[:, :2] = 9.0
+        >>> mask_filters(logits, torch.tensor([93.0, 70.0]))
+        tensor([ True, False])
+    """
+    where = "mask_filters"
+    for name, values in (("logits", logits), ("predicted_iou", predicted_iou)):
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = str(getattr(values, "dtype", type(values).__name__))
+            fix = "pass what the model gives, before any threshold"
+            raise TypeError(message(where, f"floating-point {name}", got, fix))
+    if logits.ndim != 3:
+        fix = "flatten batch and masks into one axis"
+        raise ValueError(message(where, "logits [N, H, W]", shape(logits), fix))
+    check_not_empty(where, logits, name="logits")
+    if predicted_iou.shape != logits.shape[:1]:
+        expected = f"predicted_iou [{len(logits)}] for logits {shape(logits)}"
+        raise ValueError(message(where, expected, shape(predicted_iou), "pass one value a mask"))
+    check_same_device(where, predicted_iou, logits, name="predicted_iou", reference="logits")
+    limits = {"min_iou": min_iou, "min_stability": min_stability, "max_area": max_area}
+    for name, limit in limits.items():
+        if not 0 <= limit <= 100:
+            raise ValueError(message(where, f"{name} in 0..100", str(limit), "pass percent"))
+        if 0 < limit <= 1:
+            fix = "pass percent, such as 88.0"
+            raise ValueError(message(where, f"{name} in percent", f"{limit:g}", fix))
+    if not stability_offset >= 0:
+        got, fix = str(stability_offset), "SAM uses 1"
+        raise ValueError(message(where, "stability_offset >= 0", got, fix))
+    pixels = logits.shape[1] * logits.shape[2]
+    # The smaller mask lies in the larger: their IoU is the ratio of their areas.
+    small, mask, large = (
+        (logits > edge).sum((1, 2)) for edge in (stability_offset, 0.0, -stability_offset)
+    )
+    stable = (large > 0) & (100 * small >= min_stability * large)
+    return (predicted_iou >= min_iou) & stable & (100 * mask < max_area * pixels)

@@ -1,0 +1,75 @@
+"""The task prompt of SUM: what kind of mask a training example asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cpseg._internal.checks import check_integer, check_same_device, is_compiling, message, shape
+
+
+class TaskPrompt(nn.Module):
+    """A learned vector a task, added to every position of an image embedding.
+
+    Task 0 stands for unlabelled examples, 1 for salient objects, 2 for entities; each has a vector,
+    task 0 too. They start at zero (the paper does not say how): a model starts as it was trained,
+    whatever the task. The paper adds it in the first round of interaction only; that is the
+    caller's: leave the module out in later rounds.
+
+    Args:
+        num_tasks: number of tasks.
+        dim: channels of the image embedding (SAM: 256).
+
+    Raises:
+        ValueError: not positive whole numbers.
+
+    Reference:
+        SUM (NeurIPS 2024), section 3.2.4 and appendix B.2.
+
+    Example:
+        >>> task_prompt = TaskPrompt(3, 8)
+        >>> task_prompt(torch.rand(2, 8, 4, 4), torch.tensor([0, 1])).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(self, num_tasks: int, dim: int) -> None:
+        super().__init__()
+        for name, value in (("num_tasks", num_tasks), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                expected, fix = f"a positive whole {name}", "SUM uses 3 tasks, SAM 256 channels"
+                raise ValueError(message("TaskPrompt", expected, str(value), fix))
+        self.embedding = nn.Embedding(num_tasks, dim)
+        nn.init.zeros_(self.embedding.weight)
+
+    def forward(self, image_embedding: Tensor, tasks: Tensor) -> Tensor:
+        """The embedding with each example's task vector added.
+
+        Args:
+            image_embedding: float ``[B, dim, h, w]``.
+            tasks: task of each example, integer ``[B]``, 0..num_tasks-1.
+
+        Returns:
+            float ``[B, dim, h, w]``, the dtype of ``image_embedding``.
+
+        Raises:
+            ValueError: shapes or devices do not belong together, or a task that is none (on a CPU;
+                on an accelerator the lookup itself fails).
+            TypeError: wrong dtypes.
+        """
+        where = "TaskPrompt"
+        check_integer(where, tasks, name="tasks")
+        count, dim = self.embedding.weight.shape
+        if image_embedding.ndim != 4 or image_embedding.shape[1] != dim:
+            expected, got = f"image_embedding [B, {dim}, h, w]", shape(image_embedding)
+            raise ValueError(message(where, expected, got, "build it with the model's channels"))
+        if tasks.shape != image_embedding.shape[:1]:
+            expected = f"tasks [{len(image_embedding)}]"
+            raise ValueError(message(where, expected, shape(tasks), "pass one task an example"))
+        check_same_device(where, tasks, image_embedding, name="tasks", reference="image_embedding")
+        if tasks.device.type == "cpu" and not is_compiling():
+            wrong = tasks[(tasks < 0) | (tasks >= count)]
+            if len(wrong) > 0:
+                expected, fix = f"tasks in 0..{count - 1}", "build it with more tasks"
+                raise ValueError(message(where, expected, str(int(wrong[0])), fix))
+        vector: Tensor = self.embedding(tasks.to(torch.int64))
+        return image_embedding + vector.to(image_embedding.dtype)[:, :, None, None]

@@ -1,0 +1,257 @@
+"""How far a pseudo-label is to be trusted, as a map.
+
+Uncertainty from models, for SUM's losses, and certainty from conformal calibration. Both lie in
+[0, 1]; uncertainty is one minus certainty and goes into ``uncertainty=`` of a loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid
+
+from cpseg._internal.checks import (
+    check_labels,
+    check_not_empty,
+    check_probs,
+    check_same_device,
+    check_same_shape,
+    message,
+    shape,
+)
+from cpseg.calibration.calibration import Calibration
+from cpseg.calibration.calibrator import Calibrator
+from cpseg.core.nonconformity import true_class_score
+from cpseg.core.selection import Evidence
+from cpseg.groups.resampling import to_image
+
+
+def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
+    """How much a refinement module, trained on good labels, changes the prediction.
+
+    ``|sigma(s) - sigma(r)|`` element by element: 0 where both agree, 1 where they contradict.
+
+    Args:
+        logits: logits behind the pseudo-label, float, any shape.
+        refined_logits: those of the refinement module, float, the same shape.
+
+    Returns:
+        float32 (float64 for float64), the shape of the two; no gradient.
+
+    Raises:
+        ValueError: shapes or devices differ.
+        TypeError: not floating point.
+
+    Reference:
+        SUM (NeurIPS 2024), eq. 3.
+
+    Example:
+        >>> uncertainty_map(torch.tensor([0.0, 9.0]), torch.tensor([0.0, -9.0]))
+        tensor([0.0000, 0.9998])
+    """
+    _check_pair("uncertainty_map", logits, refined_logits, "refined_logits")
+    return (_float(logits).sigmoid() - _float(refined_logits).sigmoid()).abs()
+
+
+def confidence_uncertainty(logits: Tensor) -> Tensor:
+    """Entropy of a model's own prediction, as a share of the largest possible.
+
+    The alternative "Confidence-Uncertainty" of the paper: 0 where the model is sure, 1 where its
+    classes are even. It cannot see errors that the model is sure of.
+
+    Args:
+        logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax).
+
+    Returns:
+        float32 (float64 for float64) ``[B, H, W]`` in [0, 1]; no gradient.
+
+    Raises:
+        ValueError: another rank, or empty.
+        TypeError: not floating point.
+
+    Reference:
+        SUM (NeurIPS 2024), section 4.2; Wang et al. (2022), U2PL, eq. 3.
+
+    Example:
+        >>> confidence_uncertainty(torch.tensor([0.0, 9.0]).reshape(1, 1, 1, 2))
+        tensor([[[1.0000, 0.0018]]])
+    """
+    _check_maps("confidence_uncertainty", logits, "logits")
+    log_p = _log_probs(logits)
+    return -(log_p.exp() * log_p).sum(1).div(math.log(log_p.shape[1])).clamp(-1, 0)
+
+
+def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """How far two predictions of one pixel lie apart: two heads, or teacher and student.
+
+    The alternative "Discrepancy-Uncertainty" of the paper: the total variation distance of the two
+    distributions. For one channel that is ``|sigma(a) - sigma(b)|``.
+
+    Args:
+        logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax).
+        other_logits: the other prediction, float, the same shape.
+
+    Returns:
+        float32 (float64 for float64) ``[B, H, W]`` in [0, 1]; no gradient.
+
+    Raises:
+        ValueError: another rank, shapes or devices differ, or empty.
+        TypeError: not floating point.
+
+    Reference:
+        SUM (NeurIPS 2024), section 4.2; Zheng & Yang (2021).
+
+    Example:
+        >>> even, sure = torch.zeros(1, 3, 1, 1), torch.tensor([9.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+        >>> discrepancy_uncertainty(even, sure)
+        tensor([[[0.6664]]])
+    """
+    where = "discrepancy_uncertainty"
+    _check_maps(where, logits, "logits")
+    _check_pair(where, logits, other_logits, "other_logits")
+    apart = _log_probs(logits).exp() - _log_probs(other_logits).exp()
+    return apart.abs().sum(1).div(2).clamp(max=1)
+
+
+def certainty(
+    probs: Tensor | Evidence,
+    calibration: Calibration | Calibrator,
+    *,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Conformal certainty of the chosen label, to weigh pseudo-labels instead of cutting them.
+
+    - With a :class:`Calibrator`, which still holds the scores: the conformal p-value of the label,
+      :meth:`Calibrator.p_values`. It is above alpha just where the label is in the set at alpha.
+    - With a :class:`Calibration`, which holds one threshold q a cell: ``1 - score / q`` in the set
+      and 0 outside, and at q itself. That keeps the order of the scores, and no more: it is no
+      p-value, and a calibration at another alpha gives another number.
+
+    Both are 0 where there is no label, and where nothing is known: no score behind the cell, or an
+    infinite threshold.
+
+    Args:
+        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``; or, with a
+            ``Calibration`` and its own labels, their :class:`Evidence`.
+        calibration: what was calibrated with the same model.
+        labels: the chosen labels, integer ``[B, H, W]`` or ``[H, W]``; with a ``Calibration`` they
+            are its pseudo-labels by default.
+
+    Returns:
+        float32 in [0, 1], the shape of the labels.
+
+    Raises:
+        ValueError: shapes, devices or classes do not belong together, no labels for a
+            ``Calibrator``, a score other than LAC with a ``Calibration``, or what
+            :meth:`Calibrator.p_values` raises.
+        TypeError: wrong dtypes, or neither of the two.
+
+    Guarantee:
+        None for the chosen label: coverage is a promise about the true one.
+
+    Reference:
+        Vovk, Gammerman & Shafer (2005), section 2.2, for p-values.
+
+    Example:
+        >>> calibration = Calibration(torch.tensor([[0.8, 0.8]]), torch.tensor([[99, 99]]),
+        ...                           alpha=0.1, num_images=99, num_classes=2)
+        >>> certainty(torch.tensor([[[0.9, 0.6]], [[0.1, 0.4]]]), calibration)
+        tensor([[0.8750, 0.5000]])
+    """
+    where = "certainty"
+    if isinstance(probs, Evidence):
+        return _of_evidence(where, probs, calibration, labels)
+    check_probs(where, probs)
+    if not isinstance(calibration, Calibration | Calibrator):
+        expected, got = "a Calibration or a Calibrator", type(calibration).__name__
+        raise TypeError(message(where, expected, got, "pass what was calibrated"))
+    ignore_index = calibration.ignore_index
+    if isinstance(calibration, Calibrator):
+        if labels is None:
+            fix = "pass calibrator.compute().pseudo_labels(probs)"
+            raise ValueError(message(where, "labels with a Calibrator", "none", fix))
+        found, count = calibration._p_values(where, probs, labels)
+        return found.masked_fill((labels == ignore_index) | (count == 0), 0).to(torch.float32)
+    if calibration.score != "lac":
+        got, fix = repr(calibration.score), "pass the Calibrator"
+        raise ValueError(message(where, "a calibration of the lac score", got, fix))
+    if labels is None:
+        labels = calibration.pseudo_labels(probs)
+    else:
+        check_labels(where, labels, probs)
+    if calibration.num_source not in (None, probs.shape[-3]):
+        expected, got = f"{calibration.num_source} classes as calibrated", f"probs {shape(probs)}"
+        raise ValueError(message(where, expected, got, "use the model that calibrated"))
+    check_same_device(where, calibration.threshold, probs, name="calibration", reference="probs")
+    probs = probs.detach()
+    if calibration.recalibration is not None:
+        probs = calibration.recalibration(probs)
+    score = true_class_score(where, probs, labels, ignore_index)
+    return _graded(score, labels, calibration)
+
+
+def _of_evidence(
+    where: str, found: Evidence, calibration: Calibration | Calibrator, labels: Tensor | None
+) -> Tensor:
+    """Certainty of the labels that a calibration selects from evidence."""
+    if not isinstance(calibration, Calibration) or labels is not None:
+        got = "labels as well" if labels is not None else type(calibration).__name__
+        expected, fix = "evidence with a Calibration alone", "pass the class scores"
+        raise ValueError(message(where, expected, got, fix))
+    own = calibration.pseudo_labels(found)
+    p = found.best
+    if found.background_score is not None and found.background is not None:
+        p = torch.where(own == found.background, found.background_score, p)
+    score = (1 - p.to(torch.float32)).masked_fill(own == calibration.ignore_index, torch.nan)
+    return _graded(score, own, calibration)
+
+
+def _graded(score: Tensor, labels: Tensor, calibration: Calibration) -> Tensor:
+    """``1 - score / q`` in the set, 0 outside and where q is infinite or the score is NaN."""
+    index = labels.to(torch.int64).masked_fill(score.isnan(), 0).unsqueeze(-3)
+
+    def of_label(limits: Tensor) -> Tensor:
+        limits = to_image(limits, (score.shape[-2], score.shape[-1]))
+        if limits.ndim == 2:
+            return limits
+        return limits.expand(*index.shape[:-3], *limits.shape).gather(-3, index).squeeze(-3)
+
+    threshold = of_label(calibration.threshold)
+    inside = (score <= threshold) & threshold.isfinite()
+    if calibration.class_threshold is not None:
+        inside &= score <= of_label(calibration.class_threshold)
+    graded = torch.where(threshold == 0, 1.0, 1 - score / threshold)
+    return torch.where(inside, graded, 0.0)
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """Log-probabilities ``[B, K, H, W]``; a single channel becomes two classes."""
+    values = _float(logits)
+    if values.shape[1] == 1:
+        return torch.cat([logsigmoid(-values), logsigmoid(values)], 1)
+    return log_softmax(values, dim=1)
+
+
+def _float(logits: Tensor) -> Tensor:
+    """At least float32, and apart from the graph: uncertainty is a weight."""
+    values = logits.detach()
+    return values if values.dtype == torch.float64 else values.to(torch.float32)
+
+
+def _check_maps(where: str, logits: Tensor, name: str) -> None:
+    check_probs(where, logits, name=name)
+    if logits.ndim != 4:
+        expected, fix = f"{name} [B, 1, H, W] or [B, K, H, W]", "add the batch axis"
+        raise ValueError(message(where, expected, shape(logits), fix))
+
+
+def _check_pair(where: str, logits: Tensor, other: Tensor, name: str) -> None:
+    for value, called in ((logits, "logits"), (other, name)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = str(getattr(value, "dtype", type(value).__name__))
+            raise TypeError(message(where, f"floating-point {called}", got, "pass logits"))
+    check_same_shape(where, other, logits, name=name, ref="logits")
+    check_same_device(where, other, logits, name=name, reference="logits")
+    check_not_empty(where, logits, name="logits")

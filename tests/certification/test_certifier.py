@@ -1,0 +1,807 @@
+"""Certificates: naive loops, laws, files, and the promise on simulated sets of images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from tests.certification.test_p_values import naive_betting, naive_hoeffding_bentkus
+from tests.support import oracles
+from tests.support.helpers import raises, seeded
+from torch import Tensor
+
+from cpseg import Calibration, Calibrator, Certifier, evidence, groups
+from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg.calibration.certificate import Certificate
+from cpseg.certification.certifier import ALPHAS, choose
+
+SIZE = (6, 7)
+K = 3
+LEVELS = ("0.9", "0.7", "0.5", "0.4", "0.2", "0.1")
+
+
+def scenes(
+    images: int, generator: torch.Generator, *, sharp: float = 3.0, size: tuple[int, int] = SIZE
+) -> tuple[Tensor, Tensor]:
+    """Truth in vertical stripes; a model whose confidence in it differs from image to image."""
+    labels = torch.randint(K, (images, 1, size[1]), generator=generator).expand(-1, size[0], -1)
+    skill = sharp * torch.rand(images, 1, 1, 1, generator=generator)
+    logits = torch.randn(images, K, *size, generator=generator)
+    logits = logits + skill * torch.nn.functional.one_hot(labels, K).movedim(-1, 1)
+    void = torch.rand(images, *size, generator=generator) < 0.1
+    return (1.5 * logits).softmax(1), labels.masked_fill(void, 255)
+
+
+def calibrated(
+    background: int | None = None, *, pixelwise: bool = False, ids: bool = False, **options: Any
+) -> Calibrator:
+    cells = groups.pixel(SIZE) if pixelwise else groups.image(SIZE)
+    calibrator = Calibrator(cells, alpha="0.9", background=background, **options)
+    probs, labels = scenes(25, seeded(1))
+    names = [f"c{i}" for i in range(25)] if ids else None
+    calibrator.update(probs, labels, ids=names)
+    return calibrator
+
+
+def certified(certifier: Certifier, images: int = 60, seed: int = 2, **options: Any) -> Calibration:
+    certifier.update(*scenes(images, seeded(seed), **options))
+    return certifier.compute()
+
+
+def proof(calibration: Calibration) -> Certificate:
+    assert calibration.certificate is not None
+    return calibration.certificate
+
+
+# --- against naive loops -----------------------------------------------------------------------
+
+
+def naive_counts(
+    calibrator: Calibrator, probs: np.ndarray, labels: np.ndarray, alphas: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kept and wrong ``[n, A]`` and pixels ``[n]``, every level by itself."""
+    kept, wrong = (np.zeros((len(probs), len(alphas))) for _ in range(2))
+    for a, alpha in enumerate(alphas):
+        threshold = calibrator.compute(alpha).threshold.numpy()
+        for i in range(len(probs)):
+            chosen = oracles.select(probs[i], threshold, calibrator.background)
+            on = (chosen != 255) & (labels[i] != 255)
+            kept[i, a], wrong[i, a] = on.sum(), (on & (chosen != labels[i])).sum()
+    return kept, wrong, (labels != 255).sum((1, 2))
+
+
+def naive_level(losses: np.ndarray, max_error: float, delta: float, method: str, p: str) -> int:
+    """``losses`` [n, A] in the order of the images; -1 where nothing is certified."""
+    n, level = len(losses), -1
+    for a in range(losses.shape[1]):
+        if method == "crc":
+            so_far = [max(row[: a + 1]) for row in losses.tolist()]
+            if (math.fsum(so_far) + 1) / (n + 1) > max_error:
+                break
+        else:
+            column = losses[:, a].tolist()
+            value = naive_hoeffding_bentkus(column, max_error)
+            if p == "betting":
+                value = naive_betting(column, max_error, delta)
+            if value > delta:
+                break
+        level = a
+    return level
+
+
+CASES = [
+    ("ltt", "betting", 0.25, 0.1),
+    ("ltt", "hoeffding-bentkus", 0.3, 0.2),
+    ("crc", "betting", 0.1, 0.1),
+    ("crc", "betting", 0.02, 0.1),
+]
+
+
+@pytest.mark.parametrize("pixelwise", [False, True])
+@pytest.mark.parametrize("background", [None, 0])
+@pytest.mark.parametrize(("method", "pvalue", "max_error", "delta"), CASES)
+def test_the_level_is_that_of_naive_loops(
+    method: str,
+    pvalue: str,
+    max_error: float,
+    delta: float,
+    background: int | None,
+    pixelwise: bool,
+) -> None:
+    calibrator = calibrated(background, pixelwise=pixelwise)
+    settings = {"max_error": max_error, "delta": delta, "method": method, "pvalue": pvalue}
+    certifier = Certifier(calibrator, alphas=LEVELS, **settings)
+    probs, labels = scenes(60, seeded(2))
+    certifier.update(probs, labels)
+    made = certifier.compute()
+    kept, wrong, pixels = naive_counts(calibrator, probs.numpy(), labels.numpy(), LEVELS)
+    order = [int(i) for i in np.argsort([_digest(0, str(i)) for i in range(60)])]
+    losses = wrong / np.maximum(kept, 1) if method == "ltt" else wrong / pixels[:, None]
+    level = naive_level(losses[order], max_error, delta, method, pvalue)
+    found = proof(made)
+    assert found.num_images == 60
+    assert found.certified == (level >= 0)
+    if level < 0:
+        assert bool((made.threshold == -torch.inf).all())
+        assert (found.alpha, found.mean_error, found.kept) == (None, None, 0)
+        return
+    want = calibrator.compute(LEVELS[level])
+    assert torch.equal(made.threshold, want.threshold)
+    assert found.alpha == made.alpha == float(LEVELS[level])
+    assert found.mean_error == pytest.approx(losses[:, level].mean(), abs=1e-12)
+    assert found.kept == pytest.approx((kept[:, level] / pixels).mean(), abs=1e-12)
+    if method == "ltt":
+        column = losses[order][:, level].tolist()
+        p = naive_betting(column, max_error, delta)
+        if pvalue != "betting":
+            p = naive_hoeffding_bentkus(column, max_error)
+        assert found.p_value == pytest.approx(p, rel=1e-9)
+        other = "betting" if pvalue != "betting" else "hoeffding-bentkus"
+        beside = naive_level(losses[order], max_error, delta, method, other)
+        share = (kept[:, beside] / pixels).mean() if beside >= 0 else 0
+        assert found.beside is not None
+        assert found.beside["alpha"] == (float(LEVELS[beside]) if beside >= 0 else None)
+        assert found.beside["kept"] == pytest.approx(share, abs=1e-12)
+    else:
+        assert (found.p_value, found.beside, found.pvalue, found.delta) == (None,) * 4
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+
+
+@pytest.mark.parametrize("background", [None, 1])
+@pytest.mark.parametrize(("method", "max_error"), [("ltt", 0.35), ("crc", 0.05)])
+def test_levels_of_classes_are_those_of_naive_loops(
+    method: str, max_error: float, background: int | None
+) -> None:
+    calibrator = calibrated(background)
+    settings = {"max_error": max_error, "delta": 0.2, "method": method}
+    certifier = Certifier(calibrator, alphas=LEVELS, per_class=True, **settings)
+    probs, labels = scenes(60, seeded(2))
+    swapped = (labels == 2) & (torch.arange(60) % 3 == 0).reshape(-1, 1, 1)
+    labels = labels.masked_fill(swapped, 0)  # so that classes differ
+    certifier.update(probs, labels)
+    made = certifier.compute()
+    thresholds = [float(calibrator.compute(a).threshold[0, 0]) for a in LEVELS]
+    order = [int(i) for i in np.argsort([_digest(0, str(i)) for i in range(60)])]
+    scores = 1 - probs.numpy()
+    own = np.full(K, -math.inf)
+    chosen = np.stack(
+        [
+            oracles.select(p, np.float32(thresholds[-1]) * np.ones(SIZE, np.float32), background)
+            for p in probs.numpy()
+        ]
+    )
+    of_label = np.take_along_axis(scores, np.where(chosen == 255, 0, chosen)[:, None], 1)[:, 0]
+    valid = labels.numpy() != 255
+    rows = proof(made).classes
+    assert rows is not None
+    for k in range(K):
+        losses = np.zeros((60, len(LEVELS)))
+        for a, threshold in enumerate(thresholds):
+            on = (chosen == k) & (of_label <= threshold) & valid
+            bad = (on & (labels.numpy() != k)).sum((1, 2))
+            base = np.maximum(on.sum((1, 2)), 1) if method == "ltt" else valid.sum((1, 2))
+            losses[:, a] = bad / base
+        level = naive_level(losses[order], max_error, 0.2 / K, method, "betting")
+        assert rows[k]["alpha"] == (float(LEVELS[level]) if level >= 0 else None)
+        if level >= 0:
+            own[k] = thresholds[level]
+            assert rows[k]["mean_error"] == pytest.approx(losses[:, level].mean(), abs=1e-12)
+    assert len(set(own)) > 1, "classes that differ"
+    keep = (chosen != 255) & (of_label <= own[np.where(chosen == 255, 0, chosen)])
+    want = np.where(keep, chosen, 255)
+    assert np.array_equal(made.pseudo_labels(probs).numpy(), want)
+    assert np.array_equal(made.pseudo_labels(probs[0]).numpy(), want[0])
+    found = evidence(probs, background=background)
+    assert np.array_equal(made.pseudo_labels(found, dtype=torch.uint8).numpy(), want)
+    share = ((keep & valid).sum((1, 2)) / valid.sum((1, 2))).mean()
+    assert proof(made).kept == pytest.approx(share, abs=1e-12)
+
+
+def test_class_thresholds_follow_size_and_device_and_leave_nan_out() -> None:
+    own = torch.tensor([0.25, 0.5]).reshape(2, 1, 1).expand(2, 1, 2)
+    made = Calibration(
+        torch.ones(1, 2), torch.ones(1, 2, dtype=torch.int64), 0.1, 9, 2, class_threshold=own
+    )
+    probs = torch.tensor([[0.75, 0.7, 0.1, math.nan], [0.0, 0.0, 0.5, 0.3]]).reshape(2, 1, 4)
+    assert made.pseudo_labels(probs).tolist() == [[0, 255, 1, 255]]
+    assert made.resize((1, 4)).to("cpu").pseudo_labels(probs).tolist() == [[0, 255, 1, 255]]
+    never = replace(made, class_threshold=torch.full((2, 1, 2), -torch.inf))
+    assert never.pseudo_labels(probs).tolist() == [[255] * 4]
+
+
+# --- laws --------------------------------------------------------------------------------------
+
+
+def saved(calibration: Calibration, path: Path) -> bytes:
+    calibration.save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("method", ["ltt", "crc"])
+def test_any_split_order_and_merge_with_ids_gives_the_same_bytes(
+    method: str, per_class: bool, tmp_path: Path
+) -> None:
+    calibrator = calibrated(0, ids=True)
+    probs, labels = scenes(40, seeded(3))
+    options = {"method": method, "per_class": per_class, "max_error": 0.3}
+
+    def one(indices: list[int], step: int) -> Certifier:
+        certifier = Certifier(calibrator, **options)
+        for start in range(0, len(indices), step):
+            part = indices[start : start + step]
+            certifier.update(probs[part], labels[part], ids=[f"i{i}" for i in part])
+        return certifier
+
+    want = saved(one(list(range(40)), 40).compute(), tmp_path / "whole")
+    shuffle = random.Random(0)
+    for step in (1, 7):
+        indices = list(range(40))
+        shuffle.shuffle(indices)
+        first, second, third = one(indices[:5], step), one(indices[5:30], step), one([], 1)
+        second.merge(third)
+        third.merge(one(indices[30:], step))
+        first.merge(third)
+        first.merge(second)
+        assert saved(first.compute(), tmp_path / "parts") == want
+        assert first.num_images == 40
+
+
+def test_without_ids_images_are_numbered_as_they_come() -> None:
+    calibrator = calibrated()
+    probs, labels = scenes(40, seeded(3))
+    whole, first, second = (Certifier(calibrator, max_error=0.3) for _ in range(3))
+    whole.update(probs, labels)
+    for i in range(15):
+        first.update(probs[i], labels[i])
+    second.update(probs[15:], labels[15:])
+    first.merge(second)
+    assert first.compute().certificate == whole.compute().certificate
+
+
+def test_void_tells_nothing() -> None:
+    calibrator = calibrated(0)
+    probs, labels = scenes(30, seeded(4))
+    plain, padded = (Certifier(calibrator, max_error=0.4) for _ in range(2))
+    plain.update(probs, labels)
+    more = torch.rand(30, K, 9, 11, generator=seeded(5))
+    truth = torch.full((30, 9, 11), 255)
+    more[..., :6, :7], truth[..., :6, :7] = probs, labels
+    padded.update(more, truth)
+    padded.update(more[:4], torch.full((4, 9, 11), 255))  # counted nowhere
+    assert padded.num_images == 30
+    assert padded.compute().certificate == plain.compute().certificate
+
+
+def test_a_higher_bound_never_keeps_less() -> None:
+    calibrator = calibrated()
+    probs, labels = scenes(60, seeded(4))
+    kept = []
+    for max_error in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6):
+        certifier = Certifier(calibrator, max_error=max_error)
+        certifier.update(probs, labels)
+        kept.append(proof(certifier.compute()).kept)
+    assert kept == sorted(kept)
+    assert kept[0] < kept[3] < kept[-1]
+
+
+def test_the_seed_orders_the_bets_and_nothing_else() -> None:
+    probs, labels = scenes(60, seeded(4))
+    found = []
+    for seed in (0, 0, 1):
+        certifier = Certifier(calibrated(), max_error=0.3, seed=seed)
+        certifier.update(probs, labels)
+        found.append(proof(certifier.compute()).p_value)
+    assert found[0] == found[1] != found[2]
+
+
+def test_grids() -> None:
+    made = Certifier(calibrated(), alphas=[0.1, "0.9", 0.5, 0.1]).alphas
+    assert made == (0.9, 0.5, 0.1)
+    assert Certifier(calibrated()).alphas == tuple(map(float, ALPHAS))
+    assert list(map(float, ALPHAS)) == sorted(set(map(float, ALPHAS)), reverse=True)
+    bounded = calibrated(pixelwise=True, max_images=25)
+    assert Certifier(bounded).alphas[:2] == (0.9, 0.89)
+    with raises(ValueError, "Calibrator.compute", r"alpha <= 0\.9"):
+        Certifier(bounded, alphas=[0.95, 0.1])
+
+
+# --- what cannot be certified ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pvalue", "needed"), [("betting", 47), ("hoeffding-bentkus", 45)])
+def test_too_few_images_hear_how_many_it_takes(pvalue: str, needed: int, tmp_path: Path) -> None:
+    made = certified(Certifier(calibrated(), pvalue=pvalue), 44)
+    found = proof(made)
+    assert (found.certified, found.needed_images, found.lowest_error) == (False, needed, None)
+    assert str(found) == (
+        f"44 images: an error of 5 % cannot be certified with 90 % confidence (Learn-then-Test, "
+        f"{pvalue}); that needs at least {needed} images without any error"
+    )
+    assert bool((made.pseudo_labels(scenes(2, seeded(0))[0]) == 255).all())
+    made.save(tmp_path / "c")
+    loaded = Calibration.load(tmp_path / "c")
+    assert loaded.certificate == found
+    assert torch.equal(loaded.threshold, made.threshold)
+
+
+def test_conformal_risk_control_needs_images_too() -> None:
+    found = proof(certified(Certifier(calibrated(), method="crc"), 18))
+    assert found.needed_images == 19
+    assert "(conformal risk control)" in str(found)
+    assert "confidence" not in str(found)
+
+
+@pytest.mark.parametrize("method", ["ltt", "crc"])
+def test_enough_images_hear_the_lowest_bound_they_would_have_certified(method: str) -> None:
+    certifier = Certifier(calibrated(), alphas=["0.2", "0.1"], method=method)
+    found = proof(certified(certifier, 60, sharp=1.0))
+    lowest = found.lowest_error
+    assert lowest is not None
+    assert found.needed_images is None
+    assert lowest == round(lowest, 3) > 0.05
+    assert f"would have certified is {100 * lowest:.3g} %" in str(found)
+    assert "needs new images" in str(found)
+    for max_error, right in ((lowest, True), (round(lowest - 0.001, 3), False)):
+        again = Certifier(calibrated(), alphas=["0.2", "0.1"], max_error=max_error, method=method)
+        assert proof(certified(again, 60, sharp=1.0)).certified == right
+
+
+def test_no_bound_at_all() -> None:
+    certifier = Certifier(calibrated(), alphas=["0.1"], max_error=0.5)
+    _, labels = scenes(30, seeded(2))
+    worst = torch.nn.functional.one_hot((labels.clamp(max=2) + 1) % K, K).movedim(-1, 1)
+    certifier.update(worst.to(torch.float32), labels)
+    found = proof(certifier.compute())
+    assert (found.certified, found.lowest_error) == (False, None)
+    assert "no error could be on these images" in str(found)
+
+
+def test_a_class_without_a_level_keeps_no_label() -> None:
+    certifier = Certifier(calibrated(), alphas=LEVELS[2:], max_error=0.4, per_class=True)
+    probs, labels = scenes(80, seeded(2))
+    labels = labels.masked_fill(labels == 2, 0)  # every label 2 is wrong
+    certifier.update(probs, labels)
+    made = certifier.compute()
+    rows = proof(made).classes
+    assert rows is not None
+    assert [row["certified"] for row in rows] == [True, True, False]
+    assert not bool((made.pseudo_labels(probs) == 2).any())
+    assert str(proof(made)).startswith("80 images: of each of 2 classes out of 3 and all classes")
+
+
+# --- sentences and files -----------------------------------------------------------------------
+
+
+def test_the_sentence() -> None:
+    certifier = Certifier(calibrated(), alphas=LEVELS, max_error=0.25, delta=0.1)
+    found = proof(certified(certifier))
+    assert str(found) == (
+        "60 images: the labels kept are wrong on average in at most 25 % of an image's kept "
+        "pixels, with 90 % confidence over the draw of these images (Learn-then-Test, betting); "
+        "seen: "
+        f"{100 * (found.mean_error or 0):.3g} % wrong, {100 * found.kept:.3g} % kept, "
+        f"alpha {found.alpha:g}"
+    )
+    crc = proof(certified(Certifier(calibrated(), max_error=0.1, method="crc")))
+    assert str(crc).startswith(
+        "60 images: a label is kept and wrong on average in at most 10 % of an image's pixels, "
+        "over the draw of these images and a new one (conformal risk control); seen: "
+    )
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_file_keeps_the_certificate(per_class: bool, tmp_path: Path) -> None:
+    certifier = Certifier(calibrated(0, ids=True), max_error=0.4, per_class=per_class)
+    probs, labels = scenes(60, seeded(2))
+    certifier.update(probs, labels, ids=[f"i{i}" for i in range(60)])
+    made = certifier.compute()
+    made.save(tmp_path / "c")
+    loaded = Calibration.load(tmp_path / "c")
+    assert loaded.certificate == made.certificate
+    assert proof(loaded).certified
+    assert json.loads(json.dumps(proof(made).to_json()))["num_images"] == 60
+    assert loaded.extra["images"] == sorted(f"c{i}" for i in range(25))
+    assert loaded.extra["certifying_images"] == sorted(f"i{i}" for i in range(60))
+    assert torch.equal(loaded.pseudo_labels(probs), made.pseudo_labels(probs))
+    assert (loaded.class_threshold is not None) == per_class
+
+
+DAMAGED: dict[str, Any] = {
+    "method": "luck",
+    "pvalue": "0.05",
+    "max_error": 5,
+    "delta": None,
+    "certified": 1,
+    "alpha": 1.5,
+    "num_images": 0,
+    "mean_error": None,
+    "kept": "all",
+    "p_value": -0.1,
+    "beside": {"alpha": 0.1},
+    "classes": [{"alpha": 0.1}],
+    "needed_images": 3.5,
+    "lowest_error": 0,
+    "more": 1,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_certificate_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    certified(Certifier(calibrated(), max_error=0.4)).save(path)
+    tensors, metadata = read_tensors(path)
+    metadata["certificate"][name] = DAMAGED[name]
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(ValueError, match=r"expected .*; run cpseg certify anew") as caught:
+        Calibration.load(path)
+    assert str(caught.value).startswith(f"{path}: expected ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    certified(Certifier(calibrated(), max_error=0.4)).save(path)
+    tensors, metadata = read_tensors(path)
+    for value in ("proven", None, {}):
+        write_tensors(path, tensors, {**metadata, "certificate": value})
+        with pytest.raises(ValueError, match="a certificate with its fields"):
+            Calibration.load(path)
+
+
+@pytest.mark.parametrize("damage", ["shape", "NaN", "dtype"])
+def test_damaged_class_thresholds_are_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    certified(Certifier(calibrated(), max_error=0.4, per_class=True)).save(path)
+    tensors, metadata = read_tensors(path)
+    own = tensors["class_threshold"]
+    changed = {"shape": own[1:], "NaN": own * math.nan, "dtype": own.double()}[damage]
+    write_tensors(path, {**tensors, "class_threshold": changed}, metadata)
+    with pytest.raises(ValueError, match="float32 thresholds of every class"):
+        Calibration.load(path)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_error": 0}, r"max_error in \(0, 1\), got 0"),
+        ({"max_error": "1.0"}, r"max_error in \(0, 1\)"),
+        ({"delta": 1}, r"delta in \(0, 1\)"),
+        ({"delta": "ten"}, r"delta in \(0, 1\)"),
+        ({"delta": math.nan}, r"delta in \(0, 1\)"),
+        ({"method": "rcps"}, "a method among ltt, crc, got 'rcps'"),
+        ({"pvalue": "t"}, "a pvalue among betting, hoeffding-bentkus"),
+        ({"alphas": []}, "at least one of alphas"),
+        ({"alphas": [0.1, 0]}, r"alphas in \(0, 1\), got 0"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], match: str) -> None:
+    with raises(ValueError, "Certifier", match):
+        Certifier(calibrated(), **options)
+
+
+def test_calibrators_that_cannot_be_certified() -> None:
+    with raises(TypeError, "Certifier", "a Calibrator, got Calibration"):
+        Certifier(calibrated().compute())  # type: ignore[arg-type]
+    with raises(ValueError, "Certifier", "a calibrator with images, got none"):
+        Certifier(Calibrator(groups.image(SIZE)))
+    with raises(ValueError, "Certifier", "a threshold for all classes, got one for each"):
+        Certifier(calibrated(per_class=True))
+    with raises(ValueError, "Certifier", "lac score, got 'aps'"):
+        Certifier(calibrated(score="aps"))
+    with raises(ValueError, "Certifier", "without a fallback"):
+        Certifier(calibrated(pixelwise=True, fallback=[groups.image(SIZE)]))
+    scores = Calibrator(groups.image(SIZE))
+    scores.update_scores(torch.rand(3, *SIZE))
+    with raises(ValueError, "Certifier", "that knows its classes, got scores alone"):
+        Certifier(scores)
+
+
+def test_bad_updates_count_nothing() -> None:
+    certifier = Certifier(calibrated(ids=True))
+    probs, labels = scenes(4, seeded(0))
+    names = list("abcd")
+    certifier.update(probs, labels, ids=names)
+    where = "Certifier.update"
+    wrong: list[tuple[Tensor, Tensor, Any, str]] = [
+        (probs + 0.5, labels, list("efgh"), r"probs in \[0, 1\], got values"),
+        (probs * math.nan, labels, list("efgh"), "got NaN"),
+        (probs, labels + 1, list("efgh"), "labels in 0..2 or 255"),
+        (probs, labels[:3], list("efgh"), r"labels \[4, 6, 7\]"),
+        (probs[:, :2], labels, list("efgh"), "3 classes as calibrated"),
+        (probs, labels, ["e", "f", "c7", "c3"], "nor refitted the scores, got 'c3', which did"),
+        (probs, labels, ["e", "f", "g", "a"], "every image once, got 'a' twice"),
+        (probs, labels, ["e", "f", "g", "e"], "every image once, got 'e' twice"),
+        (probs, labels, ["e", "f"], "ids as 4 strings, one an image"),
+        (probs, labels, [1, 2, 3, 4], "ids as 4 strings"),
+        (probs, labels, "e", "ids as 4 strings"),
+        (probs, labels, None, "ids for all images or for none, got some without"),
+    ]
+    for p, y, ids, match in wrong:
+        with raises(ValueError, where, match):
+            certifier.update(p, y, ids=ids)
+        assert certifier.num_images == 4
+        assert certifier.ids == set(names)
+    certifier.update(probs[0], labels[0], ids="e")
+    assert certifier.num_images == 5
+    unnamed = Certifier(calibrated())
+    unnamed.update(probs, labels)
+    with raises(ValueError, where, "got some without before"):
+        unnamed.update(probs, labels, ids=names)
+    with raises(TypeError, where, "floating-point probs"):
+        certifier.update(probs.to(torch.uint8), labels)
+    with raises(ValueError, "Certifier.compute", "labelled images, got none"):
+        Certifier(calibrated()).compute()
+
+
+def test_bad_merges() -> None:
+    calibrator = calibrated()
+    probs, labels = scenes(4, seeded(0))
+    first = Certifier(calibrator)
+    first.update(probs, labels, ids=list("abcd"))
+    where = "Certifier.merge"
+    with raises(ValueError, where, "another certifier, got itself"):
+        first.merge(first)
+    with raises(TypeError, where, "a Certifier, got Calibrator"):
+        first.merge(calibrator)  # type: ignore[arg-type]
+    for name, value in {"max_error": 0.1, "delta": 0.2, "method": "crc", "seed": 1}.items():
+        with raises(ValueError, where, f"the same {name}"):
+            first.merge(Certifier(calibrator, **{name: value}))
+    with raises(ValueError, where, "the same thresholds"):
+        first.merge(Certifier(calibrated(pixelwise=True)))
+    with raises(ValueError, where, "the same calibration images"):
+        first.merge(Certifier(calibrated(ids=True)))
+    twice = Certifier(calibrator)
+    twice.update(probs[1], labels[1], ids="b")
+    with raises(ValueError, where, "every image once, got 'b' twice"):
+        first.merge(twice)
+    unnamed = Certifier(calibrator)
+    unnamed.update(probs, labels)
+    with raises(ValueError, where, "ids for all images or for none"):
+        first.merge(unnamed)
+    assert first.num_images == 4
+
+
+def test_a_calibrator_remembers_ids() -> None:
+    probs, labels = scenes(4, seeded(0))
+    first, second = (Calibrator(groups.image(SIZE)) for _ in range(2))
+    first.update(probs[:2], labels[:2], ids=["b", "a"])
+    first.update(probs, labels)  # without: as ever
+    second.update(probs[2], labels[2], ids="c")
+    for ids, match in ((["a", "d"], "got 'a' twice"), (["d", "d"], "got 'd' twice")):
+        with raises(ValueError, "Calibrator.update", match):
+            first.update(probs[:2], labels[:2], ids=ids)
+    assert first.num_images == 6
+    first.merge(second)
+    assert first.ids == {"a", "b", "c"}
+    assert first.compute().extra == {"images": ["a", "b", "c"]}
+    with raises(ValueError, "Calibrator.merge", "got 'c' twice"):
+        first.merge(second)
+    assert first.num_images == 7
+    plain = Calibrator(groups.image(SIZE))
+    plain.update(probs, labels)
+    assert plain.compute().extra == {}
+
+
+# --- the promise -------------------------------------------------------------------------------
+#
+# Losses of worlds whose risk is known: `SETS` draws of n images each; how often does the rule that
+# is returned have a risk above `max_error`? At most a share delta. The bound on the count is passed
+# by a right implementation with probability `FALSE_ALARM` at most.
+
+SETS = 1000
+FALSE_ALARM = 1e-7
+World = Callable[[np.random.Generator], np.ndarray]  # losses [n, C, A]
+DELTA, MAX_ERROR = 0.1, 0.1
+
+
+def correlated(rng: np.random.Generator) -> np.ndarray:
+    """Pixels of an image are right or wrong together: its error rate is drawn, 2,000 pixels."""
+    rate = rng.beta(0.6, 5.4, (80, 1, 1))  # mean 0.1 at the middle level
+    scale = np.array(CORRELATED) / 0.1
+    return rng.binomial(2000, np.minimum(rate * scale, 1.0)) / 2000
+
+
+CORRELATED = (0.02, 0.05, 0.08, 0.09, 0.095, 0.1)  # scaled by at most 1: the mean is exact
+FEW = (0.01, 0.02, 0.03, 0.101, 0.15, 0.3)
+IMBALANCED = ((0.02, 0.05, 0.101, 0.2), (0.01, 0.101, 0.102, 0.103), (0.001, 0.002, 0.003, 0.101))
+WAVES = (0.02, 0.101, 0.05, 0.101, 0.03, 0.101, 0.2, 0.05, 0.101, 0.12)
+
+
+def few(rng: np.random.Generator) -> np.ndarray:
+    """30 images: beta losses with few large ones, levels that move together."""
+    return (rng.random((30, 1, 1)) < np.array(FEW)).astype(float)
+
+
+def imbalanced(rng: np.random.Generator) -> np.ndarray:
+    """Three classes, in every image, in half, in a fifth: where it is, a class is lost whole."""
+    risks = np.array(IMBALANCED)
+    present = np.array([1.0, 0.5, 0.2])[:, None]
+    there = rng.random((120, 3, 1)) < present
+    return there * (rng.random((120, 3, 1)) < risks / present)
+
+
+def waves(rng: np.random.Generator) -> np.ndarray:
+    """Risk that goes up and down along the levels, each with losses of its own."""
+    return (rng.random((60, 1, len(WAVES))) < np.array(WAVES)).astype(float)
+
+
+WORLDS: dict[str, tuple[World, np.ndarray]] = {
+    "correlated pixels": (correlated, np.array([[*CORRELATED]])),
+    "few images": (few, np.array([FEW])),
+    "class imbalance": (imbalanced, np.array(IMBALANCED)),
+    "not monotone": (waves, np.array([WAVES])),
+}
+"""Losses and the risk of every class and level."""
+
+Rule = Callable[[np.ndarray], np.ndarray]  # losses to levels
+
+
+def violations(world: str, rule: Rule, max_error: float) -> int:
+    """How many of `SETS` draws return a rule, of any class, whose risk is above the bound."""
+    draw, risks = WORLDS[world]
+    rng = np.random.default_rng(11)
+    count = 0
+    for _ in range(SETS):
+        levels = rule(draw(rng))
+        count += any(risks[c, a] > max_error for c, a in enumerate(levels) if a >= 0)
+    return count
+
+
+def bound_of(world: str) -> float:
+    """The correlated world's risks end at 0.1: there the bound lies below."""
+    return 0.085 if world == "correlated pixels" else MAX_ERROR
+
+
+MOST = int(binom.isf(FALSE_ALARM, SETS, DELTA))
+
+
+@pytest.mark.parametrize("pvalue", ["betting", "hoeffding-bentkus"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_promise_holds(world: str, pvalue: str) -> None:
+    bound = bound_of(world)
+    count = violations(world, lambda x: choose(x, bound, DELTA, "ltt", pvalue)[0], bound)
+    print(f"{world}, {pvalue}: {count} of {SETS}")
+    assert count <= MOST
+
+
+def by_the_mean(losses: np.ndarray, bound: float) -> np.ndarray:
+    """The loosest level whose errors were few enough on these images."""
+    levels = np.arange(losses.shape[-1])
+    return np.where(losses.mean(0) <= bound, levels, -1).max(-1)
+
+
+def from_the_loose_side(losses: np.ndarray, bound: float) -> np.ndarray:
+    """The loosest level whose p-value is small, as if it were the only one tested."""
+    p = choose(losses, bound, DELTA * losses.shape[1], "ltt", "betting")[1]
+    assert p is not None
+    return np.where(p <= DELTA, np.arange(losses.shape[-1]), -1).max(-1)
+
+
+def pixels_as_units(losses: np.ndarray, bound: float) -> np.ndarray:
+    """Every image taken as 400 independent pixels."""
+    return choose(losses.repeat(400, 0), bound, DELTA, "ltt", "hoeffding-bentkus")[0]
+
+
+def without_correction(losses: np.ndarray, bound: float) -> np.ndarray:
+    """Each class at delta."""
+    apart = [choose(losses[:, [c]], bound, DELTA, "ltt", "betting")[0] for c in range(3)]
+    return np.concatenate(apart)
+
+
+@pytest.mark.parametrize(
+    ("rule", "world"),
+    [
+        (by_the_mean, "correlated pixels"),
+        (by_the_mean, "few images"),
+        (by_the_mean, "class imbalance"),
+        (by_the_mean, "not monotone"),
+        (from_the_loose_side, "not monotone"),
+        (pixels_as_units, "correlated pixels"),
+        (without_correction, "class imbalance"),
+    ],
+)
+def test_what_is_nearly_right_does_not_keep_it(
+    rule: Callable[[np.ndarray, float], np.ndarray], world: str
+) -> None:
+    bound = bound_of(world)
+    count = violations(world, lambda losses: rule(losses, bound), bound)
+    print(f"{rule.__name__}, {world}: {count} of {SETS}")
+    assert count > MOST
+
+
+def steps(rng: np.random.Generator) -> np.ndarray:
+    """Ten images, each right up to a level of its own and wrong beyond: the hardest case."""
+    at = rng.random((10, 1, 1))
+    return (np.arange(1, 101) / 100 > at).astype(float)
+
+
+def test_conformal_risk_control_keeps_its_expectation() -> None:
+    """Classical: (k + 1) / (n + 1) of a new image lies beyond the k-th step.
+
+    At 0.2 with ten images that is 2/11; without the +1 of the new image it is 3/11. The mean of
+    4,000 risks in [0, 1] with variance below 0.02 strays by 0.0175 with probability 2e-7 at most
+    (Bernstein).
+    """
+    rng = np.random.default_rng(5)
+    right, wrong = [], []
+    for _ in range(4000):
+        losses = steps(rng)
+        level = choose(losses, 0.2, 0.1, "crc", "betting")[0][0]
+        right.append((level + 1) / 100)  # risk of level a is (a + 1) / 100
+        wrong.append((by_the_mean(losses, 0.2)[0] + 1) / 100)
+    assert np.var(right) < 0.02
+    assert 2 / 11 - 0.03 < np.mean(right) <= 0.2 + 0.0175
+    assert np.mean(wrong) > 0.2 + 0.0175
+
+
+def test_conformal_risk_control_without_the_running_maximum_breaks() -> None:
+    """Levels that dip by chance: the last of them that looks good is one of luck."""
+    rng = np.random.default_rng(6)
+    draws = [(rng.random((20, 1, 60)) < 0.3).astype(float) for _ in range(400)]
+    lucky = [(x.sum(0) + 1) / 21 <= 0.2 for x in draws]
+    assert np.mean([0.3 * x.any() for x in lucky]) > 0.25
+    kept = [choose(x, 0.2, 0.1, "crc", "betting")[0][0] >= 0 for x in draws]
+    assert np.mean(kept) * 0.3 < 0.1
+
+
+# The whole way: certifiers over images drawn from a population of which everything is known.
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_the_promise_from_scores_to_labels(per_class: bool) -> None:
+    """300 images are the whole world; certifiers see 60 of them, drawn with replacement.
+
+    Also the power: what is kept on average, beside an oracle that knows the risk of every level.
+    """
+    bound, draws = 0.3, 300
+    certifier = Certifier(calibrated(0), max_error=bound, delta=DELTA, per_class=per_class)
+    probs, labels = scenes(300, seeded(9))
+    certifier.update(probs, labels)
+    world = list(certifier._images)
+    shuffle = random.Random(3)
+    violated, kept = 0, []
+    made: Calibration
+    for _ in range(draws):
+        certifier._images = shuffle.choices(world, k=60)
+        made = certifier.compute()
+        found = proof(made)
+        alphas = [found.alpha] if found.classes is None else [r["alpha"] for r in found.classes]
+        levels = [certifier.alphas.index(a) if a is not None else -1 for a in alphas]
+        risks = [
+            np.mean([x.wrong[c, a] / max(x.kept[c, a], 1) for x in world]) if a >= 0 else 0.0
+            for c, a in enumerate(levels)
+        ]
+        violated += max(risks) > bound
+        kept.append(found.kept)
+    assert violated <= binom.isf(FALSE_ALARM, draws, DELTA)
+    # The last one once more, by its labels.
+    chosen = made.pseudo_labels(probs)
+    on = (chosen != 255) & (labels != 255)
+    for c, risk in enumerate(risks):
+        mine = on & (chosen == c) if per_class else on
+        wrong = (mine & (chosen != labels)).sum((1, 2)) / mine.sum((1, 2)).clamp(min=1)
+        assert float(wrong.double().mean()) == pytest.approx(risk, abs=1e-6)
+    ideal = 0.0
+    for c in range(K if per_class else 1):
+        risk = np.mean([x.wrong[c] / np.maximum(x.kept[c], 1) for x in world], 0)
+        best = int(np.flatnonzero(risk <= bound).max())
+        ideal += float(np.mean([x.kept[c, best] / x.pixels for x in world]))
+    print(f"kept {np.mean(kept):.3f}, an oracle {ideal:.3f}, violated {violated} of {draws}")
+    assert np.mean(kept) > 0.4 * ideal

@@ -1,0 +1,104 @@
+"""Several processes give the bytes of one.
+
+Slow for what it is: every process imports torch. Under pytest-xdist each case runs on one worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from tests.support import folders
+from tests.support.folders import DataSet, command, files
+from tests.support.processes import ONE_RANK, free_port
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+
+
+def jobs(data: DataSet, out: Path, **calibrate: object) -> list[list[str]]:
+    some = data.options(background=0, **calibrate)
+    made = data.options(calibration=out / "c.safetensors")
+    return [
+        ["calibrate", *some, "-o", str(out / "c.safetensors")],
+        ["label", *made, "--labelled", str(data.ids), "-o", str(out / "labels")],
+        ["evaluate", *made, "--constant", "0.3", "--per-class", "-o", str(out / "rows.json")],
+    ]
+
+
+def alone(
+    capsys: pytest.CaptureFixture[str], out: Path, runs: list[list[str]]
+) -> tuple[str, dict[str, bytes]]:
+    """What one process prints and leaves; the folder is taken away again."""
+    results = [command(capsys, *words) for words in runs]
+    assert [result.code for result in results] == [0] * len(runs)
+    left = files(out)
+    assert {"c.safetensors", "rows.json", "labels/ids.txt", "labels/stage1.txt"} < set(left)
+    shutil.rmtree(out)
+    return "".join(result.out for result in results), left
+
+
+def test_torchrun_gives_the_bytes_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folders.make(tmp_path / "data", count=7, sizes=((12, 16), (10, 20)))
+    out = tmp_path / "out"
+    runs = jobs(data, out, alpha=0.3)
+    wanted, left = alone(capsys, out, runs)
+    printed = ""
+    for words in runs:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [*launcher, "--master-port", str(free_port()), "-m", "cpseg", *words],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said = [line for line in done.stderr.splitlines() if "made the calibration" not in line]
+        assert not any("cpseg" in line for line in said), done.stderr
+        printed += done.stdout
+    assert printed == wanted
+    assert files(out) == left
+
+
+# What torchrun sets, without torchrun: one start for all jobs, each with a port of its own.
+
+
+@pytest.mark.parametrize("variant", ["pixel", "image"])
+def test_a_rank_without_an_image_changes_nothing(
+    variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folders.make(tmp_path / "data", count=2)
+    out = tmp_path / "out"
+    runs = jobs(data, out, alpha=0.5, variant=variant, per_class=True)
+    wanted, left = alone(capsys, out, runs)
+    ports = [free_port() for _ in runs]
+    words = [json.dumps(ports), json.dumps(runs)]
+    world = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_RANK, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(3)
+    ]
+    try:
+        printed = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], printed
+    assert [out for out, _ in printed] == [wanted, "", ""]
+    assert files(out) == left
