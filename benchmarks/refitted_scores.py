@@ -25,9 +25,9 @@ from cpseg import Calibrator, Certifier, confusion_matrix, evidence, groups, pse
 from cpseg.certification.certifier import ALPHAS
 from cpseg.core.class_map import read_class_map
 from cpseg.core.reliability import Reliability
-from cpseg.files.dataset import Source, labelled
+from cpseg.files.dataset import Source, read_example
 from cpseg.files.id_lists import Pair, read_ids, write_ids
-from cpseg.jobs.recalibrate import Refit
+from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.tally import aligned, row_of
 from cpseg.report.findings import Plan
 from cpseg.report.measure import gather
@@ -38,9 +38,9 @@ CONSTANTS = (0.7, 0.9)
 BOUNDS = ("0.05", "0.1")
 
 
-def refit(name: str) -> Refit:
+def refit(name: str) -> RecalibrationOptions:
     method, _, context = name.partition(", ")
-    return Refit(method, context="auto" if context else ())
+    return RecalibrationOptions(method, context="auto" if context else ())
 
 
 class Cell:
@@ -55,7 +55,7 @@ class Cell:
     def read(self, pairs: list[Pair]):
         for pair in pairs:
             path = self.paths.get(pair) or self.source.locate([pair])[pair]
-            yield pair, *labelled(self.source, pair, path, self.num_classes)
+            yield pair, *read_example(self.source, pair, path, self.num_classes)
 
     def fit(self, pairs: list[Pair], names: tuple[str, ...]):
         made = {name: refit(name).recalibrator(self.num_classes, self.seed) for name in names}

@@ -43,6 +43,7 @@ NAMES = [
     "kept_share",
     "mean_iou",
     "nonconformity",
+    "nonconformity_map",
     "poly_lr",
     "prediction_set",
     "pseudo_labels",
@@ -74,7 +75,7 @@ NAMES = [
 # What may be given by position, then what only by name (= where it has a default).
 SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     cpseg.nonconformity: (["probs", "labels"], ["score=", "ignore_index=", "generator="]),
-    cpseg.class_scores: (["probs"], ["score=", "generator="]),
+    cpseg.nonconformity_map: (["probs"], ["score=", "generator="]),
     cpseg.conformal_rank: (["n", "alpha"], []),
     cpseg.conformal_quantile: (["scores", "alpha"], ["dim=", "rule="]),
     cpseg.prediction_set: (["probs", "threshold"], ["score=", "generator="]),

@@ -175,4 +175,8 @@ def test_old_module_paths_give_the_names_that_they_had() -> None:
         "read_scores",
     ]
     assert Source.__module__ == "cpseg.files.dataset"
-    assert [each.__name__ for each in (barrier, tiles, total)] == ["barrier", "tiles", "total"]
+    assert [each.__name__ for each in (barrier, tiles, total)] == [
+        "barrier",
+        "tiles",
+        "all_reduce_sum",
+    ]

@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from cpseg import Calibration, confusion_matrix, mean_iou
 from cpseg._internal.checks import message
-from cpseg._internal.distributed import barrier, rank, share
-from cpseg.files.dataset import IGNORE, Source
+from cpseg._internal.distributed import barrier, rank, shard
+from cpseg.files.dataset import VOID, Source
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import image_size, read_mask
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.certify import certify
 from cpseg.jobs.label import label
-from cpseg.jobs.recalibrate import Refit
+from cpseg.jobs.recalibrate import RecalibrationOptions
 from crops import Lists
 
 
@@ -76,9 +76,9 @@ def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
         # Folds: every labelled image fits the map that is kept, and every one calibrates. It is an
         # approximation without a promise; a certificate has one.
         folds = 5 if rule.conformal and rule.max_error is None else 0
-        refit = Refit(
+        refit = RecalibrationOptions(
             rule.recalibrate or "none",
-            share=0.0,
+            shard=0.0,
             folds=folds,
             context=context,
             prior_power=rule.prior_power,
@@ -141,14 +141,14 @@ def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int)
     """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     counts = torch.zeros(2, dtype=torch.int64)  # valid, kept
-    for guess, true in zip(share(pseudo)[0], share(truth)[0], strict=True):
+    for guess, true in zip(shard(pseudo)[0], shard(truth)[0], strict=True):
         pixels = image_size(source.root / true.image)
         found = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
         labels = source.labels(true, classes, pixels)
-        known = labels != IGNORE
-        counts += torch.stack([known.sum(), (known & (found != IGNORE)).sum()])
-        labels = labels.masked_fill(found == IGNORE, IGNORE)
-        found = found.masked_fill(found == IGNORE, 0)  # void in the labels
+        known = labels != VOID
+        counts += torch.stack([known.sum(), (known & (found != VOID)).sum()])
+        labels = labels.masked_fill(found == VOID, VOID)
+        found = found.masked_fill(found == VOID, 0)  # void in the labels
         confusion += confusion_matrix(found[None].long(), labels[None].long(), num_classes=classes)
     if dist.is_initialized():
         dist.all_reduce(confusion)

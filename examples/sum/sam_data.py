@@ -21,7 +21,7 @@ from cpseg._internal.checks import message, shape
 from cpseg._internal.safe_files import read_tensors
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import read_mask
-from cpseg.files.run_folder import place
+from cpseg.files.run_folder import output_path
 
 VOID = 255
 MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # SAM's, of 0..255
@@ -124,7 +124,7 @@ def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
     """
     left = []
     for pair in pairs:
-        path = place(folder / "coarse", pair.image, ".safetensors")
+        path = output_path(folder / "coarse", pair.image, ".safetensors")
         try:
             with safe_open(path, framework="pt") as file:
                 empty = file.get_slice("logits").get_shape()[0] == 0
@@ -174,7 +174,7 @@ def _read_coarse(
     folder: Path, name: str, full: tuple[int, int], size: int, inner: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
     """Logits ``[M, S, S]`` and points ``[M, 2]``, if the file has them, in the frame."""
-    path = place(folder / "coarse", name, ".safetensors")
+    path = output_path(folder / "coarse", name, ".safetensors")
     tensors, _ = read_tensors(path)
     fix = "store float 'logits' [M, h, w] of the whole image, and 'points' [M, 2] if you have them"
     logits, points = tensors.get("logits"), tensors.get("points")

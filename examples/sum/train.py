@@ -21,7 +21,7 @@ from cpseg import TaskPrompt
 from cpseg._internal.checks import message
 from cpseg._internal.safe_files import read_tensors, write_tensors
 from cpseg.files.id_lists import Pair
-from cpseg.files.run_folder import place
+from cpseg.files.run_folder import output_path
 from refinement import good_pairs, map_metadata, refinement_loss, uncertainty_of
 from rounds import backward, evaluate
 from sam_data import (
@@ -138,12 +138,12 @@ class Run:
 
     def coarse_file(self, pair: Pair) -> Path:
         """Where the coarse masks of an image are."""
-        return place(self.folder / "coarse", pair.image, ".safetensors")
+        return output_path(self.folder / "coarse", pair.image, ".safetensors")
 
     def map_file(self, pair: Pair) -> Path:
         """Where the uncertainty map of an image is."""
         folder = self.args.out / f"uncertainty-{self.args.uncertainty}"
-        return place(folder, pair.image, ".safetensors")
+        return output_path(folder, pair.image, ".safetensors")
 
     def written_map(self, pair: Pair) -> Path:
         """The same, where it must be there."""

@@ -80,6 +80,27 @@ MOVED: dict[str, tuple[str, ...]] = {
     "uncertainty": ("training.uncertainty",),
 }
 
+# Names that the old modules had, where they changed too.
+RENAMED = {
+    "IGNORE": "VOID",
+    "Refit": "RecalibrationOptions",
+    "Reservoir": "PixelSample",
+    "agreed": "broadcast_from_rank0",
+    "begin": "open_run_folder",
+    "confusions": "confusion_per_alpha",
+    "entry_levels": "first_alpha_in_set",
+    "fixed": "fixed_partition",
+    "fresh": "is_up_to_date",
+    "hits": "coverage_counts",
+    "labelled": "read_example",
+    "learned": "learned_partition",
+    "naming": "name_file_in_errors",
+    "place": "output_path",
+    "refit_scores": "recalibrate_scores",
+    "share": "shard",
+    "total": "all_reduce_sum",
+}
+
 
 class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes a stand-in for an old module, which looks its names up in the new ones."""
@@ -103,9 +124,10 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
         def look_up(name: str) -> Any:
             for home in homes:
-                found = importlib.import_module(home)
-                if hasattr(found, name):
-                    return getattr(found, name)
+                module = importlib.import_module(home)
+                for known in (name, RENAMED.get(name, name)):
+                    if hasattr(module, known):
+                        return getattr(module, known)
             raise AttributeError(f"module '{old}' has no attribute '{name}'")
 
         module.__dict__["__getattr__"] = look_up

@@ -12,7 +12,7 @@ from tests.support import oracles
 from tests.support.helpers import FLOATS, same
 
 from cpseg import confusion_matrix, evidence, prediction_set, pseudo_labels
-from cpseg.core.nested_rules import confusions, entry_levels, hits
+from cpseg.core.nested_rules import confusion_per_alpha, coverage_counts, first_alpha_in_set
 
 VOID = 255
 PROBS = (0.0, 0.25, 0.5, 0.75, 1.0, np.nan)  # few values: ties of scores, and scores on thresholds
@@ -35,7 +35,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int |
 def found(problem: tuple[np.ndarray, ...], **options: bool) -> torch.Tensor:
     probs, truth, limits, background = problem
     some = evidence(torch.from_numpy(probs), background=background)
-    return confusions(some, torch.from_numpy(truth), torch.from_numpy(limits), **options)
+    return confusion_per_alpha(some, torch.from_numpy(truth), torch.from_numpy(limits), **options)
 
 
 @given(problems())
@@ -84,7 +84,7 @@ def test_hits_are_those_of_the_prediction_sets(problem: tuple[np.ndarray, ...]) 
     probs, truth, limits, _ = problem
     known = truth != VOID
     p_true = np.take_along_axis(probs, np.where(known, truth, 0)[None].astype(int), 0)[0]
-    result = hits(
+    result = coverage_counts(
         torch.from_numpy(np.where(known, p_true, np.float32(np.nan))), torch.from_numpy(limits)
     )
     for level, threshold in enumerate(limits):
@@ -97,7 +97,7 @@ def test_hits_are_those_of_the_prediction_sets(problem: tuple[np.ndarray, ...]) 
 @given(problems())
 def test_entry_is_the_first_level_inside(problem: tuple[np.ndarray, ...]) -> None:
     probs, _, limits, _ = problem
-    level = entry_levels(torch.from_numpy(probs[0]), torch.from_numpy(limits))
+    level = first_alpha_in_set(torch.from_numpy(probs[0]), torch.from_numpy(limits))
     assert level.dtype == torch.int64
     for i, j in np.ndindex(*probs.shape[1:]):
         inside = [
@@ -114,7 +114,7 @@ def test_membership_is_by_the_float32_score_of_any_dtype(dtype: torch.dtype) -> 
     truth = torch.randint(3, (6, 7), generator=generator)
     # Thresholds that are scores: a comparison in another dtype would tip over here.
     limits = (1 - probs[0].to(torch.float32)).flatten()[:9].sort().values
-    result = confusions(evidence(probs, background=1), truth, limits)
+    result = confusion_per_alpha(evidence(probs, background=1), truth, limits)
     for level, threshold in enumerate(limits):
         chosen = pseudo_labels(probs, threshold, background=1)
         expected = confusion_matrix(chosen, truth, num_classes=3, with_ignored=True)
@@ -124,7 +124,7 @@ def test_membership_is_by_the_float32_score_of_any_dtype(dtype: torch.dtype) -> 
 def test_another_void_value() -> None:
     probs, truth = torch.eye(2).reshape(2, 1, 2), torch.tensor([[0, -1]])
     limits = torch.tensor([0.0])
-    result = confusions(evidence(probs, background=None), truth, limits, ignore_index=-1)
+    result = confusion_per_alpha(evidence(probs, background=None), truth, limits, ignore_index=-1)
     assert result.tolist() == [[[1, 0, 0], [0, 0, 0]]]
 
 
@@ -135,7 +135,9 @@ def test_every_pixel_is_counted_once_at_every_level() -> None:
     limits = torch.linspace(-0.1, 1.1, 300)  # more levels than a byte holds
     for background in (None, 0, 4):
         for own in (False, True):
-            result = confusions(evidence(probs, background=background), truth, limits, own=own)
+            result = confusion_per_alpha(
+                evidence(probs, background=background), truth, limits, own=own
+            )
             assert (result.sum((1, 2)) == 72).all()
             assert (result >= 0).all()
             assert (result[..., -1].diff(dim=0) <= 0).all(), "labels only come, from level to level"

@@ -11,7 +11,7 @@ from tests.support import oracles
 from tests.support.helpers import FLOATS, INTEGERS, exact, raises, same, seeded
 from torch import Tensor
 
-from cpseg import class_scores, nonconformity
+from cpseg import nonconformity, nonconformity_map
 
 
 def case(dtype: torch.dtype = torch.float32, num_classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -41,13 +41,13 @@ def test_labels_of_every_integer_dtype(dtype: torch.dtype) -> None:
 def test_one_image_without_a_batch_axis() -> None:
     probs, labels = case()
     assert same(nonconformity(probs[0], labels[0]), nonconformity(probs, labels)[0])
-    assert same(class_scores(probs[0]), class_scores(probs)[0])
+    assert same(nonconformity_map(probs[0]), nonconformity_map(probs)[0])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_class_scores_at_the_true_class_are_the_nonconformity(dtype: torch.dtype) -> None:
     probs, labels = case(dtype)
-    scores = class_scores(probs)
+    scores = nonconformity_map(probs)
     assert scores.shape == probs.shape
     assert scores.dtype == torch.float32
     assert same(scores.gather(1, labels[:, None])[:, 0], nonconformity(probs, labels))
@@ -55,12 +55,12 @@ def test_class_scores_at_the_true_class_are_the_nonconformity(dtype: torch.dtype
 
 def test_ends_of_the_unit_interval_are_exact() -> None:
     probs = torch.tensor([0.0, 1.0]).reshape(2, 1, 1)
-    assert class_scores(probs).flatten().tolist() == [1.0, 0.0]
+    assert nonconformity_map(probs).flatten().tolist() == [1.0, 0.0]
 
 
 def test_scores_need_not_sum_to_one() -> None:
     probs = torch.full((3, 1, 1), 0.75)
-    assert class_scores(probs).flatten().tolist() == [0.25] * 3
+    assert nonconformity_map(probs).flatten().tolist() == [0.25] * 3
 
 
 def test_a_single_class_works() -> None:
@@ -154,8 +154,8 @@ def test_nonconformity_says_what_is_wrong(
 def test_class_scores_says_what_is_wrong(
     probs: Any, options: dict[str, str], kind: type[Exception], match: str
 ) -> None:
-    with raises(kind, "class_scores", match):
-        class_scores(probs, **options)
+    with raises(kind, "nonconformity_map", match):
+        nonconformity_map(probs, **options)
 
 
 def test_classes_beyond_255_need_another_void() -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from cpseg import (
     Calibration,
     Calibrator,
-    class_scores,
     groups,
     nonconformity,
+    nonconformity_map,
     prediction_set,
 )
 from cpseg.core.nonconformity import score_range
@@ -53,7 +53,7 @@ def probs_with_ties(seed: int, num_classes: int, *, batch: int = 2) -> Tensor:
 @given(seed=st.integers(0, 10**6), num_classes=st.integers(2, 8), score=st.sampled_from(OTHERS))
 def test_values_equal_loops(seed: int, num_classes: int, score: str) -> None:
     p = probs_with_ties(seed, num_classes)
-    got = class_scores(p, score=score)
+    got = nonconformity_map(p, score=score)
     assert got.dtype == torch.float32
     for b, i, j in np.ndindex(2, 3, 4):
         want = naive(exact(p[b, :, i, j]), score)
@@ -63,7 +63,7 @@ def test_values_equal_loops(seed: int, num_classes: int, score: str) -> None:
 @pytest.mark.parametrize("score", ["aps", "raps:0.3:1"])
 def test_randomised_values_equal_loops_with_the_same_draw(score: str) -> None:
     p = probs_with_ties(4, 5)
-    got = class_scores(p, score=score, generator=seeded(9))
+    got = nonconformity_map(p, score=score, generator=seeded(9))
     u = torch.rand(2, 1, 3, 4, generator=seeded(9))
     for b, i, j in np.ndindex(2, 3, 4):
         want = naive(exact(p[b, :, i, j]), score, float(u[b, 0, i, j]))
@@ -82,7 +82,7 @@ def test_true_class_scores_are_the_class_scores_bit_for_bit(
     labels = torch.randint(6, (2, 3, 4), generator=seeded(6))
     labels[0, 0, 0] = 255
     draws: list[Any] = [None if seed is None else seeded(seed) for _ in range(3)]
-    every = class_scores(p, score=score, generator=draws[0])
+    every = nonconformity_map(p, score=score, generator=draws[0])
     want = every.gather(1, labels.where(labels != 255, 0)[:, None])[:, 0]
     want[labels == 255] = torch.nan
     assert same(nonconformity(p, labels, score=score, generator=draws[1]), want)
@@ -93,7 +93,7 @@ def test_true_class_scores_are_the_class_scores_bit_for_bit(
 @pytest.mark.parametrize("score", OTHERS)
 def test_scores_fall_as_the_probability_grows(score: str) -> None:
     p = torch.rand(7, 9, 9, generator=seeded(1))
-    by_p = class_scores(p, score=score).gather(0, p.argsort(0, descending=True))
+    by_p = nonconformity_map(p, score=score).gather(0, p.argsort(0, descending=True))
     assert (by_p.diff(dim=0) >= 0).all()
 
 
@@ -103,8 +103,8 @@ def test_scores_stay_in_their_range_and_reach_its_ends(score: str, num_classes: 
     low, high = score_range(score, num_classes)
     certain = torch.zeros(num_classes, 1, 1)
     certain[1] = 1
-    every = torch.cat([class_scores(probs_with_ties(2, num_classes), score=score).flatten(),
-                       class_scores(certain, score=score).flatten()])  # fmt: skip
+    every = torch.cat([nonconformity_map(probs_with_ties(2, num_classes), score=score).flatten(),
+                       nonconformity_map(certain, score=score).flatten()])  # fmt: skip
     assert low <= every.min()
     assert every.max() <= high
     assert every.max() == pytest.approx(high, rel=1e-5)
@@ -114,7 +114,10 @@ def test_classes_may_be_permuted() -> None:
     p = torch.rand(6, 4, 4, generator=seeded(8))
     order = torch.randperm(6, generator=seeded(1))
     for score in OTHERS:
-        got, want = class_scores(p[order], score=score), class_scores(p, score=score)[order]
+        got, want = (
+            nonconformity_map(p[order], score=score),
+            nonconformity_map(p, score=score)[order],
+        )
         assert torch.allclose(got, want, atol=1e-6)
 
 
@@ -133,7 +136,7 @@ def test_a_calibration_carries_its_score(score: str, variant: str, tmp_path: Any
     assert (loaded.score, loaded.unit) == (score, unit)
     sets = loaded.prediction_set(p)
     assert same(sets, prediction_set(p, made.threshold, score=score))
-    assert same(sets, class_scores(p, score=score) <= made.threshold)
+    assert same(sets, nonconformity_map(p, score=score) <= made.threshold)
     # Calibration pixels at the quantile are inside their own set.
     hit = sets.gather(1, labels[:, None]).float().mean()
     assert hit >= 0.8
@@ -185,8 +188,8 @@ def test_randomised_calibrations_want_a_generator_for_sets() -> None:
               "raps:inf:1", "raps:nan:1", "raps:1:2.5", None]
 )  # fmt: skip
 def test_unknown_scores_are_named(score: Any) -> None:
-    with raises(ValueError, "class_scores", "a score among 'lac', 'aps', 'raps', 'margin' or"):
-        class_scores(torch.rand(2, 3, 3), score=score)
+    with raises(ValueError, "nonconformity_map", "a score among 'lac', 'aps', 'raps', 'margin' or"):
+        nonconformity_map(torch.rand(2, 3, 3), score=score)
 
 
 def test_errors() -> None:
@@ -194,8 +197,8 @@ def test_errors() -> None:
     for score in ("lac", "margin"):
         with raises(ValueError, "nonconformity", "no generator: only aps and raps"):
             nonconformity(p, y, score=score, generator=seeded(0))
-    with raises(ValueError, "class_scores", "at least 2 classes for a margin, got 1"):
-        class_scores(p[:1], score="margin")
+    with raises(ValueError, "nonconformity_map", "at least 2 classes for a margin, got 1"):
+        nonconformity_map(p[:1], score="margin")
     with raises(ValueError, "Calibrator.update", "at least 2 classes for a margin"):
         Calibrator(groups.pixel((3, 3)), score="margin").update(p[:1], y)
     with raises(ValueError, "nonconformity", "got 7"):

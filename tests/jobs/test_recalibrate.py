@@ -31,7 +31,7 @@ from cpseg.files.dataset import Source
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.certify import certify, overlap
 from cpseg.jobs.evaluate import evaluate
-from cpseg.jobs.recalibrate import Refit
+from cpseg.jobs.recalibrate import RecalibrationOptions
 
 Capture = pytest.CaptureFixture[str]
 SIZE = (12, 16)
@@ -62,7 +62,7 @@ def fitted(data: DataSet, images: list[str], method: str = "dirichlet") -> Recal
     return recalibrator.fit()
 
 
-REFIT = Refit("dirichlet", share=0.25, context=())
+REFIT = RecalibrationOptions("dirichlet", share=0.25, context=())
 
 
 def test_some_images_fit_and_the_others_calibrate(data: DataSet) -> None:
@@ -121,7 +121,7 @@ def test_a_calibration_takes_raw_scores_and_applies_its_map(
 
 
 def test_folds_score_every_image_by_a_map_that_did_not_see_it(data: DataSet) -> None:
-    refit = Refit("vector", folds=4, context=())
+    refit = RecalibrationOptions("vector", folds=4, context=())
     made = calibrate(
         source(data), data.ids, alpha=0.1, background=None, variant="image", seed=3, refit=refit
     )
@@ -213,7 +213,7 @@ def test_masks_evidence_and_tables_go_through_the_map(
 
 
 def test_the_prior_alone_is_divided_out(data: DataSet) -> None:
-    refit = Refit("none", share=0.25, prior_power=1.0)
+    refit = RecalibrationOptions("none", share=0.25, prior_power=1.0)
     made = calibrate(source(data), data.ids, alpha=0.1, background=None, refit=refit)
     assert made.recalibration is not None
     probs, _ = pair(data, data.images[0])
@@ -263,7 +263,7 @@ def fitted_like(data: DataSet, made: Calibration) -> Recalibration:
 def test_a_certifier_measures_through_the_map(data: DataSet) -> None:
     made = certify(
         source(data), data.ids, background=None, max_error=0.4, calibrate_share=0.25,
-        refit=Refit(context=()),
+        refit=RecalibrationOptions(context=()),
     )  # fmt: skip
     assert made.recalibration is not None
     setting = made.extra["images"]

@@ -33,7 +33,14 @@ from cpseg.files.score_files import write_evidence
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.evaluate import evaluate
 from cpseg.jobs.sweep import sweep
-from cpseg.jobs.sweep_table import FIGURES, Estimate, SweepRow, closing, table_of_sweep, too_few
+from cpseg.jobs.sweep_table import (
+    FIGURES,
+    Estimate,
+    SweepRow,
+    conclusion,
+    infinite_threshold_warning,
+    table_of_sweep,
+)
 from cpseg.recalibration.recalibrator import Recalibrator
 
 Capture = pytest.CaptureFixture[str]
@@ -467,7 +474,7 @@ def test_files_hold_the_figures(data: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     rows = run(data, out=out, alphas=[0.1, 0.5], recalibrate=["none", "vector"], context=())
     assert "NaN" not in "".join(path.read_text() for path in out.iterdir())
-    assert (out / "sweep.md").read_text() == f"{table_of_sweep(rows)}\n\n{closing(rows)}\n"
+    assert (out / "sweep.md").read_text() == f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n"
     with open(out / "sweep.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(rows) == 18
@@ -498,7 +505,7 @@ def test_closing_names_the_best_and_the_cleanest() -> None:
     best = row("image", 0.3, miou_all=0.6)
     cleanest = row("blocks", 0.2, wrong=0.1, kept=0.5)
     too_strict = row("pixel", 0.5, wrong=0.01, kept=0.49)
-    text = closing([RAW, too_strict, best, cleanest])
+    text = conclusion([RAW, too_strict, best, cleanest])
     assert "pixels: image, background none, alpha 0.3 (0.600 ± 0.010; raw argmax 0.500" in text
     assert "kept: blocks, background none, alpha 0.2 (10.0 ± 1.0 % of 50.0 %)" in text
     assert "certify it, or measure it on others" in text
@@ -509,7 +516,7 @@ def test_refitted_scores_are_named() -> None:
     fitted = replace(row("image", 0.3, miou_all=0.6), recalibrate="dirichlet", prior_power=0.5)
     plain = replace(row("argmax", None, wrong=0.1), recalibrate="vector")
     divided = replace(row("image"), prior_power=1.0)
-    text = closing([RAW, row(), fitted, plain, divided])
+    text = conclusion([RAW, row(), fitted, plain, divided])
     assert "pixels: dirichlet, prior power 0.5, image, background none, alpha 0.3 (0.600" in text
     assert "kept: vector, argmax (10.0" in text
     assert divided.name == "prior power 1, image, background none, alpha 0.1"
@@ -523,7 +530,7 @@ def test_refitted_scores_are_named() -> None:
 
 
 def test_a_setting_that_is_no_better_than_the_raw_argmax_is_not_the_best() -> None:
-    text = closing([RAW, row()])
+    text = conclusion([RAW, row()])
     assert "pixels: raw argmax (0.500 ± 0.010). " in text
     assert "kept: raw argmax" in text
 
@@ -544,9 +551,9 @@ def test_the_table_is_aligned_and_says_what_is_missing() -> None:
 
 def test_too_few_images_are_said_with_the_number_needed() -> None:
     fine = row(infinite=0.0)
-    assert too_few([RAW, fine]) is None
+    assert infinite_threshold_warning([RAW, fine]) is None
     short = [row(infinite=1.0), row("blocks", 0.1, infinite=0.5), row("pixel", 0.05, infinite=1.0)]
-    text = too_few([RAW, fine, *short, short[0]])
+    text = infinite_threshold_warning([RAW, fine, *short, short[0]])
     assert text is not None
     assert "alpha 0.1 (pixel, blocks; needs 9 scores each), 0.05 (pixel; needs 19" in text
 
@@ -669,7 +676,7 @@ def test_the_command_prints_the_table(data: DataSet, tmp_path: Path, capsys: Cap
     )
     result = done(command(capsys, "sweep", *words))
     rows = run(data, variants=["image", "blocks"])
-    assert result.out == f"{table_of_sweep(rows)}\n\n{closing(rows)}\n"
+    assert result.out == f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
     again = done(command(capsys, "sweep", *words, "-o", tmp_path / "out"))
     assert again.out == result.out == (tmp_path / "out" / "sweep.md").read_text()
@@ -700,7 +707,7 @@ def test_the_command_tries_recalibrations(data: DataSet, capsys: Capture) -> Non
         context=["location", "image"],
         scores="sigmoid",
     )
-    assert result.out == f"{table_of_sweep(rows)}\n\n{closing(rows)}\n"
+    assert result.out == f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n"
     assert len(rows) == 2 + 3 * 2
 
 

@@ -15,10 +15,10 @@ from tests.support.helpers import same, seeded
 from torch import Tensor
 
 from cpseg import (
-    class_scores,
     conformal_quantile,
     evidence,
     nonconformity,
+    nonconformity_map,
     prediction_set,
     pseudo_labels,
 )
@@ -60,7 +60,7 @@ def test_scores_trace(backend: str, dtype: torch.dtype) -> None:
     labels = torch.randint(4, (2, 5, 6), generator=seeded(0)).to(torch.uint8)
     labels[0, 0] = 255
     assert same(whole(nonconformity, backend)(probs, labels), nonconformity(probs, labels))
-    assert same(whole(class_scores, backend)(probs), class_scores(probs))
+    assert same(whole(nonconformity_map, backend)(probs), nonconformity_map(probs))
 
 
 @modern

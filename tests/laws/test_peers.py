@@ -46,11 +46,11 @@ from torch import Tensor
 
 from cpseg import (
     Calibrator,
-    class_scores,
     conformal_quantile,
     conformal_rank,
     groups,
     nonconformity,
+    nonconformity_map,
     prediction_set,
 )
 
@@ -135,7 +135,7 @@ def test_torchcp_agrees(torchcp: Any, score: str, alpha: float) -> None:
     threshold = conformal_quantile(nonconformity(probs, labels, score=score).flatten(), alpha)
     sets = prediction_set(fresh, threshold, score=score)
     theirs = predictor.predict_with_logits(flat(fresh))
-    scores = class_scores(fresh, score=score)
+    scores = nonconformity_map(fresh, score=score)
     torch.testing.assert_close(
         flat(scores), predictor.score_function(flat(fresh)), atol=CLOSE, rtol=0
     )
@@ -155,7 +155,7 @@ def test_torchcp_agrees_with_the_same_random_numbers(
     ours = nonconformity(probs, labels, score=score, generator=seeded(5))
     threshold = conformal_quantile(ours.flatten(), 0.1)
     sets = prediction_set(fresh, threshold, score=score, generator=seeded(6))
-    scores = class_scores(fresh, score=score, generator=seeded(6))
+    scores = nonconformity_map(fresh, score=score, generator=seeded(6))
     predictor = torchcp_predictor(torchcp, score, randomized=True)
 
     def theirs(u: Tensor, call: Any, *args: Any) -> Any:
@@ -276,7 +276,7 @@ def test_mapie_agrees(score: str, last: Any, alpha: float) -> None:
     assert abs(float(threshold) - float(quantile(classifier))) < CLOSE
     if last is False:  # the most probable class is always in
         sets |= fresh == fresh.amax(1, keepdim=True)
-    assert_same_sets(sets, theirs, class_scores(fresh, score=score), threshold)
+    assert_same_sets(sets, theirs, nonconformity_map(fresh, score=score), threshold)
 
 
 def quantile(classifier: Any) -> Any:
@@ -295,7 +295,7 @@ def test_mapie_agrees_with_the_same_random_numbers(alpha: float) -> None:
     threshold = conformal_quantile(ours.flatten(), alpha)
     assert abs(float(threshold) - float(quantile(classifier))) < CLOSE
     sets = prediction_set(fresh, threshold, score="aps", generator=seeded(6))
-    scores = class_scores(fresh, score="aps", generator=seeded(6))
+    scores = nonconformity_map(fresh, score="aps", generator=seeded(6))
     assert_same_sets(sets, theirs, scores, threshold)
 
 
@@ -317,7 +317,7 @@ def test_mapie_agrees_on_raps_with_what_it_chose(alpha: float) -> None:
     assert abs(float(threshold) - float(quantile(classifier))) < CLOSE
     sets = prediction_set(fresh, threshold, score=score)
     sets |= fresh == fresh.amax(1, keepdim=True)
-    assert_same_sets(sets, theirs, class_scores(fresh, score=score), threshold)
+    assert_same_sets(sets, theirs, nonconformity_map(fresh, score=score), threshold)
 
 
 def test_the_label_that_mapie_adds_by_default() -> None:
@@ -329,7 +329,7 @@ def test_the_label_that_mapie_adds_by_default() -> None:
     sets = flat(prediction_set(fresh, threshold, score="aps"))
     last = flat(fresh).masked_fill(sets, -1).argmax(1, keepdim=True)
     more = sets.scatter(1, last, torch.ones_like(sets))
-    clear = (flat(class_scores(fresh, score="aps")) - threshold).abs().amin(1) > CLOSE
+    clear = (flat(nonconformity_map(fresh, score="aps")) - threshold).abs().amin(1) > CLOSE
     assert torch.equal(more[clear], torch.as_tensor(theirs).bool()[clear])
     assert theirs.sum(1).mean() > sets.sum(1).float().mean() + 0.5
 

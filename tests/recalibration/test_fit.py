@@ -236,7 +236,7 @@ counts = st.lists(hnp.arrays(np.int64, 4, elements=st.integers(0, 40)), min_size
 def test_a_reservoir_is_bounded_balanced_and_true_to_frequencies(
     images: list[np.ndarray], budget: int
 ) -> None:
-    held = reservoir.Reservoir(budget)
+    held = reservoir.PixelSample(budget)
     images = [count for count in images if count.sum() > 0]
     for number, count in enumerate(images):
         labels = labels_of(count.tolist(), number)
@@ -261,7 +261,7 @@ def test_a_reservoir_is_the_same_in_any_order(
     torch.manual_seed(0)
     images = [count for count in images if count.sum() > 0]
     samples = [sample_of(labels_of(c.tolist(), n), n, budget, 4) for n, c in enumerate(images)]
-    first, second, part = (reservoir.Reservoir(budget) for _ in range(3))
+    first, second, part = (reservoir.PixelSample(budget) for _ in range(3))
     first.add(samples)
     shuffled = list(samples)
     random.shuffle(shuffled)

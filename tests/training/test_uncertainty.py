@@ -19,11 +19,11 @@ from cpseg import (
     Calibration,
     Calibrator,
     certainty,
-    class_scores,
     confidence_uncertainty,
     discrepancy_uncertainty,
     groups,
     nonconformity,
+    nonconformity_map,
     uncertainty_map,
 )
 
@@ -226,7 +226,7 @@ def test_certainty_of_a_calibration(per_class: bool) -> None:
     )
     chosen = calibration.pseudo_labels(probs)
     got = certainty(probs, calibration)
-    scores = class_scores(probs)
+    scores = nonconformity_map(probs)
     want = np.zeros(chosen.shape)
     for b, i, j in np.ndindex(*chosen.shape):
         y = int(chosen[b, i, j])

@@ -247,7 +247,7 @@ def check_alike(where: str, own: dict[str, Any], theirs: dict[str, Any]) -> None
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Say which file an error is about."""
     try:
         yield

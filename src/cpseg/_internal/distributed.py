@@ -26,14 +26,14 @@ def device_without_data(group: dist.ProcessGroup | None) -> torch.device:
     return torch.device("cpu")
 
 
-def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """``value`` summed over the ranks."""
     value = value.clone()
     dist.all_reduce(value, group=group)
     return value
 
 
-def everyone(
+def all_gather_ints(
     values: Sequence[int], device: torch.device, group: dist.ProcessGroup | None
 ) -> list[list[int]]:
     """The whole numbers of every rank, in the order of ranks."""
@@ -57,7 +57,7 @@ def gather_blocks(
 ) -> list[Tensor]:
     """All rows of all ranks as one block, tile by tile; ``empty`` is a block of no rows."""
     own = sum(map(len, blocks))
-    most = max(counts[0] for counts in everyone([own], empty.device, group))
+    most = max(counts[0] for counts in all_gather_ints([own], empty.device, group))
     if most == 0:
         return []
     rows = empty.new_empty(dist.get_world_size(group) * most, empty.shape[1])
@@ -78,7 +78,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def agreed(pairs: Sequence[T]) -> Sequence[T]:
+def broadcast_from_rank0(pairs: Sequence[T]) -> Sequence[T]:
     """The first rank's list, on every rank."""
     found = [pairs]
     if active():
@@ -86,7 +86,7 @@ def agreed(pairs: Sequence[T]) -> Sequence[T]:
     return found[0]
 
 
-def share(pairs: Sequence[T]) -> tuple[Sequence[T], int]:
+def shard(pairs: Sequence[T]) -> tuple[Sequence[T], int]:
     """This rank's part of the images, and how many those are."""
     part = pairs[rank() :: dist.get_world_size()] if active() else pairs
     return part, len(part)

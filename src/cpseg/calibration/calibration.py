@@ -192,7 +192,7 @@ class Calibration:
                 raise ValueError(message(where, expected, got, fix))
             threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
             labels = probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
-            return self._passing(labels, probs)
+            return self._apply_class_threshold(labels, probs)
         self._check(where, probs)
         if self.threshold.ndim == 3 and self.recalibration is not None:
             probs = self.recalibration(probs)
@@ -206,7 +206,7 @@ class Calibration:
             dtype=dtype,
         )
 
-    def _passing(self, labels: Tensor, found: Evidence) -> Tensor:
+    def _apply_class_threshold(self, labels: Tensor, found: Evidence) -> Tensor:
         """The labels that pass their own class's threshold; the others are ignored."""
         if self.class_threshold is None:
             return labels

@@ -32,7 +32,12 @@ from cpseg._internal.checks import (
 )
 from cpseg.calibration.calibration import UNITS, Calibration
 from cpseg.calibration.score_stores import BinnedScores, ClassScores, TopScores
-from cpseg.core.nonconformity import check_drawing, check_score, score_range, true_class_score
+from cpseg.core.nonconformity import (
+    check_drawing,
+    check_score,
+    nonconformity_unchecked,
+    score_range,
+)
 from cpseg.groups.fixed import check_groups, is_pixelwise
 from cpseg.groups.resampling import to_grid
 from cpseg.recalibration.recalibration import Recalibration
@@ -297,11 +302,11 @@ class Calibrator:
         device = self._bad_batches.device
         if self._store is None:
             device = ranks.device_without_data(process_group)
-        if self._agree(where, device, process_group):
+        if self._check_ranks_agree(where, device, process_group):
             self._ensure_store(device).sync(process_group)
             for pooled in self._coarser:
                 pooled.sync(process_group)
-            self._bad_batches = ranks.total(self._bad_batches, process_group)
+            self._bad_batches = ranks.all_reduce_sum(self._bad_batches, process_group)
         self._synced = True
 
     def compute(self, alpha: float | str | Fraction | None = None) -> Calibration:
@@ -465,7 +470,9 @@ class Calibrator:
     def _score(self, where: str, probs: Tensor, labels: Tensor) -> Tensor:
         if self.recalibration is not None:
             probs = self.recalibration(probs)
-        return true_class_score(where, probs, labels, self.ignore_index, self.score, self.generator)
+        return nonconformity_unchecked(
+            where, probs, labels, self.ignore_index, self.score, self.generator
+        )
 
     def _take(self, scores: Tensor, classes: Tensor | None) -> None:
         """Let every store take scores on the grid."""
@@ -499,12 +506,16 @@ class Calibrator:
             "ignore_index": self.ignore_index,
         }
 
-    def _agree(self, where: str, device: torch.device, group: dist.ProcessGroup | None) -> bool:
+    def _check_ranks_agree(
+        self, where: str, device: torch.device, group: dist.ProcessGroup | None
+    ) -> bool:
         """Raise on every rank alike unless all can be merged; whether there is any image."""
         settings = json.dumps({**self._settings(), "num_classes": None}).encode()
         digest = int.from_bytes(hashlib.sha256(settings).digest()[:7], "big")
         classes = 0 if self.num_classes is None else self.num_classes
-        each = ranks.everyone([digest, classes, self.num_images, len(self.ids)], device, group)
+        each = ranks.all_gather_ints(
+            [digest, classes, self.num_images, len(self.ids)], device, group
+        )
         if len({values[0] for values in each}) > 1:
             got = "ranks with other ones"
             raise ValueError(message(where, "the same settings on all ranks", got, "build alike"))

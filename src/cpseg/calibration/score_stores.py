@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpseg._internal.distributed import everyone, gather_blocks, gather_rows, total
+from cpseg._internal.distributed import all_gather_ints, all_reduce_sum, gather_blocks, gather_rows
 from cpseg._internal.tiling import tiles
 from cpseg.core.quantiles import from_top, from_top_of_counts, top_quantile
 from cpseg.core.score_bins import NUM_BINS, bin_edges, score_bins
@@ -29,7 +29,7 @@ _WAITING = 48  # images that wait to be absorbed together: a pass over what is k
 
 
 def _total_images(own: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
-    return sum(images[0] for images in everyone([own], device, group))
+    return sum(images[0] for images in all_gather_ints([own], device, group))
 
 
 def _stack(blocks: list[Tensor], cells: slice) -> Tensor:
@@ -83,7 +83,7 @@ class TopScores:
         else:
             self._absorb_pending()
             self._sync_top(self.keep, group)
-        self._count = total(self._count, group)
+        self._count = all_reduce_sum(self._count, group)
         self.images = _total_images(self.images, self._count.device, group)
 
     def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class TopScores:
         return found, to_image(count.reshape(self.size), _size(scores)).expand(scores.shape)
 
     def _sync_top(self, keep: int, group: dist.ProcessGroup | None) -> None:
-        counts = everyone([self._filled], self._top.device, group)
+        counts = all_gather_ints([self._filled], self._top.device, group)
         most = max(count[0] for count in counts)
         rows = most * len(counts)
         own, self._filled = self._filled, min(keep, rows)
@@ -331,8 +331,8 @@ class BinnedScores:
 
     def sync(self, group: dist.ProcessGroup | None) -> None:
         """Merge over the ranks of ``group``; every rank then holds the whole."""
-        self._counts = total(self._counts, group)
-        self._seen = total(self._seen, group)
+        self._counts = all_reduce_sum(self._counts, group)
+        self._seen = all_reduce_sum(self._seen, group)
         self.images = _total_images(self.images, self._counts.device, group)
 
     def quantile(self, alpha: Fraction) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.certificate import METHODS, PVALUES, Certificate
 from cpseg.certification.p_values import Floats, fixed_sequence, images_needed, p_values
-from cpseg.core.nested_rules import confusions
+from cpseg.core.nested_rules import confusion_per_alpha
 from cpseg.groups.resampling import to_image
 
 # Strictest first: fine where little is kept, and where nearly everything is.
@@ -448,7 +448,7 @@ def _count(
 ) -> _Image:
     found = base.evidence(probs)
     here = to_image(thresholds.to(probs.device), (probs.shape[-2], probs.shape[-1]))
-    matrix = confusions(found, labels, here, ignore_index=base.ignore_index, own=per_class)
+    matrix = confusion_per_alpha(found, labels, here, ignore_index=base.ignore_index, own=per_class)
     square = matrix[..., :-1]
     kept, right = square.sum(1), square.diagonal(dim1=1, dim2=2)
     if not per_class:

@@ -33,8 +33,8 @@ from cpseg.foundation.foundation import AMP
 from cpseg.jobs.calibrate import images_needed
 from cpseg.jobs.certify import class_levels, overlap
 from cpseg.jobs.predict import find_images, predict
-from cpseg.jobs.recalibrate import Refit
-from cpseg.jobs.sweep_table import closing, table_of_sweep, too_few
+from cpseg.jobs.recalibrate import RecalibrationOptions
+from cpseg.jobs.sweep_table import conclusion, infinite_threshold_warning, table_of_sweep
 from cpseg.jobs.tally import Row, class_table, table
 from cpseg.report.findings import Plan
 from cpseg.report.page import report
@@ -246,7 +246,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
 
 
-def _refit(arguments: argparse.Namespace) -> Refit | None:
+def _refit(arguments: argparse.Namespace) -> RecalibrationOptions | None:
     """What the options ask for."""
     if arguments.recalibrate == "none" and arguments.prior_power == 0:
         asked = {
@@ -258,7 +258,7 @@ def _refit(arguments: argparse.Namespace) -> Refit | None:
             fix = "pass --recalibrate dirichlet too, or leave it out"
             raise ValueError(message(option, "scores to refit", "--recalibrate none", fix))
         return None
-    return Refit(
+    return RecalibrationOptions(
         arguments.recalibrate,
         share=getattr(arguments, "recalibrate_share", 0.0),
         folds=getattr(arguments, "recalibrate_folds", 0),
@@ -389,8 +389,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
         out=arguments.output,
         progress=_progress,
     )
-    _say(f"{table_of_sweep(rows)}\n\n{closing(rows)}")
-    short = too_few(rows)
+    _say(f"{table_of_sweep(rows)}\n\n{conclusion(rows)}")
+    short = infinite_threshold_warning(rows)
     if short is not None:
         _warn(short)
 

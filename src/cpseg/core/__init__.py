@@ -11,7 +11,7 @@ from cpseg.core.metrics import (
     mean_iou,
     set_size,
 )
-from cpseg.core.nonconformity import class_scores, nonconformity
+from cpseg.core.nonconformity import class_scores, nonconformity, nonconformity_map
 from cpseg.core.quantiles import conformal_quantile, conformal_rank
 from cpseg.core.reliability import Reliability
 from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labels
@@ -32,6 +32,7 @@ __all__ = [
     "kept_share",
     "mean_iou",
     "nonconformity",
+    "nonconformity_map",
     "parse_class_map",
     "prediction_set",
     "pseudo_labels",

@@ -13,7 +13,7 @@ from torch import Tensor
 from cpseg.core.selection import Evidence
 
 
-def entry_levels(p: Tensor, thresholds: Tensor) -> Tensor:
+def first_alpha_in_set(p: Tensor, thresholds: Tensor) -> Tensor:
     """The first level at which a class is in the prediction set; A where it never is.
 
     Args:
@@ -30,7 +30,7 @@ def entry_levels(p: Tensor, thresholds: Tensor) -> Tensor:
     return level.to(torch.int64)
 
 
-def confusions(
+def confusion_per_alpha(
     found: Evidence,
     labels: Tensor,
     thresholds: Tensor,
@@ -58,7 +58,7 @@ def confusions(
     truth = labels.to(torch.int64)
     valid = truth != ignore_index
     void = levels  # a level that does not count
-    enter = entry_levels(found.best, thresholds)
+    enter = first_alpha_in_set(found.best, thresholds)
     if found.background is not None and found.background_score is not None:
         unknown = found.best.isnan() | found.background_score.isnan()
         enter = enter.masked_fill(unknown, levels)
@@ -73,7 +73,7 @@ def confusions(
 
     count(enter, found.best_class.to(torch.int64), 1)
     if found.background is not None and found.background_score is not None:
-        back = entry_levels(found.background_score, thresholds).masked_fill(unknown, levels)
+        back = first_alpha_in_set(found.background_score, thresholds).masked_fill(unknown, levels)
         if own:  # the background's label stands only where no other class ever comes in
             count(back.masked_fill(enter < levels, levels), found.background, 1)
         else:
@@ -87,13 +87,13 @@ def confusions(
     return torch.cat([square, rest.unsqueeze(-1)], -1)
 
 
-def hits(p_true: Tensor, thresholds: Tensor) -> Tensor:
+def coverage_counts(p_true: Tensor, thresholds: Tensor) -> Tensor:
     """How many pixels' true class is in the set at every level, int64 ``[A]``.
 
     Args:
         p_true: class score of the true class, ``[H, W]``, NaN where void.
         thresholds: float32 ``[A]`` or ``[A, H, W]``, growing along the first axis.
     """
-    level = entry_levels(p_true, thresholds).flatten()
+    level = first_alpha_in_set(p_true, thresholds).flatten()
     steps = torch.zeros(len(thresholds) + 1, dtype=torch.int64, device=level.device)
     return steps.scatter_add_(0, level, torch.ones_like(level))[:-1].cumsum(0)

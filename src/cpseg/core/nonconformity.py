@@ -92,10 +92,10 @@ def nonconformity(
     check_labels(where, labels, probs)
     check_ignore_index(where, ignore_index, probs.shape[-3])
     check_drawing(where, score, probs, generator)
-    return true_class_score(where, probs, labels, ignore_index, score, generator)
+    return nonconformity_unchecked(where, probs, labels, ignore_index, score, generator)
 
 
-def true_class_score(
+def nonconformity_unchecked(
     where: str,
     probs: Tensor,
     labels: Tensor,
@@ -142,7 +142,7 @@ def _of_class(
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
-def class_scores(
+def nonconformity_map(
     probs: Tensor, *, score: str = "lac", generator: torch.Generator | None = None
 ) -> Tensor:
     """The same nonconformity score for every candidate class; LAC is ``1 - p``.
@@ -164,17 +164,22 @@ def class_scores(
         ConformalSAM (ICCV 2025), the inverse prediction map of section 3.3.1.
 
     Example:
-        >>> class_scores(torch.tensor([0.75, 0.25]).reshape(2, 1, 1)).flatten()
+        >>> nonconformity_map(torch.tensor([0.75, 0.25]).reshape(2, 1, 1)).flatten()
         tensor([0.2500, 0.7500])
     """
-    check_score("class_scores", score)
-    check_probs("class_scores", probs)
-    check_drawing("class_scores", score, probs, generator)
-    return all_scores(probs, score, generator)
+    check_score("nonconformity_map", score)
+    check_probs("nonconformity_map", probs)
+    check_drawing("nonconformity_map", score, probs, generator)
+    return nonconformity_map_unchecked(probs, score, generator)
 
 
-def all_scores(probs: Tensor, score: str, generator: torch.Generator | None) -> Tensor:
-    """:func:`class_scores` without the checks."""
+class_scores = nonconformity_map  # its name up to version 0.1, which elsewhere means probabilities
+
+
+def nonconformity_map_unchecked(
+    probs: Tensor, score: str, generator: torch.Generator | None
+) -> Tensor:
+    """:func:`nonconformity_map` without the checks."""
     if score == "lac":
         return 1 - probs.to(torch.float32)
     uniform = _uniform(probs, generator)

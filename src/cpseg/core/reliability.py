@@ -19,7 +19,7 @@ BINS = 15  # of equal width in [0, 1], as in Guo et al. (2017)
 FLOOR = 2.0**-20  # about 1e-6: files hold exact zeros, whose logarithm would be all that counts
 
 
-class Scores(NamedTuple):
+class ProperScores(NamedTuple):
     """What class scores are worth, each a mean over pixels; smaller is better.
 
     Attributes:
@@ -147,13 +147,13 @@ class Reliability:
         for name in ("_top", "_top_sum", "_class", "_class_sum", "_order", "_losses", "_unlikely"):
             getattr(self, name).add_(getattr(other, name))
 
-    def scores(self) -> Scores:
+    def scores(self) -> ProperScores:
         """The figures; NaN where no pixel was seen."""
         pixels = self._top[0].sum().to(torch.float64)
         nll, brier = (self._losses / pixels).tolist()
         classwise = (self._class - self._class_sum).abs().sum() / (pixels * self.num_classes)
         ece = (self._top[1] - self._top_sum).abs().sum() / pixels
-        return Scores(nll, brier, float(classwise), float(ece), self._area())
+        return ProperScores(nll, brier, float(classwise), float(ece), self._area())
 
     def diagram(self) -> Diagram:
         """The bins of the largest score."""

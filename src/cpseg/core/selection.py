@@ -16,7 +16,7 @@ from cpseg._internal.checks import (
     shape,
 )
 from cpseg.core.argmax import best_of_classes
-from cpseg.core.nonconformity import all_scores, check_drawing, check_score
+from cpseg.core.nonconformity import check_drawing, check_score, nonconformity_map_unchecked
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def prediction_set(
     check_probs(where, probs)
     check_drawing(where, score, probs, generator)
     threshold = check_threshold(where, threshold, probs)
-    return all_scores(probs, score, generator) <= threshold
+    return nonconformity_map_unchecked(probs, score, generator) <= threshold
 
 
 def pseudo_labels(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpseg._internal.checks import message, naming
+from cpseg._internal.checks import message, name_file_in_errors
 from cpseg._internal.hashing import digest
 from cpseg.core.class_map import ClassMap
 from cpseg.core.selection import Evidence
@@ -18,7 +18,7 @@ from cpseg.files.id_lists import Pair
 from cpseg.files.masks import read_mask
 from cpseg.files.score_files import find_scores, read_scores
 
-IGNORE = 255  # what training code expects in files
+VOID = 255  # what training code expects in files
 Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
 
 
@@ -44,7 +44,7 @@ class Source:
     probs: Path
     class_map: ClassMap | None = None
     mask_map: ClassMap | None = None
-    void: int = IGNORE
+    void: int = VOID
     device: str = "cpu"
 
     def facts(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Source:
         found: dict[str, Any] = {}
         if self.class_map is not None:
             found["class_map"] = self.class_map.to_json()
-        if self.mask_map is not None or self.void != IGNORE:
+        if self.mask_map is not None or self.void != VOID:
             masks = None if self.mask_map is None else self.mask_map.to_json()
             found["masks"] = {"void": self.void, "map": masks}
         return found
@@ -88,7 +88,7 @@ class Source:
             return found
         if self.class_map is None:
             return found
-        with naming(path):
+        with name_file_in_errors(path):
             return self.class_map(found)
 
     def probabilities(self, path: Path) -> Tensor:
@@ -109,17 +109,17 @@ class Source:
             raise ValueError(message("mask map", "at most 256 values", str(values), fix))
         labels = read_mask(path, num_classes=values, ignore_index=self.void, size=size)
         classes = torch.arange(256, dtype=torch.uint8)
-        classes[self.void] = IGNORE
+        classes[self.void] = VOID
         if self.mask_map is not None:
             if self.mask_map.num_classes != num_classes:
                 expected, got = f"{num_classes} classes as in the scores", self.mask_map.num_classes
                 raise ValueError(message("mask map", expected, str(got), "map to the same classes"))
             for value, target in enumerate(self.mask_map.target):
-                classes[value] = IGNORE if target is None else target
+                classes[value] = VOID if target is None else target
         return classes[labels.to(torch.int64)].to(self.device)
 
 
-def labelled(
+def read_example(
     source: Source, pair: Pair, path: Path, num_classes: int, num_source: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Class scores and true labels of an image, as many classes as the others have.

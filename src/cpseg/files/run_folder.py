@@ -11,7 +11,7 @@ from cpseg._internal.safe_files import write_text
 from cpseg._version import __version__
 
 
-def fresh(made: Path, *inputs: Path) -> bool:
+def is_up_to_date(made: Path, *inputs: Path) -> bool:
     """Whether a file is there and no older than what it was made of."""
     if not made.exists():
         return False
@@ -19,7 +19,7 @@ def fresh(made: Path, *inputs: Path) -> bool:
     return all(path.stat().st_mtime_ns <= when for path in inputs)
 
 
-def place(out: Path, image: str, suffix: str) -> Path:
+def output_path(out: Path, image: str, suffix: str) -> Path:
     """Where in a run's folder a file about an image lies.
 
     Raises:
@@ -32,7 +32,7 @@ def place(out: Path, image: str, suffix: str) -> Path:
     return out / relative
 
 
-def begin(out: Path, fingerprint: str) -> None:
+def open_run_folder(out: Path, fingerprint: str) -> None:
     """Open a folder for a run, or go on with the same one; remove what a killed one left open.
 
     Raises:

@@ -21,7 +21,7 @@ _AT_ONCE = 32  # maps of prompts that are decoded together
 Groups = Sequence[Sequence[str]]
 
 
-class Scores(Protocol):
+class ScoreFunction(Protocol):
     """Images in [0, 1] ``[B, 3, H, W]`` to scores in [0, 1], float32 ``[B, K, *size]``."""
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,7 +38,7 @@ class Loaded(NamedTuple):
         apart: whether every class has a sigmoid of its own, so that scores must not be added.
     """
 
-    scores: Scores
+    scores: ScoreFunction
     labels: tuple[str, ...] | None
     fingerprint: str
     apart: bool = False
@@ -280,7 +280,7 @@ def load_model(
     frame = Frame(model.to(device), prepare, amp)
     if kind in PROMPTED:
         assert prompts is not None
-        makers: dict[str, Callable[..., Scores]] = {"clipseg": ClipSeg, "groupvit": GroupVit}
+        makers: dict[str, Callable[..., ScoreFunction]] = {"clipseg": ClipSeg, "groupvit": GroupVit}
         scores = makers.get(kind, Sam3)(frame, found.tokens, prompts, device)
         return Loaded(scores, None, f"{made} {found.asked}", apart=kind != "groupvit")
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpseg._internal.checks import check_not_empty, check_unit_interval, message, shape
 from cpseg.core.class_map import ClassMap
-from cpseg.foundation.adapters import Scores, load_model
+from cpseg.foundation.adapters import ScoreFunction, load_model
 from cpseg.foundation.classes import Classes, as_classes, mapped
 from cpseg.foundation.hub import WHERE
 from cpseg.foundation.preprocessing import tiled
@@ -44,7 +44,7 @@ class Foundation:
         fingerprint: of everything that the scores depend on.
     """
 
-    scores: Scores
+    scores: ScoreFunction
     names: tuple[str, ...]
     background_rule: str | None
     class_map: ClassMap | None = None

@@ -13,33 +13,33 @@ from cpseg import groups
 from cpseg._internal.checks import (
     check_alpha,
     message,
-    naming,
+    name_file_in_errors,
 )
 from cpseg._internal.distributed import (
-    share,
+    shard,
 )
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.core.nonconformity import nonconformity
 from cpseg.core.quantiles import conformal_rank
 from cpseg.files.dataset import (
-    IGNORE,
+    VOID,
     Progress,
     Source,
-    labelled,
     quiet,
+    read_example,
 )
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.splits import (
     split,
 )
 from cpseg.groups.resampling import to_grid
-from cpseg.jobs.recalibrate import Refit, refit_scores, unchanged
+from cpseg.jobs.recalibrate import RecalibrationOptions, recalibrate_scores, unchanged
 from cpseg.jobs.variants import (
     LEARNED,
     VARIANTS,
-    fixed,
-    learned,
+    fixed_partition,
+    learned_partition,
 )
 
 
@@ -59,7 +59,7 @@ def calibrate(
     score: str = "lac",
     unit: str = "pixel",
     fallback: bool = False,
-    refit: Refit | None = None,
+    refit: RecalibrationOptions | None = None,
     progress: Progress = quiet,
 ) -> Calibration:
     """Calibrate on the labelled images of an id list, sharing them out over the ranks.
@@ -105,7 +105,7 @@ def calibrate(
     map_of: Callable[[Pair], Callable[[Tensor], Tensor]] = unchanged
     recalibration = None
     if refit is not None:
-        refitted = refit_scores(
+        refitted = recalibrate_scores(
             "calibrate", refit, source, pairs, paths, num_source, seed=seed, progress=progress
         )
         recalibration, pairs, map_of = (
@@ -129,9 +129,9 @@ def calibrate(
         }
         images = [(pair, paths[pair]) for pair in learning]
         curves = _curves(source, images, num_classes, map_of, grid, score, progress)
-        partition = learned(variant, curves, num_groups, generator)
+        partition = learned_partition(variant, curves, num_groups, generator)
     else:
-        partition = fixed(variant, grid, block)
+        partition = fixed_partition(variant, grid, block)
     coarser = ["blocks", "image"] if fallback else []
     if variant in coarser:
         coarser = coarser[coarser.index(variant) + 1 :]
@@ -143,13 +143,13 @@ def calibrate(
         per_class=per_class,
         max_images=len(pairs),
         score=score,
-        ignore_index=IGNORE,
+        ignore_index=VOID,
         unit=unit,
-        fallback=[fixed(name, grid, block) for name in coarser],
+        fallback=[fixed_partition(name, grid, block) for name in coarser],
     )
-    for pair in progress(*share(pairs), "calibrate"):
-        probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
-        with naming(paths[pair]):
+    for pair in progress(*shard(pairs), "calibrate"):
+        probs, labels = read_example(source, pair, paths[pair], num_classes, num_source)
+        with name_file_in_errors(paths[pair]):
             calibrator.update(map_of(pair)(probs), labels, ids=pair.image)
     calibrator.sync()
     calibration = calibrator.compute()
@@ -183,7 +183,7 @@ def _curves(
     for pair in progress(list(where), len(where), "learn groups"):
         probs = source.probabilities(where[pair])
         labels = source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
-        with naming(where[pair]):
+        with name_file_in_errors(where[pair]):
             found = nonconformity(map_of(pair)(probs), labels, score=score)
         scores.append(to_grid(found, grid))
     return groups.curves(torch.stack(scores))

@@ -8,17 +8,17 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from cpseg._internal.checks import check_alpha, message, naming
-from cpseg._internal.distributed import share
+from cpseg._internal.checks import check_alpha, message, name_file_in_errors
+from cpseg._internal.distributed import shard
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.certificate import Certificate
 from cpseg.certification.certifier import ALPHAS, Certifier
-from cpseg.files.dataset import IGNORE, Progress, Source, labelled, quiet
+from cpseg.files.dataset import VOID, Progress, Source, quiet, read_example
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.jobs.recalibrate import Refit, refit_scores
+from cpseg.jobs.recalibrate import RecalibrationOptions, recalibrate_scores
 from cpseg.jobs.tally import aligned
-from cpseg.jobs.variants import fixed
+from cpseg.jobs.variants import fixed_partition
 
 VARIANTS = ("pixel", "image", "blocks")
 
@@ -39,7 +39,7 @@ def certify(
     calibration_ids: str | Path | None = None,
     seed: int = 0,
     grid: tuple[int, int] | None = None,
-    refit: Refit | None = None,
+    refit: RecalibrationOptions | None = None,
     progress: Progress = quiet,
 ) -> Calibration:
     """Find the loosest certified rule on the labelled images of an id list.
@@ -89,7 +89,7 @@ def certify(
     num_source = num_classes = first.shape[0]
     recalibration = None
     if refit is not None:
-        refitted = refit_scores(
+        refitted = recalibrate_scores(
             where,
             replace(refit, share=0.0, folds=0),
             source,
@@ -102,18 +102,18 @@ def certify(
         recalibration = refitted.recalibration
         num_classes = recalibration.num_classes
     calibrator = Calibrator(
-        fixed(variant, size, block),
+        fixed_partition(variant, size, block),
         alpha=max(map(Fraction, ALPHAS)),
         background=background,
         num_classes=num_classes,
-        ignore_index=IGNORE,
+        ignore_index=VOID,
         recalibration=recalibration,
     )
 
     def feed(update: Callable[..., None], pairs: list[Pair], title: str) -> None:
-        for pair in progress(*share(pairs), title):
-            probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
-            with naming(paths[pair]):
+        for pair in progress(*shard(pairs), title):
+            probs, labels = read_example(source, pair, paths[pair], num_classes, num_source)
+            with name_file_in_errors(paths[pair]):
                 update(probs, labels, ids=pair.image)
 
     feed(calibrator.update, setting, "calibrate")

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cpseg._internal.checks import (
-    naming,
+    name_file_in_errors,
 )
 from cpseg._internal.distributed import (
     barrier,
-    share,
+    shard,
 )
 from cpseg._internal.hashing import (
     digest,
@@ -25,9 +25,9 @@ from cpseg.files.dataset import (
 )
 from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import (
-    begin,
-    fresh,
-    place,
+    is_up_to_date,
+    open_run_folder,
+    output_path,
 )
 from cpseg.files.score_files import write_evidence
 from cpseg.jobs.variants import (
@@ -72,15 +72,15 @@ def compact(
     if recalibration is not None:
         made["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)
-    places = {pair: place(out, pair.image, ".safetensors") for pair in pairs}
-    begin(out, digest({**made, "probs": str(source.probs.resolve())}))
+    places = {pair: output_path(out, pair.image, ".safetensors") for pair in pairs}
+    open_run_folder(out, digest({**made, "probs": str(source.probs.resolve())}))
     written = 0
-    for pair in progress(*share(pairs), "compact"):
+    for pair in progress(*shard(pairs), "compact"):
         path = places[pair]
-        if fresh(path, paths[pair]):
+        if is_up_to_date(path, paths[pair]):
             continue
         probs = source.probabilities(paths[pair])
-        with naming(paths[pair]):
+        with name_file_in_errors(paths[pair]):
             if recalibration is not None:
                 found = recalibration.evidence(probs, background=background)
             else:

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import (
-    naming,
+    name_file_in_errors,
 )
 from cpseg._internal.distributed import (
-    share,
+    shard,
 )
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence, evidence, pseudo_labels
 from cpseg.files.dataset import (
-    IGNORE,
+    VOID,
     Progress,
     Source,
     quiet,
@@ -62,17 +62,17 @@ def evaluate(
         OSError: a file that cannot be read.
     """
     source = with_map_of(source, calibration)
-    calibration = replace(calibration, ignore_index=IGNORE).to(source.device)
+    calibration = replace(calibration, ignore_index=VOID).to(source.device)
     background = calibration.background
     tallies: dict[str, Tally] = {}
     applied = replace(calibration, recalibration=None)  # to scores that are mapped once
     plain = replace(applied, background=None)
     pairs = read_ids(ids)
     paths = source.locate(pairs)
-    for pair in progress(*share(pairs), "evaluate"):
+    for pair in progress(*shard(pairs), "evaluate"):
         path = paths[pair]
         found = source.scores(path)
-        with naming(path):
+        with name_file_in_errors(path):
             selects = calibration.score == "lac"
             rules: dict[str, Tensor | None] = {_name(calibration): None}  # sets alone
             if isinstance(found, Evidence):

@@ -13,13 +13,13 @@ import torch
 
 from cpseg._internal.checks import (
     message,
-    naming,
+    name_file_in_errors,
     shape,
 )
 from cpseg._internal.distributed import (
     barrier,
     rank,
-    share,
+    shard,
 )
 from cpseg._internal.hashing import (
     digest,
@@ -30,7 +30,7 @@ from cpseg._internal.safe_files import (
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.class_map import parse_class_map
 from cpseg.files.dataset import (
-    IGNORE,
+    VOID,
     Progress,
     Source,
     quiet,
@@ -47,9 +47,9 @@ from cpseg.files.masks import (
     write_mask,
 )
 from cpseg.files.run_folder import (
-    begin,
-    fresh,
-    place,
+    is_up_to_date,
+    open_run_folder,
+    output_path,
 )
 from cpseg.jobs.variants import (
     with_map_of,
@@ -89,9 +89,9 @@ def label(
         OSError: a file that cannot be read or written.
     """
     out = Path(out)
-    if calibration.num_classes is not None and calibration.num_classes > IGNORE:
+    if calibration.num_classes is not None and calibration.num_classes > VOID:
         got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
-        raise ValueError(message("label", f"at most {IGNORE} classes", got, fix))
+        raise ValueError(message("label", f"at most {VOID} classes", got, fix))
     pairs = read_ids(ids, columns=1)
     masks = _mask_paths(pairs, out)
     known = [] if labelled is None else read_ids(labelled)
@@ -99,14 +99,14 @@ def label(
     check_ids(out, listed)  # before the work, not after it
     source = with_map_of(source, calibration)
     paths = source.locate(pairs)
-    begin(out, _fingerprint(source, calibration, pairs))
-    thresholds = replace(calibration, ignore_index=IGNORE).to(source.device)
-    for pair in progress(*share(pairs), "label"):
+    open_run_folder(out, _fingerprint(source, calibration, pairs))
+    thresholds = replace(calibration, ignore_index=VOID).to(source.device)
+    for pair in progress(*shard(pairs), "label"):
         path = paths[pair]
-        if fresh(masks[pair], path):
+        if is_up_to_date(masks[pair], path):
             continue
         found = source.scores(path)
-        with naming(path):
+        with name_file_in_errors(path):
             labels = thresholds.pseudo_labels(found, dtype=torch.uint8)
         size = image_size(source.root / pair.image)
         if size != tuple(labels.shape):
@@ -139,10 +139,10 @@ def _true_masks(
     source = replace(source, mask_map=mask_map, void=stored["void"], device="cpu")
     lines = []
     for pair in pairs:
-        path = place(out / "true", pair.image, ".png")
-        if not fresh(path, source.root / str(pair.mask)):
+        path = output_path(out / "true", pair.image, ".png")
+        if not is_up_to_date(path, source.root / str(pair.mask)):
             size = image_size(source.root / pair.image)
-            write_mask(path, source.labels(pair, calibration.num_classes or IGNORE, size))
+            write_mask(path, source.labels(pair, calibration.num_classes or VOID, size))
         lines.append((pair.image, _listed(path, source.root)))
     return lines
 
@@ -151,7 +151,7 @@ def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
     paths: dict[Pair, Path] = {}
     owner: dict[Path, str] = {}
     for pair in pairs:
-        path = place(out / "masks", pair.image, ".png")
+        path = output_path(out / "masks", pair.image, ".png")
         if path in owner:
             got, fix = (
                 f"{owner[path]} and {pair.image}",
@@ -193,7 +193,7 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
 
 def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> float:
     """Write ``summary.csv`` from the masks themselves; the kept share over all pixels."""
-    num_classes = calibration.num_classes or IGNORE
+    num_classes = calibration.num_classes or VOID
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"class_{index}" for index in range(num_classes)]
@@ -202,7 +202,7 @@ def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> 
     for pair, path in masks.items():
         labels = read_mask(path, num_classes=num_classes, size=None)
         counts = torch.bincount(labels.flatten().to(torch.int64), minlength=256).tolist()
-        total, ignored = sum(counts), counts[IGNORE]
+        total, ignored = sum(counts), counts[VOID]
         writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
         kept, pixels = kept + total - ignored, pixels + total
     write_text(out / "summary.csv", text.getvalue())

@@ -14,14 +14,14 @@ from cpseg._internal.checks import (
     check_background,
     check_unit_interval,
     message,
-    naming,
+    name_file_in_errors,
     shape,
 )
 from cpseg._internal.distributed import (
-    agreed,
     barrier,
+    broadcast_from_rank0,
     rank,
-    share,
+    shard,
 )
 from cpseg._internal.hashing import (
     digest,
@@ -35,9 +35,9 @@ from cpseg.files.dataset import (
 from cpseg.files.id_lists import Pair, check_ids
 from cpseg.files.masks import image_size
 from cpseg.files.run_folder import (
-    begin,
-    fresh,
-    place,
+    is_up_to_date,
+    open_run_folder,
+    output_path,
 )
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
@@ -116,11 +116,13 @@ def predict(
             )
     form = [dtype, background] if evidence else [dtype]
     facts = {"made": dict(made), "names": list(names), "form": form, "root": str(root.resolve())}
-    begin(out, digest(facts))
+    open_run_folder(out, digest(facts))
     if rank() == 0:
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    left = agreed([pair for pair in pairs if not fresh(places[pair], root / pair.image)])
-    mine = list(share(left)[0])
+    left = broadcast_from_rank0(
+        [pair for pair in pairs if not is_up_to_date(places[pair], root / pair.image)]
+    )
+    mine = list(shard(left)[0])
     if batch > 1:
         mine.sort(key=lambda pair: image_size(root / pair.image))
     for group in _batches(progress(mine, len(mine), "predict"), root, batch):
@@ -131,7 +133,7 @@ def predict(
             fix = "return one score a class and pixel, and name every class"
             raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
         for (pair, _), scores in zip(group, probs, strict=True):
-            with naming(root / pair.image):
+            with name_file_in_errors(root / pair.image):
                 kept = _kept(scores, dtype)
                 if evidence:
                     read = kept.to(torch.float32) / 255 if dtype == "uint8" else kept
@@ -174,7 +176,7 @@ def _places(pairs: Sequence[Pair], out: Path, suffix: str) -> dict[Pair, Path]:
     places: dict[Pair, Path] = {}
     owner: dict[Path, str] = {}
     for pair in pairs:
-        path = place(out, pair.image, suffix)
+        path = output_path(out, pair.image, suffix)
         if path in owner:
             expected, got = "image names that differ before the suffix", owner[path]
             fix = "rename one: their scores would be the same file"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from cpseg._internal.checks import message, naming
-from cpseg._internal.distributed import share
-from cpseg.files.dataset import IGNORE, Progress, Source, labelled
+from cpseg._internal.checks import message, name_file_in_errors
+from cpseg._internal.distributed import shard
+from cpseg.files.dataset import VOID, Progress, Source, read_example
 from cpseg.files.id_lists import Pair
 from cpseg.files.splits import split
 from cpseg.recalibration.recalibration import Recalibration
@@ -18,7 +18,7 @@ from cpseg.recalibration.recalibrator import Recalibrator
 
 
 @dataclass(frozen=True)
-class Refit:
+class RecalibrationOptions:
     """How class scores are refitted, and on which images.
 
     Attributes:
@@ -50,12 +50,12 @@ class Refit:
             scores=self.scores,
             context=() if plain and self.context == "auto" else self.context,
             seed=seed,
-            ignore_index=IGNORE,
+            ignore_index=VOID,
         )
 
 
 @dataclass(frozen=True)
-class Refitted:
+class RecalibratedScores:
     """Maps for the images that calibrate, and the one to keep.
 
     Attributes:
@@ -80,9 +80,9 @@ class Refitted:
         return self.own.get(pair, self.recalibration)
 
 
-def refit_scores(
+def recalibrate_scores(
     where: str,
-    refit: Refit,
+    refit: RecalibrationOptions,
     source: Source,
     pairs: list[Pair],
     paths: Mapping[Pair, Path],
@@ -90,7 +90,7 @@ def refit_scores(
     *,
     seed: int,
     progress: Progress,
-) -> Refitted:
+) -> RecalibratedScores:
     """Fit the map on a share of the images, or by folds on all of them; every rank gets it.
 
     Raises:
@@ -112,9 +112,9 @@ def refit_scores(
         fold_of = {pairs[place]: number % refit.folds for number, place in enumerate(order)}
     whole = refit.recalibrator(num_classes, seed)
     parts = [refit.recalibrator(num_classes, seed) for _ in range(refit.folds)]
-    for pair in progress(*share(fitting), "refit scores"):
-        probs, labels = labelled(source, pair, paths[pair], num_classes, num_source)
-        with naming(paths[pair]):
+    for pair in progress(*shard(fitting), "refit scores"):
+        probs, labels = read_example(source, pair, paths[pair], num_classes, num_source)
+        with name_file_in_errors(paths[pair]):
             whole.update(probs, labels, ids=pair.image)
             for number, part in enumerate(parts):
                 if fold_of[pair] != number:
@@ -126,7 +126,7 @@ def refit_scores(
 
     made = [fit(part) for part in parts]
     own = {pair: made[number] for pair, number in fold_of.items()}
-    return Refitted(fit(whole), calibrating, fitting, own)
+    return RecalibratedScores(fit(whole), calibrating, fitting, own)
 
 
 def unchanged(pair: Pair) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -21,29 +21,29 @@ from cpseg._internal.checks import (
     check_alpha,
     check_background,
     message,
-    naming,
+    name_file_in_errors,
 )
 from cpseg._internal.distributed import (
     rank,
-    share,
+    shard,
 )
 from cpseg._internal.safe_files import write_text
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.core.metrics import confusion_matrix
-from cpseg.core.nested_rules import confusions, hits
+from cpseg.core.nested_rules import confusion_per_alpha, coverage_counts
 from cpseg.core.nonconformity import nonconformity
 from cpseg.core.selection import evidence
 from cpseg.files.dataset import (
-    IGNORE,
+    VOID,
     Progress,
     Source,
-    labelled,
     quiet,
+    read_example,
 )
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.run_folder import (
-    begin,
-    fresh,
+    is_up_to_date,
+    open_run_folder,
 )
 from cpseg.groups.resampling import to_grid, to_image
 from cpseg.jobs.sweep_plan import (
@@ -61,12 +61,12 @@ from cpseg.jobs.sweep_table import (
     FIGURES,
     Estimate,
     SweepRow,
-    closing,
+    conclusion,
     csv_of_sweep,
     table_of_sweep,
 )
 from cpseg.jobs.tally import row_of
-from cpseg.jobs.variants import LEARNED, fixed, learned
+from cpseg.jobs.variants import LEARNED, fixed_partition, learned_partition
 from cpseg.recalibration.recalibrator import Recalibrator
 
 ALPHAS = ("0.5", "0.3", "0.2", "0.1", "0.05", "0.02", "0.01")
@@ -189,9 +189,9 @@ def sweep(
     finished: set[int] = set()
     if out is not None:
         out = Path(out)
-        begin(out, plan.fingerprint(pairs, **_data(source)))
+        open_run_folder(out, plan.fingerprint(pairs, **_data(source)))
         inputs = [*paths.values(), *(source.root / str(pair.mask) for pair in pairs)]
-        finished = {n for n in range(folds) if fresh(fold_file(out, n), *inputs)}
+        finished = {n for n in range(folds) if is_up_to_date(fold_file(out, n), *inputs)}
     figures = []
     for number, fold in enumerate(parts):
         if out is not None and number in finished:
@@ -211,7 +211,7 @@ def sweep(
     ]
     if out is not None and rank() == 0:
         write_text(out / "sweep.csv", csv_of_sweep(rows))
-        write_text(out / "sweep.md", f"{table_of_sweep(rows)}\n\n{closing(rows)}\n")
+        write_text(out / "sweep.md", f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n")
     return rows
 
 
@@ -245,13 +245,13 @@ def _calibrate(
             alpha=plan.alphas[0],
             num_classes=plan.num_classes,
             max_images=len(fold.learning) + len(fold.fitting) + len(fold.calibrating),
-            ignore_index=IGNORE,
+            ignore_index=VOID,
         )
 
     learning = [variant for variant in plan.variants if variant in LEARNED]
     made = {
         scoring: {
-            variant: calibrator(fixed(variant, plan.size, plan.block))
+            variant: calibrator(fixed_partition(variant, plan.size, plan.block))
             for variant in plan.variants
             if variant not in LEARNED
         }
@@ -265,9 +265,9 @@ def _calibrate(
     # fixed, and where they are learned as soon as they are, from these scores.
     waiting: list[Tensor] = []
     recalibrators = plan.recalibrators()
-    for pair in _bar(progress, *share(fold.fitting), f"{title}, recalibrate"):
-        probs, labels = labelled(source, pair, paths[pair], plan.num_classes)
-        with naming(paths[pair]):
+    for pair in _bar(progress, *shard(fold.fitting), f"{title}, recalibrate"):
+        probs, labels = read_example(source, pair, paths[pair], plan.num_classes)
+        with name_file_in_errors(paths[pair]):
             for recalibrator in recalibrators.values():
                 recalibrator.update(probs, labels)
             for each in made.get(PLAIN, {}).values():
@@ -275,11 +275,11 @@ def _calibrate(
             if learning and PLAIN in made:
                 waiting.append(on_grid(probs, labels))
     maps = _maps(recalibrators, plan, source.device, title)
-    own = set(share(fold.learning)[0])
+    own = set(shard(fold.learning)[0])
     curves: dict[Scoring, list[Tensor]] = {scoring: [] for scoring in made}
     for pair in _bar(progress, fold.learning, len(fold.learning), f"{title}, learn groups"):
-        probs, labels = labelled(source, pair, paths[pair], plan.num_classes)
-        with naming(paths[pair]):
+        probs, labels = read_example(source, pair, paths[pair], plan.num_classes)
+        with name_file_in_errors(paths[pair]):
             for scoring, calibrators in made.items():
                 refitted = maps[scoring](probs)
                 curves[scoring].append(on_grid(refitted, labels))
@@ -289,13 +289,13 @@ def _calibrate(
         curve = groups.curves(torch.stack(curves.pop(scoring)))
         for variant in learning:
             generator = torch.Generator().manual_seed(plan.seed)
-            each = calibrator(learned(variant, curve, plan.num_groups, generator))
+            each = calibrator(learned_partition(variant, curve, plan.num_groups, generator))
             for one in waiting if scoring == PLAIN else ():
                 each.update_scores(one)
             made[scoring][variant] = each
-    for pair in progress(*share(fold.calibrating), f"{title}, calibrate"):
-        probs, labels = labelled(source, pair, paths[pair], plan.num_classes)
-        with naming(paths[pair]):
+    for pair in progress(*shard(fold.calibrating), f"{title}, calibrate"):
+        probs, labels = read_example(source, pair, paths[pair], plan.num_classes)
+        with name_file_in_errors(paths[pair]):
             for scoring, calibrators in made.items():
                 refitted = maps[scoring](probs)
                 for each in calibrators.values():
@@ -348,25 +348,27 @@ def _measure(
     argmax = torch.zeros(ways, width, width + 1, dtype=torch.int64, device=source.device)
     counts = argmax.new_zeros(ways, *shape, width, width + 1)
     inside = argmax.new_zeros(ways, shape[0], shape[2])
-    for pair in progress(*share(fold.testing), f"{title}, measure"):
-        probs, labels = labelled(source, pair, paths[pair], width)
+    for pair in progress(*shard(fold.testing), f"{title}, measure"):
+        probs, labels = read_example(source, pair, paths[pair], width)
         truth = labels.to(torch.int64)
-        void = truth == IGNORE
+        void = truth == VOID
         for m, (refit, thresholds) in enumerate(made.values()):
             refitted = refit(probs)
             p_true = refitted.gather(0, truth.masked_fill(void, 0)[None])[0]
             p_true = p_true.masked_fill(void, torch.nan)
             found = [evidence(refitted, background=background) for background in plan.backgrounds]
             argmax[m] += confusion_matrix(
-                found[0].argmax(), truth, num_classes=width, ignore_index=IGNORE, with_ignored=True
+                found[0].argmax(), truth, num_classes=width, ignore_index=VOID, with_ignored=True
             )
             for v, variant in enumerate(thresholds):
                 levels = to_image(thresholds[variant], (probs.shape[1], probs.shape[2]))
-                inside[m, v] += hits(p_true, levels)
+                inside[m, v] += coverage_counts(p_true, levels)
                 for b, one in enumerate(found):
-                    counts[m, v, b] += confusions(one, truth, levels, ignore_index=IGNORE)
+                    counts[m, v, b] += confusion_per_alpha(one, truth, levels, ignore_index=VOID)
     if ranks.active():
-        argmax, counts, inside = (ranks.total(each, None) for each in (argmax, counts, inside))
+        argmax, counts, inside = (
+            ranks.all_reduce_sum(each, None) for each in (argmax, counts, inside)
+        )
     figures = [_figures(argmax[0], torch.zeros(()), torch.tensor(math.nan))]
     place = {scoring: number for number, scoring in enumerate(made)}
     for scoring in plan.scorings():

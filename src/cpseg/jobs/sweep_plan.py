@@ -14,7 +14,7 @@ from cpseg._internal.checks import check_alpha, message
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import write_text
 from cpseg.files.id_lists import Pair
-from cpseg.jobs.recalibrate import Refit
+from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.sweep_table import ARGMAX, FIGURES, RAW
 from cpseg.jobs.variants import LEARNED, VARIANTS
 from cpseg.recalibration.features import CONTEXTS
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
         made = {}
         for method in methods:
             context = self.context if method in ("vector", "dirichlet") else ()
-            refit = Refit(method, context=context, scores=self.scores)
+            refit = RecalibrationOptions(method, context=context, scores=self.scores)
             made[method] = refit.recalibrator(self.num_classes, self.seed)
         return made
 

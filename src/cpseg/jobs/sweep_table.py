@@ -120,7 +120,7 @@ def _infinite(share: float) -> str:
     return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
-def closing(rows: Sequence[SweepRow]) -> str:
+def conclusion(rows: Sequence[SweepRow]) -> str:
     """Which settings come first, and what such a choice is worth. Ties go to the earlier row."""
     raw, best = rows[0], max(rows, key=lambda row: row.miou_all.mean)
     enough = [row for row in rows if row.kept.mean >= 0.5 and row.wrong.folds > 0]
@@ -137,7 +137,7 @@ def closing(rows: Sequence[SweepRow]) -> str:
     )
 
 
-def too_few(rows: Sequence[SweepRow]) -> str | None:
+def infinite_threshold_warning(rows: Sequence[SweepRow]) -> str | None:
     """Which settings have infinite thresholds and how many scores they need, or None."""
     short: dict[float, list[str]] = {}
     for row in rows:

@@ -74,8 +74,8 @@ class Tally:
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Sum over the ranks."""
         if ranks.active():
-            self._confusion = ranks.total(self._confusion, process_group)
-            self._sets = ranks.total(self._sets, process_group)
+            self._confusion = ranks.all_reduce_sum(self._confusion, process_group)
+            self._sets = ranks.all_reduce_sum(self._sets, process_group)
 
     def row(self) -> Row:
         """The figures."""

@@ -36,14 +36,16 @@ LEARNED = ("kmeans", "annuli")
 VARIANTS = ("pixel", "image", "blocks", *LEARNED)
 
 
-def fixed(variant: str, grid: tuple[int, int], block: int) -> Tensor:
+def fixed_partition(variant: str, grid: tuple[int, int], block: int) -> Tensor:
     """The partition of the grid for a variant that learns nothing."""
     if variant == "blocks":
         return groups.blocks(grid, block)
     return groups.pixel(grid) if variant == "pixel" else groups.image(grid)
 
 
-def learned(variant: str, curves: Tensor, num_groups: int, generator: torch.Generator) -> Tensor:
+def learned_partition(
+    variant: str, curves: Tensor, num_groups: int, generator: torch.Generator
+) -> Tensor:
     """The partition of the grid for ``"kmeans"`` or ``"annuli"``."""
     learn = groups.kmeans if variant == "kmeans" else groups.annuli
     return learn(curves, num_groups, generator=generator)

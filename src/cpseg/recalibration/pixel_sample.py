@@ -41,7 +41,7 @@ class Sample:
         return each[self.labels]
 
 
-class Reservoir:
+class PixelSample:
     """Samples of images, at most ``budget`` pixels together.
 
     Every image keeps at most ``quota`` pixels. When all of them exceed the budget the quota is

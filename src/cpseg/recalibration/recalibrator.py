@@ -44,7 +44,7 @@ from cpseg.recalibration.fit import (
     fit_map,
     fold_losses,
 )
-from cpseg.recalibration.pixel_sample import Reservoir, Sample, digest, draw
+from cpseg.recalibration.pixel_sample import PixelSample, Sample, digest, draw
 from cpseg.recalibration.recalibration import SCORES, Recalibration
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
@@ -142,7 +142,7 @@ class Recalibrator:
         self.ignore_index = ignore_index
         self.num_source: int | None = None
         self.ids: set[str] = set()
-        self._reservoir = Reservoir(budget)
+        self._reservoir = PixelSample(budget)
         self._synced = False
 
     @property
@@ -239,7 +239,7 @@ class Recalibrator:
         dist.all_gather_object(
             everyone, (self._settings(), self._reservoir.samples, self.ids), group=process_group
         )
-        self._reservoir, self.ids = Reservoir(self.budget), set()
+        self._reservoir, self.ids = PixelSample(self.budget), set()
         self._take(where, everyone)
         self._synced = True
 

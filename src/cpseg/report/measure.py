@@ -17,21 +17,21 @@ from torch import Tensor
 
 from cpseg import groups
 from cpseg._internal import distributed as ranks
-from cpseg._internal.checks import check_alpha, check_background, message, naming
+from cpseg._internal.checks import check_alpha, check_background, message, name_file_in_errors
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.certification.certifier import ALPHAS as LEVELS
 from cpseg.certification.certifier import Certifier
 from cpseg.core.metrics import confusion_matrix
-from cpseg.core.nested_rules import confusions, hits
+from cpseg.core.nested_rules import confusion_per_alpha, coverage_counts
 from cpseg.core.reliability import Reliability
 from cpseg.core.selection import Evidence, evidence
-from cpseg.files.dataset import IGNORE, Progress, Source, labelled, quiet
+from cpseg.files.dataset import VOID, Progress, Source, quiet, read_example
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.groups.resampling import to_image
 from cpseg.jobs.certify import VARIANTS
-from cpseg.jobs.recalibrate import Refit
-from cpseg.jobs.variants import fixed
+from cpseg.jobs.recalibrate import RecalibrationOptions
+from cpseg.jobs.variants import fixed_partition
 from cpseg.recalibration.fit import METHODS
 from cpseg.report.findings import (
     CONFIDENCES,
@@ -86,8 +86,8 @@ class _Run(NamedTuple):
     def images(self, pairs: list[Pair], title: str) -> Iterable[tuple[Pair, Tensor, Tensor]]:
         """Scores and labels of images, one after the other."""
         for pair in self.progress(pairs, len(pairs), title):
-            probs, labels = labelled(self.source, pair, self.paths[pair], self.num_classes)
-            with naming(self.paths[pair]):
+            probs, labels = read_example(self.source, pair, self.paths[pair], self.num_classes)
+            with name_file_in_errors(self.paths[pair]):
                 yield pair, probs, labels
 
 
@@ -116,7 +116,9 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     size = plan.grid or (first.shape[-2], first.shape[-1])
     run = _Run(source, plan, paths, len(first), size, progress)
     names = [RAW, *(name for name in plan.methods if name != RAW)]
-    whole = _calibrator(run, fixed(plan.variant, size, plan.block), plan.alpha, len(pairs))
+    whole = _calibrator(
+        run, fixed_partition(plan.variant, size, plan.block), plan.alpha, len(pairs)
+    )
     of_class = torch.zeros(len(first), dtype=torch.int64)
     sums = _Sums({}, {name: [] for name in names}, of_class)
     shown = _samples(pairs, plan.samples)
@@ -210,7 +212,7 @@ def _calibrator(
         background=background,
         num_classes=run.num_classes,
         max_images=images,
-        ignore_index=IGNORE,
+        ignore_index=VOID,
     )
 
 
@@ -227,7 +229,7 @@ def _families(
         key: _calibrator(run, groups.image(run.grid), strict, len(fold.fitting), key[1])
         for key in pairs
     }
-    partition = fixed(plan.variant, run.grid, plan.block)
+    partition = fixed_partition(plan.variant, run.grid, plan.block)
     images = len(fold.fitting) + len(fold.proving)
     making = {name: _calibrator(run, partition, plan.alphas[0], images) for name in names}
     for pair, probs, labels in run.images(fold.fitting, f"{title}, set levels"):
@@ -271,7 +273,7 @@ def _refit(
     """How every kind of scores is made from the model's."""
     plan = run.plan
     made = {
-        name: Refit(name, context=plan.context, scores=plan.scores).recalibrator(
+        name: RecalibrationOptions(name, context=plan.context, scores=plan.scores).recalibrator(
             run.num_classes, plan.seed
         )
         for name in names
@@ -307,7 +309,7 @@ def _measure(
 
     for pair, probs, labels in run.images(fold.testing, f"{title}, measure"):
         truth = labels.to(torch.int64)
-        void = truth == IGNORE
+        void = truth == VOID
         whole.update(probs, labels, ids=pair.image)
         present = torch.bincount(truth[~void].cpu(), minlength=width) > 0
         sums.images_of_class += present
@@ -318,14 +320,18 @@ def _measure(
             plain = evidences[None]
             raw = confusion_matrix(plain.argmax(), truth, num_classes=width, with_ignored=True)
             count(Rule(name, "argmax"), raw)
-            for level, one in zip(CONFIDENCES, confusions(plain, truth, constants), strict=True):
+            for level, one in zip(
+                CONFIDENCES, confusion_per_alpha(plain, truth, constants), strict=True
+            ):
                 count(Rule(name, "confidence", None, level), one)
             here = to_image(family.thresholds, (truth.shape[0], truth.shape[1]))
             index = truth.masked_fill(void, 0).unsqueeze(0)
             p_true = refitted.gather(0, index)[0].masked_fill(void, torch.nan)
-            inside[name] += hits(p_true, here).cpu()
+            inside[name] += coverage_counts(p_true, here).cpu()
             for background, one in evidences.items():
-                for alpha, matrix in zip(plan.alphas, confusions(one, truth, here), strict=True):
+                for alpha, matrix in zip(
+                    plan.alphas, confusion_per_alpha(one, truth, here), strict=True
+                ):
                     count(Rule(name, "eq4", background, alpha), matrix)
             for (background, level), certified in family.certified.items():
                 chosen = certified.pseudo_labels(evidences[background])

@@ -13,7 +13,7 @@ import torch
 
 from cpseg._internal.safe_files import write_text
 from cpseg._version import __version__
-from cpseg.core.reliability import Scores
+from cpseg.core.reliability import ProperScores
 from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.jobs.calibrate import images_needed
 from cpseg.jobs.sweep_table import Estimate
@@ -177,7 +177,7 @@ def _reliability(found: Findings) -> str:
         scores = [fold.scores() for fold in folds]
         cells = [
             plus_minus(Estimate.over([getattr(each, field) for each in scores]), share=False)
-            for field in Scores._fields
+            for field in ProperScores._fields
         ]
         rows.append((_scores_name(name), *cells))
         figures.append(_diagram(found, name, place))

@@ -25,7 +25,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
-from cpseg._internal.distributed import active, device_without_data, total
+from cpseg._internal.distributed import active, all_reduce_sum, device_without_data
 from cpseg.core.argmax import best_of_classes
 from cpseg.core.score_bins import NUM_BINS, bin_edges, score_bins
 
@@ -241,7 +241,7 @@ class OnlineThreshold:
             raise ValueError(message("OnlineThreshold.sync", expected, got, fix))
         if self._weights.device.type == "cpu":  # no update yet, perhaps
             self._move(device_without_data(process_group))
-        recent = total(self._recent, process_group)
+        recent = all_reduce_sum(self._recent, process_group)
         self._settle(self._add(self._before, recent))
         return self
 

@@ -23,7 +23,7 @@ from cpseg._internal.checks import (
 )
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
-from cpseg.core.nonconformity import true_class_score
+from cpseg.core.nonconformity import nonconformity_unchecked
 from cpseg.core.selection import Evidence
 from cpseg.groups.resampling import to_image
 
@@ -188,7 +188,7 @@ def certainty(
     probs = probs.detach()
     if calibration.recalibration is not None:
         probs = calibration.recalibration(probs)
-    score = true_class_score(where, probs, labels, ignore_index)
+    score = nonconformity_unchecked(where, probs, labels, ignore_index)
     return _graded(score, labels, calibration)
 
 
