@@ -36,6 +36,69 @@ def shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def check_choice(
+    where: str, value: object, choices: Collection[str], *, name: str, fix: str = "choose one"
+) -> None:
+    """One of some words."""
+    if not isinstance(value, str) or value not in choices:
+        expected = f"{name} among {', '.join(map(repr, choices))}"
+        raise ValueError(message(where, expected, _short(value), fix))
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """An int that is no bool, ``least`` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_count(where: str, value: object, *, name: str, fix: str, least: int = 1) -> None:
+    """A whole number of things."""
+    if not is_whole(value, least):
+        raise ValueError(message(where, f"{name} as a whole number >= {least}", _short(value), fix))
+
+
+def is_share(value: object, most: float = 1) -> bool:
+    """A number in [0, ``most``]; NaN and bools are none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= most  # type: ignore[operator]
+
+
+def check_share(where: str, value: object, *, name: str, fix: str) -> None:
+    """A number in [0, 1]."""
+    if not is_share(value):
+        raise ValueError(message(where, f"{name} in [0, 1]", _short(value), fix))
+
+
+def check_float(
+    where: str, tensor: object, *, name: str, fix: str = "convert it to float32"
+) -> None:
+    """A floating-point tensor."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise TypeError(message(where, f"floating-point {name}", kind_of(tensor), fix))
+
+
+def check_bool(where: str, tensor: object, *, name: str, fix: str) -> None:
+    """A bool tensor."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        raise TypeError(message(where, f"bool {name}", kind_of(tensor), fix))
+
+
+def check_classes(
+    where: str, num_classes: int, known: int | None, *, fix: str = "use the scores of one model"
+) -> None:
+    """As many classes as before; ``known`` is None before the first."""
+    if known not in (None, num_classes):
+        raise ValueError(message(where, f"{known} classes as before", str(num_classes), fix))
+
+
+def kind_of(value: object) -> str:
+    """The dtype of a tensor or the type of anything else, for messages."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:80]
+
+
 def check_probs(where: str, probs: Tensor, *, name: str = "probs") -> None:
     """Class scores: floating point, ``[B, K, H, W]`` or ``[K, H, W]``, nothing empty."""
     if not isinstance(probs, Tensor):
@@ -107,8 +170,7 @@ def check_alpha(where: str, alpha: object, *, name: str = "alpha") -> Fraction:
         exact = None
     if exact is None or not 0 < exact < 1:
         fix = "pass a rate such as 0.05"
-        got = " ".join(repr(alpha).split())[:80]
-        raise ValueError(message(where, f"{name} in (0, 1)", got, fix))
+        raise ValueError(message(where, f"{name} in (0, 1)", _short(alpha), fix))
     return exact
 
 
@@ -219,8 +281,8 @@ def check_image_ids(
         return None
     names = [ids] if isinstance(ids, str) else list(ids)
     if len(names) != count or not all(isinstance(name, str) for name in names):
-        expected, got = f"ids as {count} strings, one an image", " ".join(repr(ids).split())[:80]
-        raise ValueError(message(where, expected, got, "name every image of the batch"))
+        expected = f"ids as {count} strings, one per image"
+        raise ValueError(message(where, expected, _short(ids), "name every image of the batch"))
     twice = [name for name, number in Counter(names).items() if number > 1 or name in seen]
     if twice:
         raise ValueError(message(where, "every image once", f"'{twice[0]}' twice", "remove one"))
