@@ -528,7 +528,7 @@ def test_bad_updates_count_nothing() -> None:
         (probs, labels, ["e", "f", "c7", "c3"], "nor refitted the scores, got 'c3', which did"),
         (probs, labels, ["e", "f", "g", "a"], "every image once, got 'a' twice"),
         (probs, labels, ["e", "f", "g", "e"], "every image once, got 'e' twice"),
-        (probs, labels, ["e", "f"], "ids as 4 strings, one an image"),
+        (probs, labels, ["e", "f"], "ids as 4 strings, one per image"),
         (probs, labels, [1, 2, 3, 4], "ids as 4 strings"),
         (probs, labels, "e", "ids as 4 strings"),
         (probs, labels, None, "ids for all images or for none, got some without"),
