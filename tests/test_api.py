@@ -190,6 +190,8 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
             "fallback=",
             "generator=",
             "recalibration=",
+            "variant=",
+            "provenance=",
         ],
     ),
     Calibrator.update: (["self", "probs", "labels"], ["ids="]),

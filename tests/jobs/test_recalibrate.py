@@ -145,8 +145,8 @@ def test_learned_groups_learn_from_refitted_scores(data: DataSet) -> None:
         group_share=0.5, refit=REFIT,
     )  # fmt: skip
     assert made.num_images == 9
-    learned = made.extra["groups"].pop("images")
-    assert made.extra["groups"] == {"learned_on": 9, "apart": True}
+    learned = made.extra["groups"]["images"]
+    assert made.extra["groups"] == {"learned_on": 9, "apart": True, "images": learned}
     assert len(learned) == 9
     assert not set(learned) & set(made.extra["images"])
     assert made.threshold.unique().numel() == 3

@@ -6,9 +6,11 @@
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.certificate import Certificate
+from cpseg.calibration.provenance import Provenance
 
 __all__ = [
     "Calibration",
     "Calibrator",
     "Certificate",
+    "Provenance",
 ]

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cpseg._internal.checks import check_alpha, check_background, check_probs, message, shape
 from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg._internal.words import UNITS
 from cpseg._version import __version__
 from cpseg.calibration.certificate import Certificate
+from cpseg.calibration.provenance import Provenance
 from cpseg.core.nonconformity import check_score
 from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.groups.fixed import check_size
@@ -22,7 +24,6 @@ from cpseg.recalibration.recalibration import Recalibration
 
 _FORMAT = 1
 _MAP = "recalibration."  # before the names of its tensors in a file
-UNITS = ("pixel", "image")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Calibration:
             ``threshold``; -inf for a class whose labels are ignored. None where there is none.
         certificate: what a :class:`Certifier` proved about these labels, or None.
         recalibration: the map that class scores go through before anything else; None for none.
-        extra: further facts that the file keeps, as JSON: the class map that made the scores.
+        extra: which images made it and how its data set was read, a :class:`Provenance`; a plain
+            mapping of its JSON form becomes one.
 
     Guarantee:
         Pixel-wise: for each cell with n scores, P(y in C) at that cell of a new image lies in
@@ -83,7 +85,18 @@ class Calibration:
     recalibration: Recalibration | None = None
     class_threshold: Tensor | None = None
     certificate: Certificate | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.extra, Provenance):
+            provenance = Provenance.from_json(self.extra, where="Calibration")
+            object.__setattr__(self, "extra", provenance)
+
+    @property
+    def provenance(self) -> Provenance:
+        """``extra``, typed: which images made the calibration."""
+        assert isinstance(self.extra, Provenance)
+        return self.extra
 
     @property
     def infinite_share(self) -> float:
@@ -236,7 +249,7 @@ class Calibration:
             "ignore_index": self.ignore_index,
             "unit": self.unit,
             "randomized": self.randomized,
-            "extra": dict(self.extra),
+            "extra": self.provenance.to_json(),
         }
         if self.certificate is not None:
             metadata["certificate"] = self.certificate.to_json()
@@ -269,6 +282,7 @@ class Calibration:
             values = {name: metadata[name] for name in fields}
             values |= {name: metadata[name] for name in ("unit", "randomized") if name in metadata}
             values |= {name: tensors.get(name) for name in ("level", "class_threshold")}
+            values["extra"] = Provenance.from_json(metadata["extra"], where=str(path))
             calibration = cls(tensors["threshold"], tensors["count"], **values)
             if "certificate" in metadata:
                 proven = Certificate.from_json(metadata["certificate"], where=str(path))
@@ -302,9 +316,8 @@ class Calibration:
         for name, (value, least) in whole.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(message(path, f"a whole number as {name}", repr(value), fix))
-        if not isinstance(self.variant, str) or not isinstance(self.extra, dict):
-            got = f"{self.variant!r} and {self.extra!r}"
-            raise ValueError(message(path, "a name as variant and a table as extra", got, fix))
+        if not isinstance(self.variant, str):
+            raise ValueError(message(path, "a name as variant", repr(self.variant), fix))
         check_background(path, self.background, self.num_classes or 2**15)
         allowed = (grid, (self.num_classes, *grid))
         float32 = self.threshold.dtype == torch.float32

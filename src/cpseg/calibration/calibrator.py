@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -31,6 +32,7 @@ from cpseg._internal.checks import (
     shape,
 )
 from cpseg.calibration.calibration import UNITS, Calibration
+from cpseg.calibration.provenance import Provenance
 from cpseg.calibration.score_stores import BinnedScores, ClassScores, TopScores
 from cpseg.core.nonconformity import (
     check_drawing,
@@ -68,6 +70,10 @@ class Calibrator:
             of images.
         recalibration: a map that ``update`` applies to the scores first, and that the calibration
             carries. Fit it on other images than these, or nothing is promised.
+        variant: the name of the groups that the calibration records: ``"pixel"`` where every cell
+            is its own group and ``"groups"`` elsewhere by default.
+        provenance: what else is known of the data, for the calibration to record; the calibrator
+            adds the ids of its images.
 
     Raises:
         ValueError: a value outside its range.
@@ -107,6 +113,8 @@ class Calibrator:
         fallback: Sequence[Tensor] = (),
         generator: torch.Generator | None = None,
         recalibration: Recalibration | None = None,
+        variant: str | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         where = "Calibrator"
         check_groups(where, groups)
@@ -144,6 +152,11 @@ class Calibrator:
             self.num_classes = recalibration.num_classes
             _check_classes(where, self.num_classes, background, ignore_index)
         self._pixelwise = is_pixelwise(groups)
+        if variant == "pixel" and not self._pixelwise:
+            fix = "pass groups.pixel(size), or another name"
+            raise ValueError(message(where, "a group per cell for 'pixel'", "pooled groups", fix))
+        self.variant = variant or ("pixel" if self._pixelwise else "groups")
+        self._provenance = Provenance() if provenance is None else provenance
         self._store: TopScores | ClassScores | BinnedScores | None = None
         self._coarser: list[BinnedScores] = []
         # On an accelerator a look at the values would wait for the device: a batch with bad ones
@@ -156,6 +169,12 @@ class Calibrator:
     def num_images(self) -> int:
         """Images seen so far."""
         return 0 if self._store is None else self._store.images
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the calibration records of its data: all that was given, and the image ids."""
+        images = tuple(sorted({*self._provenance.images, *self.ids}))
+        return replace(self._provenance, images=images)
 
     @property
     def largest_alpha(self) -> Fraction | None:
@@ -349,12 +368,12 @@ class Calibrator:
             background=self.background,
             score=self.score,
             ignore_index=self.ignore_index,
-            variant="pixel" if self._pixelwise else "groups",
+            variant=self.variant,
             unit=self.unit,
             randomized=self.generator is not None,
             recalibration=self.recalibration,
             level=level if self._coarser else None,
-            extra={"images": sorted(self.ids)} if self.ids else {},
+            extra=self.provenance,
         )
 
     def p_values(self, probs: Tensor, labels: Tensor) -> Tensor:

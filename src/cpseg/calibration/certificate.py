@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cpseg._internal.checks import message
+from cpseg._internal.words import CERTIFICATES as METHODS
+from cpseg._internal.words import PVALUES
 
-METHODS = ("ltt", "crc")
-PVALUES = ("betting", "hoeffding-bentkus")
 _METHOD_NAMES = {"ltt": "Learn-then-Test", "crc": "conformal risk control"}
 
 

@@ -140,7 +140,8 @@ class Certifier:
         self._base = made[-1]
         self._thresholds = torch.stack([calibration.threshold for calibration in made])
         fitted = calibrator.recalibration
-        self._calibrated = frozenset(calibrator.ids).union(() if fitted is None else fitted.images)
+        recalibrated = () if fitted is None else fitted.images
+        self._calibrated = calibrator.provenance.images_used.union(recalibrated)
         self._images: list[_Image] = []
         self._named: bool | None = None
         self._synced = False
@@ -265,7 +266,9 @@ class Certifier:
         base = replace(self._base, certificate=certificate)
         nothing = torch.full_like(base.threshold, -torch.inf)
         if self.ids:
-            base = replace(base, extra={**base.extra, "certifying_images": sorted(self.ids)})
+            images_used = tuple(sorted(self.ids))
+            provenance = replace(base.provenance, certification_images=images_used)
+            base = replace(base, extra=provenance)
         if not certificate.certified:
             return replace(base, threshold=nothing)
         if not self.per_class:

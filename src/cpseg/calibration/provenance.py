@@ -1,0 +1,224 @@
+"""``Provenance``: where a calibration came from, as typed facts that are saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpseg._internal.checks import is_share, is_whole, message
+from cpseg.core.class_map import parse_class_map
+
+
+@dataclass(frozen=True)
+class RecalibrationImages:
+    """The images on which the recalibration was fitted.
+
+    Attributes:
+        images: their ids, sorted; None where a file does not say.
+        folds: number of folds by which every calibration image got a map of the others; 0 for
+            one map.
+        disjoint: whether none of these images is a calibration image.
+    """
+
+    images: tuple[str, ...] | None
+    folds: int
+    disjoint: bool
+
+
+@dataclass(frozen=True)
+class GroupImages:
+    """The images on which the groups of cells were learned.
+
+    Attributes:
+        images: their ids, sorted; None where a file does not say.
+        learned_on: how many they were.
+        disjoint: whether none of these images is a calibration image.
+    """
+
+    images: tuple[str, ...] | None
+    learned_on: int
+    disjoint: bool
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """How the masks of the data set are stored, where not as classes with 255 for void.
+
+    Attributes:
+        void: the value of void pixels.
+        map: JSON of the class map from values in masks to classes, or None.
+    """
+
+    void: int
+    map: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance(Mapping[str, Any]):
+    """Which images made a calibration, and how its data set was read.
+
+    It is also a read-only mapping: the JSON object that a file keeps as ``extra``, which
+    :meth:`to_json` returns. Two are equal where that JSON is.
+
+    Attributes:
+        images: ids of the calibration images, sorted; empty where they have no ids.
+        certification_images: ids of the images used for the certificate, sorted.
+        recalibration: the images used for the recalibration, or None.
+        groups: the images used to learn groups, or None.
+        class_map: JSON of the map from the model's classes to those of the data set, or None.
+        masks: how masks are stored, or None for classes with 255 for void.
+        fallback_shares: the proportion of cells with a finite threshold from each level of a
+            fallback, finest level first; None without a fallback.
+        other: entries of a file that this version does not know; they are written back.
+
+    Example:
+        >>> provenance = Provenance(images=("a", "b"), groups=GroupImages(("c",), 1, True))
+        >>> provenance["groups"]
+        {'learned_on': 1, 'apart': True, 'images': ['c']}
+        >>> sorted(provenance.images_used)
+        ['a', 'b', 'c']
+    """
+
+    images: tuple[str, ...] = ()
+    certification_images: tuple[str, ...] = ()
+    recalibration: RecalibrationImages | None = None
+    groups: GroupImages | None = None
+    class_map: Mapping[str, Any] | None = None
+    masks: MaskFormat | None = None
+    fallback_shares: Mapping[str, float] | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images_used(self) -> frozenset[str]:
+        """All images that made the calibration or its certificate, as far as ids are known."""
+        learned = () if self.groups is None else self.groups.images or ()
+        recalibrated = () if self.recalibration is None else self.recalibration.images or ()
+        return frozenset((*self.images, *self.certification_images, *recalibrated, *learned))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that a calibration file keeps as ``extra``."""
+        content: dict[str, Any] = {}
+        if self.class_map is not None:
+            content["class_map"] = dict(self.class_map)
+        if self.masks is not None:
+            mask_map = None if self.masks.map is None else dict(self.masks.map)
+            content["masks"] = {"void": self.masks.void, "map": mask_map}
+        if self.recalibration is not None:
+            facts = {"apart": self.recalibration.disjoint, "folds": self.recalibration.folds}
+            content["refitted"] = {**facts, **_images_entry(self.recalibration.images)}
+        if self.groups is not None:
+            facts = {"learned_on": self.groups.learned_on, "apart": self.groups.disjoint}
+            content["groups"] = {**facts, **_images_entry(self.groups.images)}
+        if self.images:
+            content["images"] = list(self.images)
+        if self.fallback_shares is not None:
+            content["fallback"] = dict(self.fallback_shares)
+        if self.certification_images:
+            content["certifying_images"] = list(self.certification_images)
+        return {**content, **self.other}
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str = "Provenance.from_json") -> Provenance:
+        """Read what :meth:`to_json` gave.
+
+        Args:
+            value: the parsed JSON object; entries that are not known are kept in ``other``.
+            where: who asks, for messages: a file's name.
+
+        Raises:
+            ValueError: not an object, or an entry that this version knows with an unfit value.
+        """
+        if isinstance(value, Provenance):
+            return value
+        if not isinstance(value, Mapping):
+            raise _unfit(where, "a JSON object as extra", value)
+        content = dict(value)
+        return cls(
+            images=_images(where, "images", content.pop("images", [])),
+            certification_images=_images(
+                where, "certifying_images", content.pop("certifying_images", [])
+            ),
+            recalibration=_recalibration(where, content.pop("refitted", None)),
+            groups=_groups(where, content.pop("groups", None)),
+            class_map=_class_map(where, "class_map", content.pop("class_map", None)),
+            masks=_masks(where, content.pop("masks", None)),
+            fallback_shares=_shares(where, content.pop("fallback", None)),
+            other=content,
+        )
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_json()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
+
+
+def _images_entry(images: Sequence[str] | None) -> dict[str, list[str]]:
+    return {} if images is None else {"images": list(images)}
+
+
+def _images(where: str, name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(image, str) for image in value):
+        raise _unfit(where, f"{name} as a list of image ids", value)
+    return tuple(value)
+
+
+def _recalibration(where: str, value: object) -> RecalibrationImages | None:
+    if value is None:
+        return None
+    facts = _table(where, "refitted", value, {"apart", "folds"})
+    if not isinstance(facts["apart"], bool) or not is_whole(facts["folds"], 0):
+        raise _unfit(where, "refitted with apart as a bool and folds as a whole number", value)
+    images = _images(where, "refitted images", facts["images"]) if "images" in facts else None
+    return RecalibrationImages(images, facts["folds"], facts["apart"])
+
+
+def _groups(where: str, value: object) -> GroupImages | None:
+    if value is None:
+        return None
+    facts = _table(where, "groups", value, {"apart", "learned_on"})
+    if not isinstance(facts["apart"], bool) or not is_whole(facts["learned_on"], 0):
+        raise _unfit(where, "groups with apart as a bool and learned_on as a whole number", value)
+    images = _images(where, "groups images", facts["images"]) if "images" in facts else None
+    return GroupImages(images, facts["learned_on"], facts["apart"])
+
+
+def _class_map(where: str, name: str, value: object) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    parse_class_map(value, where=f"{where} ({name})")
+    return dict(value)  # type: ignore[call-overload,no-any-return]
+
+
+def _masks(where: str, value: object) -> MaskFormat | None:
+    if value is None:
+        return None
+    facts = _table(where, "masks", value, {"void", "map"})
+    if not is_whole(facts["void"], 0):
+        raise _unfit(where, "masks with void as a whole number", value)
+    return MaskFormat(facts["void"], _class_map(where, "masks", facts["map"]))
+
+
+def _shares(where: str, value: object) -> Mapping[str, float] | None:
+    if value is None:
+        return None
+    shares = _table(where, "fallback", value, set())
+    if not all(map(is_share, shares.values())):
+        raise _unfit(where, "fallback with a proportion for every level", value)
+    return dict(shares)
+
+
+def _table(where: str, name: str, value: object, keys: set[str]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not keys <= set(value):
+        expected = f"{name} with {', '.join(sorted(keys))}" if keys else f"{name} as a JSON object"
+        raise _unfit(where, expected, value)
+    return value
+
+
+def _unfit(where: str, expected: str, value: object) -> ValueError:
+    got = " ".join(repr(value).split())[:80]
+    return ValueError(message(where, expected, got, "run cpseg calibrate anew"))
