@@ -208,6 +208,7 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Certifier.merge: (["self", "other"], []),
     Certifier.sync: (["self", "process_group="], []),
     Certifier.compute: (["self"], []),
+    Calibration.guarantee: (["self"], []),
     Calibration.resize: (["self", "size"], []),
     Calibration.to: (["self", "device"], []),
     Calibration.prediction_set: (["self", "probs"], ["generator="]),

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpseg._internal import words
 from cpseg._internal.checks import check_alpha, check_background, check_probs, message, shape
 from cpseg._internal.safe_files import read_tensors, write_tensors
-from cpseg._internal.words import UNITS
 from cpseg._version import __version__
 from cpseg.calibration.certificate import Certificate
+from cpseg.calibration.guarantee import guarantee
 from cpseg.calibration.provenance import Provenance
 from cpseg.core.nonconformity import check_score
 from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.groups.fixed import check_size
 from cpseg.groups.resampling import to_image
 from cpseg.recalibration.recalibration import Recalibration
+
+UNITS = words.UNITS
 
 _FORMAT = 1
 _MAP = "recalibration."  # before the names of its tensors in a file
@@ -97,6 +100,14 @@ class Calibration:
         """``extra``, typed: which images made the calibration."""
         assert isinstance(self.extra, Provenance)
         return self.extra
+
+    def guarantee(self) -> str:
+        """The promise on new images in words; see :func:`cpseg.calibration.guarantee`.
+
+        Returns:
+            One line: over which unit, under which assumption, and what is not promised.
+        """
+        return guarantee(self)
 
     @property
     def infinite_share(self) -> float:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from cpseg._internal import words
 from cpseg._internal.checks import message
-from cpseg._internal.words import CERTIFICATES as METHODS
-from cpseg._internal.words import PVALUES
+
+METHODS = words.CERTIFICATES
+PVALUES = words.PVALUES
 
 _METHOD_NAMES = {"ltt": "Learn-then-Test", "crc": "conformal risk control"}
 
