@@ -161,13 +161,15 @@ def test_bad_input() -> None:
         augment(image, weight)
     with raises(ValueError, "WeakAugmentation", "crop of at least 1, got 0"):
         WeakAugmentation(0)
-    with raises(ValueError, "WeakAugmentation", "factors from least to largest"):
+    with raises(ValueError, "WeakAugmentation", "scale factors, smallest first"):
         WeakAugmentation(4, scale=(2.0, 0.5))
     with raises(ValueError, "WeakAugmentation", r"flip in \[0, 1\], got 2"):
         WeakAugmentation(4, flip=2)
     probs, calibration = problem(0, background=None)
     small = PseudoLabelled([torch.zeros(3, 6, 9)], probs.__getitem__, calibration)
-    with raises(ValueError, "PseudoLabelled", r"scores of image 0's size, got image \[3, 6, 9\]"):
+    with raises(
+        ValueError, "PseudoLabelled", r"probabilities at the size of image 0, got image \[3, 6, 9\]"
+    ):
         small[0]
     found = evidence(probs[0], background=None)
     with raises(ValueError, "certainty", "evidence with a Calibration alone, got labels as well"):

@@ -420,7 +420,7 @@ def test_where_nothing_is_looked_at_bad_values_are_nan(
     classes: int, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an accelerator: no look at values, no wait, and no silence either."""
-    monkeypatch.setattr("cpseg.training.losses._looks", lambda tensor: False)
+    monkeypatch.setattr("cpseg.training.losses._checks_values", lambda tensor: False)
     logits, targets, u = case(17, classes)
     want = sum_loss(logits, targets, uncertainty=u, reduction="none")
     assert want.isfinite().all()
@@ -550,7 +550,11 @@ SURE = torch.zeros(2, 3, 4)
         ({"logits": LOGITS[:, 0]}, ValueError, r"logits \[B, 1, H, W\] .* got \[2, 3, 4\]; add"),
         ({"logits": MASK[:, None]}, TypeError, r"floating-point logits, got torch\.int64"),
         ({"logits": LOGITS[:0]}, ValueError, "at least one element in logits"),
-        ({"targets": MASK[:1]}, ValueError, r"targets \[2, 3, 4\] or .* got \[1, 3, 4\]; give"),
+        (
+            {"targets": MASK[:1]},
+            ValueError,
+            r"targets \[2, 3, 4\] or .* got \[1, 3, 4\]; pass one map",
+        ),
         ({"targets": MASK[:, None, None]}, ValueError, r"got \[2, 1, 1, 3, 4\]"),
         ({"targets": MASK[..., :1]}, ValueError, r"got \[2, 3, 1\]"),
         ({"targets": [[0]]}, TypeError, "targets as a tensor, got list"),
@@ -613,7 +617,7 @@ def test_settings_out_of_range(loss: Any, options: dict[str, Any], match: str) -
 def test_the_iou_head_is_for_binary_masks() -> None:
     with raises(ValueError, "sum_loss", "binary masks with predicted_iou, got 3 classes"):
         sum_loss(torch.zeros(2, 3, 3, 4), MASK, predicted_iou=torch.ones(2))
-    with raises(TypeError, "sum_loss", "a float tensor predicted_iou, got torch.int64"):
+    with raises(TypeError, "sum_loss", "floating-point predicted_iou, got torch.int64"):
         sum_loss(LOGITS, MASK, predicted_iou=torch.ones(2, dtype=torch.int64))
 
 
@@ -627,8 +631,8 @@ SCORES = torch.zeros(2, 3, 3, 4)
         ({"pseudo_labels": MASK[:1]}, ValueError, r"pseudo_labels \[2, 3, 4\] .* got \[1, 3, 4\]"),
         ({"pseudo_labels": SURE}, TypeError, "integer pseudo_labels"),
         ({"pseudo_labels": MASK + 3}, ValueError, r"pseudo_labels in 0\.\.2 or 255 .* got 3"),
-        ({"normalize": "all"}, ValueError, "'kept' or 'valid', got 'all'"),
-        ({"valid": MASK}, TypeError, r"a bool valid, got torch\.int64"),
+        ({"normalize": "all"}, ValueError, "normalize among 'kept', 'valid', got 'all'"),
+        ({"valid": MASK}, TypeError, r"bool valid, got torch\.int64"),
         ({"valid": (MASK == 0)[:1]}, ValueError, r"valid \[2, 3, 4\] .* got \[1, 3, 4\]"),
         ({"certainty": SURE[:1]}, ValueError, r"certainty \[2, 3, 4\] .* got \[1, 3, 4\]"),
         ({"certainty": SURE + 2}, ValueError, r"certainty in \[0, 1\], got values from 2"),
@@ -648,5 +652,5 @@ def test_losses_that_cannot_be_mixed() -> None:
         self_reliance_loss(one, one, 1.5)
     with raises(ValueError, "self_reliance_loss", r"shape of loss_x \[\], got \[2\]"):
         self_reliance_loss(one, torch.ones(2), 0.5)
-    with raises(TypeError, "self_reliance_loss", "a float tensor loss_u, got float"):
+    with raises(TypeError, "self_reliance_loss", "floating-point loss_u, got float"):
         self_reliance_loss(one, 1.0, 0.5)  # type: ignore[arg-type]

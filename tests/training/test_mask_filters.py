@@ -69,7 +69,11 @@ LOGITS, IOU = torch.zeros(2, 3, 4), torch.full((2,), 90.0)
 @pytest.mark.parametrize(
     ("changes", "kind", "match"),
     [
-        ({"logits": LOGITS > 0}, TypeError, r"floating-point logits, got torch\.bool; pass what"),
+        (
+            {"logits": LOGITS > 0},
+            TypeError,
+            r"floating-point logits, got torch\.bool; pass the model's",
+        ),
         ({"logits": LOGITS[None]}, ValueError, r"logits \[N, H, W\], got \[1, 2, 3, 4\]"),
         ({"predicted_iou": IOU[:1]}, ValueError, r"predicted_iou \[2\] .* got \[1\]; pass one"),
         ({"predicted_iou": IOU.long()}, TypeError, "floating-point predicted_iou"),

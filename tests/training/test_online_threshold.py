@@ -460,7 +460,7 @@ def test_where_no_look_is_taken_a_bad_batch_shows_as_nan(what: str) -> None:
         (ValueError, {"num_classes": 1}, "num_classes of at least 2, got 1; add a channel"),
         (ValueError, {"alpha": 0}, r"alpha in \(0, 1\), got 0; pass a rate such as 0.05"),
         (ValueError, {"alpha": 1 / 3}, "alpha of at most 9 decimals, got 0.3333333333333333; rou"),
-        (ValueError, {"decay": 0}, r"decay in \(0, 1\], got 0; pass 0.99, or 1 to remember"),
+        (ValueError, {"decay": 0}, r"decay in \(0, 1\], got 0; pass 0.99, or 1 to weight all"),
         (ValueError, {"decay": 1.1}, "got 1.1"),
         (ValueError, {"decay": math.nan}, "got nan"),
         (ValueError, {"stride": 0}, "stride of at least 1, got 0; pass 4, or 1 for every pixel"),
@@ -478,7 +478,9 @@ def test_what_update_and_gate_refuse() -> None:
     logits, labels = batch([5] * 30)
     before = cal.update(logits, labels).state_dict()["weights"]
     where = "OnlineThreshold.update"
-    with raises(ValueError, where, r"logits of 2 classes, got \[1, 3, 1, 30\]; build it for"):
+    with raises(
+        ValueError, where, r"logits of 2 classes, got \[1, 3, 1, 30\]; build the object for"
+    ):
         cal.update(torch.zeros(1, 3, 1, 30), labels)
     with raises(ValueError, where, r"labels \[1, 1, 30\] .*, got \[1, 1, 29\]; resize"):
         cal.update(logits, labels[..., 1:])
@@ -500,9 +502,11 @@ def test_what_update_and_gate_refuse() -> None:
 def test_what_cannot_be_loaded() -> None:
     where = "OnlineThreshold.load_state_dict"
     cal = build()
-    with raises(ValueError, where, r"'weights' as a tensor, got keys \['model'\]; pass what"):
+    with raises(ValueError, where, r"'weights' as a tensor, got keys \['model'\]; pass the result"):
         cal.load_state_dict({"model": torch.zeros(2)})
-    with raises(ValueError, where, r"weights \[1, \d+\], got \[2, \d+\]; build it as it was"):
+    with raises(
+        ValueError, where, r"weights \[1, \d+\], got \[2, \d+\]; build the object as it was"
+    ):
         cal.load_state_dict(build(per_class=True).state_dict())
 
 

@@ -343,5 +343,5 @@ def test_tasks_that_are_none() -> None:
         module(image[:, :3], torch.tensor([0, 1]))
     with raises(TypeError, "TaskPrompt", "integer tasks"):
         module(image, torch.tensor([0.0, 1.0]))
-    with raises(ValueError, "TaskPrompt", "a positive whole dim, got 0"):
+    with raises(ValueError, "TaskPrompt", "dim as a whole number >= 1, got 0"):
         TaskPrompt(3, 0)

@@ -1,4 +1,4 @@
-"""Images with their pseudo-labels and certainty for a training loop, under one geometry."""
+"""Images with their pseudo-labels and certainty for a training loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 
-from cpseg._internal.checks import check_integer, message, shape
+from cpseg._internal.checks import check_integer, check_share, message, shape
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence
 from cpseg.training.uncertainty import certainty
@@ -21,31 +21,31 @@ Row = tuple[Tensor, Tensor, Tensor]
 
 
 class Rows(Protocol[Item]):
-    """What a map-style data set or a list is."""
+    """A map-style data set or a list."""
 
     def __getitem__(self, index: int, /) -> Item:
         """The item at ``index``."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of items."""
 
 
 @dataclass(frozen=True)
 class WeakAugmentation:
-    """Random resize, flip and crop of an image and the maps that belong to it.
+    """Random resize, flip and crop, applied alike to an image, its labels and its certainty.
 
-    The image is resized bilinearly, labels and certainty by nearest sampling; beyond the image its
-    values are 0, labels ``ignore_index`` and certainty 0.
+    The image is resized bilinearly, labels and certainty by nearest sampling. Where the crop
+    reaches beyond the image, pixel values and certainty are 0 and labels are ``ignore_index``.
 
     Attributes:
         crop: side of the crop.
-        scale: least and largest factor of the resize, drawn uniformly.
+        scale: smallest and largest factor of the resize; the factor is drawn uniformly.
         flip: probability of a horizontal flip.
         ignore_index: the label of pixels beyond the image.
 
     Raises:
-        ValueError: a side below 1, factors that are not positive or out of order, a ``flip`` that
-            is no probability.
+        ValueError: ``crop`` is below 1, the factors are not positive or not in order, or ``flip``
+            is not a probability.
 
     Example:
         >>> augment = WeakAugmentation(4, scale=(1.0, 1.0), flip=0.0)
@@ -71,9 +71,10 @@ class WeakAugmentation:
             raise ValueError(message(where, "crop of at least 1", str(self.crop), "pass 513"))
         if not 0 < self.scale[0] <= self.scale[1]:
             fix = "pass (0.5, 2.0)"
-            raise ValueError(message(where, "factors from least to largest", str(self.scale), fix))
-        if not 0 <= self.flip <= 1:
-            raise ValueError(message(where, "flip in [0, 1]", str(self.flip), "pass 0.5"))
+            raise ValueError(
+                message(where, "positive scale factors, smallest first", str(self.scale), fix)
+            )
+        check_share(where, self.flip, name="flip", fix="pass 0.5")
 
     def __call__(
         self,
@@ -83,65 +84,69 @@ class WeakAugmentation:
         *,
         generator: torch.Generator | None = None,
     ) -> Row:
-        """Draw a geometry and apply it to all three.
+        """Draw factor, flip and crop, and apply them to image, labels and certainty.
 
         Args:
             image: float ``[C, H, W]``.
             labels: integer ``[H, W]``, at most 2**24.
             certainty: float ``[H, W]``; None is 1 for all pixels.
-            generator: draws on the CPU; None is PyTorch's own, which data loaders seed.
+            generator: draws on the CPU; None is PyTorch's default generator, which data loaders
+                seed.
 
         Returns:
-            The image ``[C, S, S]``, labels ``[S, S]`` and certainty ``[S, S]``, S the crop.
+            The image ``[C, S, S]``, labels ``[S, S]`` and certainty ``[S, S]``, where S is
+            ``crop``.
 
         Raises:
-            ValueError: maps of another size than the image.
-            TypeError: labels that are not integer.
+            ValueError: the size of a map differs from that of the image.
+            TypeError: the labels are not integer.
         """
         where = "WeakAugmentation"
         check_integer(where, labels)
         maps = [labels] if certainty is None else [labels, certainty]
         for each in maps:
             if image.ndim != 3 or each.shape != image.shape[1:]:
-                got, fix = f"image {shape(image)}, map {shape(each)}", "make labels at its size"
+                got = f"image {shape(image)}, map {shape(each)}"
+                fix = "make labels and certainty at the size of the image"
                 raise ValueError(message(where, "maps [H, W] of an image [C, H, W]", got, fix))
-        draw = torch.rand(4, generator=generator).tolist()
-        least, largest = self.scale
-        factor = least + draw[0] * (largest - least)
+        draw_scale, draw_flip, draw_top, draw_left = torch.rand(4, generator=generator).tolist()
+        smallest, largest = self.scale
+        factor = smallest + draw_scale * (largest - smallest)
         size = [max(1, round(side * factor)) for side in labels.shape]
         weight = torch.ones_like(labels, dtype=torch.float32) if certainty is None else certainty
         image = interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
-        named = interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0]
+        classes = interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0]
         weight = interpolate(weight[None, None].float(), size=size, mode="nearest-exact")[0]
-        top = draw[2] * max(1, size[0] - self.crop + 1)
-        left = draw[3] * max(1, size[1] - self.crop + 1)
+        top = int(draw_top * max(1, size[0] - self.crop + 1))
+        left = int(draw_left * max(1, size[1] - self.crop + 1))
 
-        def place(maps: Tensor, fill: float) -> Tensor:
-            turned = maps.flip(-1) if draw[1] < self.flip else maps
-            below = (max(0, self.crop - size[1]), max(0, self.crop - size[0]))
-            padded = pad(turned, (0, below[0], 0, below[1]), value=fill)
-            return padded[:, int(top) :, int(left) :][:, : self.crop, : self.crop]
+        def flip_and_crop(maps: Tensor, fill: float) -> Tensor:
+            flipped = maps.flip(-1) if draw_flip < self.flip else maps
+            right, below = (max(0, self.crop - side) for side in (size[1], size[0]))
+            padded = pad(flipped, (0, right, 0, below), value=fill)
+            return padded[:, top : top + self.crop, left : left + self.crop]
 
-        named = place(named, self.ignore_index)[0].to(labels.dtype)
-        return place(image, 0), named, place(weight, 0)[0]
+        classes = flip_and_crop(classes, self.ignore_index)[0].to(labels.dtype)
+        return flip_and_crop(image, 0), classes, flip_and_crop(weight, 0)[0]
 
 
 class PseudoLabelled(Dataset[Row]):
-    """Unlabelled images with pseudo-labels and certainty, made when they are asked for.
+    """Unlabelled images with pseudo-labels and certainty, which are made on access.
 
-    Labels are made at the full size of the image and go through its geometry afterwards. Scores
-    are dropped at once: with :class:`Evidence` on disk, or a model that is asked in the loop,
-    nothing of K channels is kept.
+    Labels are made at the full size of the image and transformed together with it. Probabilities
+    are not kept: with :class:`Evidence` on disk, or a model that is called in the loop, no map of
+    K channels stays in memory.
 
     Args:
         images: a data set or list of float images ``[C, H, W]``.
-        scores: the class scores ``[K, H, W]`` or the :class:`Evidence` of the image at an index.
-        calibration: what selects the labels.
+        scores: a function from an index to the class probabilities ``[K, H, W]`` or the
+            :class:`Evidence` of that image.
+        calibration: selects the labels.
         transform: from image, labels int64 ``[H, W]`` and certainty ``[H, W]`` to the same three,
-            all by one geometry: a :class:`WeakAugmentation`, or your own.
+            transformed alike: a :class:`WeakAugmentation`, or your own function.
 
     Raises:
-        ValueError: scores of another size than their image, or what
+        ValueError: probabilities of another size than their image, or what
             :meth:`Calibration.pseudo_labels` raises.
 
     Example:
@@ -171,13 +176,14 @@ class PseudoLabelled(Dataset[Row]):
     @torch.no_grad()
     def __getitem__(self, index: int) -> Row:
         """The image at ``index``, its labels int64 and their certainty, see :func:`certainty`."""
-        image, found = self.images[index], self.scores(index)
-        labels = self.calibration.pseudo_labels(found)
+        image, probs = self.images[index], self.scores(index)
+        labels = self.calibration.pseudo_labels(probs)
         if image.ndim != 3 or labels.shape != image.shape[1:]:
-            expected = f"scores of image {index}'s size"
-            got, fix = f"image {shape(image)}, labels {shape(labels)}", "make them at its size"
+            expected = f"probabilities at the size of image {index}"
+            got = f"image {shape(image)}, labels {shape(labels)}"
+            fix = "resize the probabilities to the image"
             raise ValueError(message("PseudoLabelled", expected, got, fix))
-        weight = certainty(found, self.calibration)
+        weight = certainty(probs, self.calibration)
         if self.transform is None:
             return image, labels, weight
         return self.transform(image, labels, weight)

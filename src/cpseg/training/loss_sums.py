@@ -1,17 +1,19 @@
-"""The sums that focal and Dice loss are made of, one a sample.
+"""The sums per sample from which focal and Dice loss are computed.
 
 With the logit z of a pixel, its target y in {0, 1} and s = 1 - 2y, the probability of the other
-value is q = sigma(s z), that of the target p_t = 1 - q, and -log p_t = log(1 + exp(s z)), neither
-with overflow. The focal term is -a q^gamma log p_t. For Dice, y p = y p_t and y + p = 2 y p_t + q.
-The binary sums have a derivative written out, so that an eager loss reads its data once forward and
-once backward, in tiles that stay in the cache; where it is traced, or differentiated twice, the
-formula itself is used.
+value is q = sigma(s z), that of the target is p_t = 1 - q, and -log p_t = log(1 + exp(s z)). None
+of these overflows. The focal term is -a q^gamma log p_t. For Dice, y p = y p_t and
+y + p = 2 y p_t + q.
+
+The derivative of the binary sums is written by hand, so that an eager loss reads its data once
+forward and once backward, in tiles that fit into the cache. Where the loss is traced or
+differentiated twice, autograd differentiates the plain formula instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,78 +21,91 @@ from torch.nn.functional import log_softmax, softplus
 
 from cpseg._internal.checks import is_compiling
 
-_TILE = 2**17  # pixels of a step on the CPU
-# Weight of a class (None: 1), gamma, certainty threshold, value of void pixels, and whether all
-# values are known to be good and no pixel void.
-Settings = tuple[Any, float, float, int, bool]
+_TILE = 2**17  # pixels per step on the CPU
+
+
+class LossRule(NamedTuple):
+    """How focal and Dice loss treat a pixel.
+
+    Attributes:
+        balance: weight of the classes, see :func:`cpseg.focal_loss`; None is 1.
+        gamma: exponent of the focal loss.
+        certainty_threshold: Dice keeps a pixel whose certainty is above it.
+        void: the target value of void pixels.
+        trusted: all values are known to be valid and no pixel is void.
+    """
+
+    balance: Any = None
+    gamma: float = 2.0
+    certainty_threshold: float = 0.0
+    void: int = 255
+    trusted: bool = False
 
 
 def binary_sums(
-    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, rule: LossRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the pixels of a sample: focal terms, y p and y + p, ``[B]`` each.
+    """Sums over the pixels of each sample: focal terms, y p and y + p, ``[B]`` each.
 
     Args:
         logits: float32 or float64 ``[B, N]``.
         targets: 0, 1 or the void value, any dtype, ``[B, N]``.
         uncertainty: in [0, 1], float, ``[B, N]``; None is 0 everywhere.
-        settings: see ``Settings``. Values that are not known to be good give NaN if they are bad.
+        rule: what is computed. Unless it trusts the values, invalid ones make the sums NaN.
     """
     if is_compiling():
-        return _formula(logits, targets, uncertainty, settings)
+        return _formula(logits, targets, uncertainty, rule)
     if not (torch.is_grad_enabled() and logits.requires_grad):
-        sums = _BinarySums.forward(logits, targets, uncertainty, settings)
+        sums = _BinarySums.forward(logits, targets, uncertainty, rule)
     else:
-        arguments = (logits, targets, uncertainty, settings)
+        arguments = (logits, targets, uncertainty, rule)
         sums = _BinarySums.apply(*arguments)  # type: ignore[no-untyped-call]
     return sums[0], sums[1], sums[2]
 
 
 def class_sums(
-    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, rule: LossRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for softmax over K classes: focal ``[B]``, the others ``[B, K]``, a class each.
+    """The same for softmax over K classes: focal ``[B]``, the others per class, ``[B, K]``.
 
     ``logits`` is ``[B, K, N]``, the others are ``[B, N]``.
     """
-    balance, gamma, threshold, void_value, trusted = settings
     num_classes = logits.shape[1]
     label = targets.to(torch.int64)
     certainty = logits.new_ones(label.shape)
     if uncertainty is not None:
         certainty = 1 - uncertainty.detach().to(logits.dtype)
-    if not trusted:
-        void = label == void_value
+    if not rule.trusted:
+        void = label == rule.void
         bad = ~void & ((label < 0) | (label >= num_classes))
-        certainty = _good(certainty).masked_fill(bad, torch.nan).masked_fill(void, 0)
+        certainty = _nan_if_invalid(certainty).masked_fill(bad, torch.nan).masked_fill(void, 0)
         label = label.masked_fill(void | bad, 0)
     silent = (certainty == 0).unsqueeze(1)
     log_p = log_softmax(logits.masked_fill(silent, 0), dim=1)
     log_true = log_p.gather(1, label.unsqueeze(1)).squeeze(1)
     weight = certainty
-    if isinstance(balance, Tensor):
-        weight = weight * balance.to(logits)[label]
-    elif balance is not None:
-        weight = weight * balance
-    focal = -log_true * _power(-torch.expm1(log_true), gamma) * weight
+    if isinstance(rule.balance, Tensor):
+        weight = weight * rule.balance.to(logits)[label]
+    elif rule.balance is not None:
+        weight = weight * rule.balance
+    focal = -log_true * _power(-torch.expm1(log_true), rule.gamma) * weight
     classes = torch.arange(num_classes, device=label.device)
-    kept = _kept(certainty, uncertainty is not None, threshold).unsqueeze(1)
+    kept = _kept(certainty, uncertainty is not None, rule).unsqueeze(1)
     p = log_p.exp() * kept
     y = (label.unsqueeze(1) == classes[:, None]) * kept
     return focal.sum(1), (y * p).sum(2), (y + p).sum(2)
 
 
 def _formula(
-    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, rule: LossRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The binary sums as they are defined; autograd differentiates them."""
-    balance, gamma = settings[:2]
-    other, y, _, certainty, kept = _pixels(logits, targets, uncertainty, settings)
+    """The binary sums by their definition, for autograd to differentiate."""
+    other, y, _, certainty, kept = _pixels(logits, targets, uncertainty, rule)
     q = other.sigmoid()
-    focal = _softplus(other) * _power(q, gamma)
+    focal = _softplus(other) * _power(q, rule.gamma)
     overlap = y * (1 - q)
-    if balance is not None:
-        focal = focal * _class_weight(y, balance)
+    if rule.balance is not None:
+        focal = focal * _class_weight(y, rule.balance)
     if certainty is not None:
         focal = focal * certainty
     if kept is not None:
@@ -100,47 +115,49 @@ def _formula(
 
 
 class _BinarySums(torch.autograd.Function):
-    """The formula and, on the way, what its derivative needs: no transcendental function twice.
+    """The formula with its derivative; each transcendental function is computed only once.
 
-    By the chain rule a logit's slope is ``focal_slope`` times the first incoming gradient, plus
-    ``p_slope = dp/dz`` times (y times the second plus the third).
+    By the chain rule the gradient of a logit is ``focal_slope`` times the first incoming gradient,
+    plus ``p_slope = dp/dz`` times (y times the second plus the third).
     """
 
     @staticmethod
     def forward(
-        logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+        logits: Tensor, targets: Tensor, uncertainty: Tensor | None, rule: LossRule
     ) -> tuple[Tensor, ...]:
         sums = logits.new_zeros(3, len(logits))
         slopes = logits.new_empty(2, *logits.shape)
         for tile in _tiles(logits):
-            part = None if uncertainty is None else uncertainty[tile]
-            found = _tile(logits[tile], targets[tile], part, settings, slopes[:, tile[0], tile[1]])
-            for total, value in zip(sums, found, strict=True):
+            unsure = None if uncertainty is None else uncertainty[tile]
+            tile_sums = _tile(
+                logits[tile], targets[tile], unsure, rule, slopes[:, tile[0], tile[1]]
+            )
+            for total, value in zip(sums, tile_sums, strict=True):
                 total[tile[0]] += value
         return (*sums.unbind(), *slopes.unbind())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, targets, uncertainty, ctx.settings = inputs
+        logits, targets, uncertainty, ctx.rule = inputs
         ctx.save_for_backward(logits, targets, uncertainty, *output[3:])
         ctx.mark_non_differentiable(*output[3:])
-        ctx.set_materialize_grads(False)  # zeros for the slopes would be as large as they are
+        ctx.set_materialize_grads(False)  # zeros for the slopes would take as much memory
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor, None, None, None]:
         logits, targets, uncertainty, focal_slope, p_slope = ctx.saved_tensors
         grads = [logits.new_zeros(len(logits)) if g is None else g for g in incoming[:3]]
-        if torch.is_grad_enabled():  # the gradient is itself to be differentiated
-            found = _formula(logits, targets, uncertainty, ctx.settings)
-            (slope,) = torch.autograd.grad(found, logits, grads, create_graph=True)
+        if torch.is_grad_enabled():  # the gradient will itself be differentiated
+            sums = _formula(logits, targets, uncertainty, ctx.rule)
+            (slope,) = torch.autograd.grad(sums, logits, grads, create_graph=True)
             return slope, None, None, None
         slope = torch.empty_like(logits)
         for tile in _tiles(logits):
             focal, overlap, mass = (grad[tile[0]].unsqueeze(1) for grad in grads)
-            y = _targets(targets[tile], logits.dtype, ctx.settings)
-            part = slope[tile]
-            torch.mul(y, overlap, out=part).add_(mass).mul_(p_slope[tile])
-            part.addcmul_(focal_slope[tile], focal.expand_as(part))
+            y = _targets(targets[tile], logits.dtype, ctx.rule)
+            tile_slope = slope[tile]
+            torch.mul(y, overlap, out=tile_slope).add_(mass).mul_(p_slope[tile])
+            tile_slope.addcmul_(focal_slope[tile], focal.expand_as(tile_slope))
         return slope, None, None, None
 
 
@@ -148,12 +165,12 @@ def _tile(
     logits: Tensor,
     targets: Tensor,
     uncertainty: Tensor | None,
-    settings: Settings,
+    rule: LossRule,
     slopes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of a tile; writes the slopes of its focal term and of p."""
-    balance, gamma = settings[:2]
-    other, y, sign, certainty, kept = _pixels(logits, targets, uncertainty, settings)
+    """The sums of one tile; writes the slopes of its focal term and of p to ``slopes``."""
+    balance, gamma = rule.balance, rule.gamma
+    other, y, sign, certainty, kept = _pixels(logits, targets, uncertainty, rule)
     surprise = _softplus(other)
     q = other.sigmoid()
     true = 1 - q
@@ -175,46 +192,46 @@ def _tile(
 
 
 def _pixels(
-    z: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
+    z: Tensor, targets: Tensor, uncertainty: Tensor | None, rule: LossRule
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The product s z, target, s, certainty and what Dice keeps; the last two None if all 1."""
-    threshold, void_value, trusted = settings[2:]
-    y = _targets(targets, z.dtype, settings)
+    """Per pixel: s z, target, s, certainty, and 1 where Dice keeps it; None where all are 1."""
+    y = _targets(targets, z.dtype, rule)
     certainty = None if uncertainty is None else 1 - uncertainty.detach().to(z.dtype)
-    if not trusted:
-        void = targets == void_value
+    if not rule.trusted:
+        void = targets == rule.void
         z = z.masked_fill(void, 0)
-        certainty = torch.ones_like(y) if certainty is None else _good(certainty)
+        certainty = torch.ones_like(y) if certainty is None else _nan_if_invalid(certainty)
         certainty = certainty.masked_fill(void, 0)
     kept = None
     if certainty is not None:
-        kept = _kept(certainty, uncertainty is not None, threshold)
+        kept = _kept(certainty, uncertainty is not None, rule)
     sign = torch.add(y.new_full((), 1), y, alpha=-2)
     return sign * z, y, sign, certainty, kept
 
 
 def _softplus(other: Tensor) -> Tensor:
-    """``log(1 + exp(x))``, bounded, so that an infinite logit counts nothing at certainty 0."""
-    # Above the threshold it is x itself, to the last digit.
+    """``log(1 + exp(x))``, bounded, so that an infinite logit times certainty 0 is 0, not NaN."""
+    # Above this threshold the result equals x to the last digit.
     threshold = 40.0 if other.dtype == torch.float64 else 20.0
     return softplus(other, threshold=threshold).clamp_(max=torch.finfo(other.dtype).max)
 
 
-def _targets(targets: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:
-    """Targets as numbers, 0 where void and NaN where they are neither."""
+def _targets(targets: Tensor, dtype: torch.dtype, rule: LossRule) -> Tensor:
+    """Targets as floats: 0 where void, NaN where invalid."""
     y = targets.to(dtype)
-    if settings[4]:
+    if rule.trusted:
         return y
-    void = targets == settings[3]
+    void = targets == rule.void
     return torch.where((y == 0) | (y == 1) | void, y, torch.nan).masked_fill(void, 0)
 
 
-def _kept(certainty: Tensor, uncertain: bool, threshold: float) -> Tensor:
-    """What the indicator of eq. 2 keeps; void pixels have certainty 0."""
-    return certainty.clone().gt_(threshold if uncertain else 0)  # 1 and 0, without a bool between
+def _kept(certainty: Tensor, uncertain: bool, rule: LossRule) -> Tensor:
+    """The indicator of eq. 2 as 1 or 0; void pixels have certainty 0."""
+    # In place, so that no bool tensor is made and converted.
+    return certainty.clone().gt_(rule.certainty_threshold if uncertain else 0)
 
 
-def _good(certainty: Tensor) -> Tensor:
+def _nan_if_invalid(certainty: Tensor) -> Tensor:
     return torch.where((certainty >= 0) & (certainty <= 1), certainty, torch.nan)
 
 
@@ -232,7 +249,7 @@ def _power(q: Tensor, gamma: float) -> Tensor:
 
 
 def _tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of steps that stay in the cache; all at once but on a CPU."""
+    """Rows and columns of tiles that fit into the cache; a single tile unless on a CPU."""
     samples, pixels = logits.shape
     limit = _TILE if logits.device.type == "cpu" else logits.numel()
     across = min(pixels, limit)

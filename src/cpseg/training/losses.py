@@ -1,18 +1,25 @@
-"""Losses that weigh pixels by certainty.
+"""Losses that weight pixels by their certainty.
 
-Focal, Dice and their sum (SUM), and cross-entropy over pseudo-labels (ConformalSAM). One channel
-means a binary mask and sigmoid, more mean classes and softmax. All is computed in float32 (float64
-stays), also under autocast. On a CPU values are looked at and bad ones raise; on an accelerator,
-where a look would wait for the device, and under ``torch.compile``, they make the loss NaN instead.
+Focal loss, Dice loss and their sum (SUM), and cross-entropy over pseudo-labels (ConformalSAM). One
+channel means a binary mask and sigmoid; several channels mean classes and softmax. Losses are
+computed in float32 (in float64 for float64 logits), also under autocast.
+
+On a CPU, invalid values raise an error. On an accelerator, where checking would wait for the
+device, and under ``torch.compile``, they make the loss NaN instead.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cpseg._internal.checks import (
+    check_bool,
+    check_choice,
+    check_float,
     check_ignore_index,
     check_integer,
     check_label_values,
@@ -24,9 +31,13 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
-from cpseg.training.loss_sums import Settings, binary_sums, class_sums
+from cpseg.training.loss_sums import LossRule, binary_sums, class_sums
 
 REDUCTIONS = ("none", "mean", "sum")
+_WEIGHT_FIXES = {
+    "uncertainty": "make it with uncertainty_map",
+    "certainty": "make it with cpseg.certainty",
+}
 
 
 def focal_loss(
@@ -39,30 +50,31 @@ def focal_loss(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """Focal loss, each pixel weighted by its certainty ``c = 1 - u``.
+    """Focal loss in which each pixel is weighted by its certainty ``c = 1 - u``.
 
-    A sample's loss is the mean of ``-c a (1 - p_t)^gamma log p_t`` over its pixels that are not
-    void; the sum of c does not divide it, so an uncertain sample counts less.
+    The loss of a sample is the mean of ``-c a (1 - p_t)^gamma log p_t`` over its pixels that are
+    not void. It is divided by the number of these pixels and not by the sum of c, so an uncertain
+    sample counts less.
 
     Args:
         logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax over K classes).
         targets: ``[B, H, W]`` or ``[B, 1, H, W]``. Binary: 0 or 1, any dtype; soft targets are
             refused. Classes: integer 0..K-1.
-        uncertainty: in [0, 1], float, the shape of the targets; None is 0 everywhere. It is a
-            weight: no gradient flows into it.
+        uncertainty: in [0, 1], float, the shape of the targets; None is 0 everywhere. It is only
+            a weight: no gradient flows into it.
         balance: the weight a. Binary: ``balance`` for the mask and ``1 - balance`` for the rest.
-            Classes: a tensor ``[K]``, or a number for all of them alike. None: 1.
+            Classes: a tensor ``[K]``, or one number for all classes. None: 1.
         gamma: how fast easy pixels lose weight; 0 is (balanced) cross-entropy.
         ignore_index: the value of void pixels in ``targets``.
-        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+        reduction: over samples: ``"none"`` gives ``[B]``; ``"mean"`` and ``"sum"`` give ``[]``.
 
     Returns:
         float32 (float64 for float64 logits) ``[]`` or ``[B]``; 0 with a gradient of 0 for a
-        sample that is all void.
+        sample in which every pixel is void.
 
     Raises:
-        ValueError: shapes or devices do not belong together, values outside their range (on a
-            CPU), an unknown reduction.
+        ValueError: shapes or devices do not match, values lie outside their range (on a CPU),
+            or the reduction is unknown.
         TypeError: wrong dtypes.
 
     Reference:
@@ -77,10 +89,10 @@ def focal_loss(
         tensor(0.0002)
     """
     where = "focal_loss"
-    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
-    settings = (_check_balance(where, balance, logits), _gamma(where, gamma), 0.0, *own)
-    sums = _sums(*parts, settings)
-    return _reduce(sums[0] / _count(parts[1], settings), reduction)
+    pixels, trusted = _checked(where, logits, targets, uncertainty, ignore_index, reduction)
+    weight, power = _check_balance(where, balance, logits), _check_gamma(where, gamma)
+    rule = LossRule(weight, power, void=ignore_index, trusted=trusted)
+    return _reduce(_sums(pixels, rule).focal / _count(pixels.targets, rule), reduction)
 
 
 def dice_loss(
@@ -95,22 +107,24 @@ def dice_loss(
 ) -> Tensor:
     """Dice loss over the pixels whose certainty ``1 - u`` is above a threshold.
 
-    ``1 - (2 sum(y p) + smooth) / (sum(y + p) + smooth)`` over the pixels kept; for K classes the
-    mean of that over all of them, each against the rest.
+    ``1 - (2 sum(y p) + smooth) / (sum(y + p) + smooth)`` over the pixels kept. For K classes it is
+    the mean over the classes, each against the rest.
+
+    ``logits``, ``targets``, ``ignore_index`` and ``reduction`` are those of :func:`focal_loss`.
 
     Args:
-        logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax over K classes).
-        targets: as for :func:`focal_loss`.
+        logits: float ``[B, 1, H, W]`` or ``[B, K, H, W]``.
+        targets: ``[B, H, W]`` or ``[B, 1, H, W]``.
         uncertainty: in [0, 1], float, the shape of the targets; None keeps every pixel.
         certainty_threshold: in [0, 1); a pixel is kept if its certainty is strictly above it. The
             paper says 0.6; its published code has 0.5 as the default.
         smooth: added to numerator and denominator.
-        ignore_index: the value of void pixels in ``targets``.
-        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+        ignore_index: the value of void pixels.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over samples.
 
     Returns:
         float32 (float64 for float64 logits) ``[]`` or ``[B]``; 0 with a gradient of 0 for a
-        sample that keeps no pixel.
+        sample of which no pixel is kept.
 
     Raises:
         ValueError: as :func:`focal_loss`.
@@ -128,10 +142,10 @@ def dice_loss(
         tensor(0.0414)
     """
     where = "dice_loss"
-    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    pixels, trusted = _checked(where, logits, targets, uncertainty, ignore_index, reduction)
     _check_dice(where, certainty_threshold, smooth)
-    sums = _sums(*parts, (None, 2.0, certainty_threshold, *own))
-    return _reduce(_dice(sums, smooth), reduction)
+    rule = LossRule(certainty_threshold=certainty_threshold, void=ignore_index, trusted=trusted)
+    return _reduce(_dice(_sums(pixels, rule), smooth), reduction)
 
 
 def sum_loss(
@@ -150,25 +164,25 @@ def sum_loss(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """The loss of SUM and SAM: focal and Dice 20 : 1, and the error of the IoU head.
+    """The loss of SUM and SAM: focal and Dice loss 20 : 1, and the error of the IoU head.
 
     Args:
         logits: float ``[B, 1, H, W]`` or ``[B, K, H, W]``, see :func:`focal_loss`.
-        targets: as for :func:`focal_loss`.
-        uncertainty: in [0, 1], float, the shape of the targets; None for labels made by people.
+        targets: see :func:`focal_loss`.
+        uncertainty: see :func:`focal_loss`; None for labels made by people.
         focal_weight: weight of the focal loss.
         dice_weight: weight of the Dice loss.
-        predicted_iou: what the IoU head says of each mask, in [0, 1] if it is good, float ``[B]``
-            or ``[B, 1]``; its square error against the IoU of ``logits > 0`` with the target is
-            added. Binary masks only. The IoU is taken over the pixels that Dice keeps (the
-            published code takes all): where uncertainty leaves nothing, the term is 0.
-        iou_weight: weight of that square error.
+        predicted_iou: the IoU that the model's IoU head predicts for each mask, float ``[B]`` or
+            ``[B, 1]``; None leaves this term out. Binary masks only. Its squared error is added,
+            against the IoU of ``logits > 0`` with the target over the pixels that Dice keeps (the
+            published code takes all pixels). Where uncertainty leaves no pixel, the term is 0.
+        iou_weight: weight of that squared error.
         balance: see :func:`focal_loss`.
         gamma: see :func:`focal_loss`.
         certainty_threshold: see :func:`dice_loss`.
         smooth: see :func:`dice_loss`.
-        ignore_index: the value of void pixels in ``targets``.
-        reduction: over samples: ``"none"`` gives ``[B]``, else ``"mean"`` or ``"sum"``.
+        ignore_index: see :func:`focal_loss`.
+        reduction: see :func:`focal_loss`.
 
     Returns:
         float32 (float64 for float64 logits) ``[]`` or ``[B]``.
@@ -189,15 +203,15 @@ def sum_loss(
         tensor(2.1241)
     """
     where = "sum_loss"
-    own, parts = _parts(where, logits, targets, uncertainty, ignore_index, reduction)
+    pixels, trusted = _checked(where, logits, targets, uncertainty, ignore_index, reduction)
     _check_dice(where, certainty_threshold, smooth)
-    weight, power = _check_balance(where, balance, logits), _gamma(where, gamma)
-    settings = (weight, power, certainty_threshold, *own)
-    sums = _sums(*parts, settings)
-    loss = focal_weight * (sums[0] / _count(parts[1], settings)) + dice_weight * _dice(sums, smooth)
+    weight, power = _check_balance(where, balance, logits), _check_gamma(where, gamma)
+    rule = LossRule(weight, power, certainty_threshold, ignore_index, trusted)
+    sums = _sums(pixels, rule)
+    focal = sums.focal / _count(pixels.targets, rule)
+    loss = focal_weight * focal + dice_weight * _dice(sums, smooth)
     if predicted_iou is not None:
-        error = _iou_error(where, predicted_iou, parts, settings)
-        loss = loss + iou_weight * error
+        loss = loss + iou_weight * _iou_error(where, predicted_iou, pixels, rule)
     return _reduce(loss, reduction)
 
 
@@ -215,21 +229,22 @@ def pseudo_label_loss(
     Args:
         logits: float ``[B, K, H, W]``, softmax over K >= 2 classes.
         pseudo_labels: integer ``[B, H, W]``, ``ignore_index`` where there is none.
-        ignore_index: the label of pixels without one.
-        normalize: what divides the sum over kept pixels: ``"kept"``, their number, or
-            ``"valid"``, the number of all valid pixels, as UniMatch does, so that a batch with few
-            labels counts less.
+        ignore_index: the value of pixels without a pseudo-label.
+        normalize: the divisor of the sum over kept pixels: ``"kept"`` is their number; ``"valid"``
+            is the number of all valid pixels, as in UniMatch, so that a batch with few
+            pseudo-labels counts less.
         valid: bool ``[B, H, W]``, False where there is no image (padding); None is all True. Only
             valid pixels are kept.
-        certainty: weights in [0, 1], float ``[B, H, W]``, from :func:`cpseg.certainty` for
-            instance; no gradient flows into them, and they do not change what divides.
+        certainty: weights in [0, 1], float ``[B, H, W]``, for instance from
+            :func:`cpseg.certainty`. No gradient flows into them, and they do not change the
+            divisor.
 
     Returns:
         float32 (float64 for float64 logits) ``[]``; 0 with a gradient of 0 where nothing is kept.
 
     Raises:
-        ValueError: shapes or devices do not belong together, values outside their range (on a
-            CPU), an unknown ``normalize``.
+        ValueError: shapes or devices do not match, values lie outside their range (on a CPU),
+            or ``normalize`` is unknown.
         TypeError: wrong dtypes.
 
     Reference:
@@ -249,35 +264,31 @@ def pseudo_label_loss(
         raise ValueError(message(where, "logits of at least 2 classes", shape(logits), fix))
     check_labels(where, pseudo_labels, logits, name="pseudo_labels")
     check_ignore_index(where, ignore_index, num_classes)
-    if normalize not in ("kept", "valid"):
-        expected, fix = "normalize 'kept' or 'valid'", "choose one"
-        raise ValueError(message(where, expected, repr(normalize), fix))
+    check_choice(where, normalize, ("kept", "valid"), name="normalize")
     if valid is not None:
-        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-            got = str(getattr(valid, "dtype", type(valid).__name__))
-            raise TypeError(message(where, "a bool valid", got, "compare the mask with its value"))
+        check_bool(where, valid, name="valid", fix="compare the mask with its value")
         _check_plane(where, valid, pseudo_labels, "valid", "pseudo_labels")
     if certainty is not None:
         _check_weight(where, certainty, pseudo_labels, "certainty")
     label = pseudo_labels.to(torch.int64)
-    if _looks(logits):
+    if _checks_values(logits):
         check_label_values(where, label, num_classes, ignore_index, name="pseudo_labels")
     kept = label != ignore_index
     bad = kept & ((label < 0) | (label >= num_classes))
     if valid is not None:
         kept = kept & valid
-    full = _in_full(logits)
-    weight = kept.to(full.dtype)
+    logits = _at_least_float32(logits)
+    weight = kept.to(logits.dtype)
     if certainty is not None:
-        own = certainty.detach().to(full.dtype)
-        own = torch.where((own >= 0) & (own <= 1), own, torch.nan)
-        weight = torch.where(kept, own, 0)
+        sure = certainty.detach().to(logits.dtype)
+        sure = torch.where((sure >= 0) & (sure <= 1), sure, torch.nan)
+        weight = torch.where(kept, sure, 0)
     weight = weight.masked_fill(bad, torch.nan)
-    silent = weight == 0  # infinite logits must not count there
-    values = full.masked_fill(silent.unsqueeze(1), 0)
-    entropy = cross_entropy(values, label.masked_fill(silent | bad, 0), reduction="none")
-    among = kept if normalize == "kept" else valid
-    number = kept.numel() if among is None else among.sum().clamp(min=1)
+    unused = weight == 0
+    logits = logits.masked_fill(unused.unsqueeze(1), 0)  # 0 times infinity would be NaN
+    entropy = cross_entropy(logits, label.masked_fill(unused | bad, 0), reduction="none")
+    counted = kept if normalize == "kept" else valid
+    number = kept.numel() if counted is None else counted.sum().clamp(min=1)
     return (entropy * weight).sum() / number
 
 
@@ -290,7 +301,7 @@ def self_reliance_loss(loss_x: Tensor, loss_u: Tensor, weight: float | Tensor) -
         weight: in [0, 1], from :func:`cpseg.self_reliance_weight`.
 
     Returns:
-        The weighted loss, the shape of the two.
+        The weighted loss, of the same shape as the two losses.
 
     Raises:
         ValueError: shapes or devices differ, or a number ``weight`` outside [0, 1].
@@ -305,11 +316,12 @@ def self_reliance_loss(loss_x: Tensor, loss_u: Tensor, weight: float | Tensor) -
     """
     where = "self_reliance_loss"
     for name, loss in (("loss_x", loss_x), ("loss_u", loss_u)):
-        if not isinstance(loss, Tensor) or not loss.is_floating_point():
-            got = str(getattr(loss, "dtype", type(loss).__name__))
-            raise TypeError(message(where, f"a float tensor {name}", got, "pass the loss itself"))
+        check_float(where, loss, name=name, fix="pass the loss itself, as a tensor")
     if loss_x.shape != loss_u.shape:
-        expected, fix = f"loss_u of the shape of loss_x {shape(loss_x)}", "reduce both alike"
+        expected, fix = (
+            f"loss_u of the shape of loss_x {shape(loss_x)}",
+            "reduce both in the same way",
+        )
         raise ValueError(message(where, expected, shape(loss_u), fix))
     check_same_device(where, loss_u, loss_x, name="loss_u", reference="loss_x")
     if not isinstance(weight, Tensor) and not 0 <= weight <= 1:
@@ -318,51 +330,59 @@ def self_reliance_loss(loss_x: Tensor, loss_u: Tensor, weight: float | Tensor) -
     return (1 - weight) * loss_x + weight * loss_u
 
 
-_Parts = tuple[Tensor, Tensor, Tensor | None]
+class _Pixels(NamedTuple):
+    """Logits ``[B, 1 or K, N]``, targets and uncertainty ``[B, N]`` of N pixels per sample."""
+
+    logits: Tensor
+    targets: Tensor
+    uncertainty: Tensor | None
 
 
-def _sums(
-    logits: Tensor, targets: Tensor, uncertainty: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Focal sum, overlap and mass of every sample; one column a class."""
+class _Sums(NamedTuple):
+    """Per sample the focal sum ``[B]``; per sample and class sums of y p and y + p ``[B, K]``."""
+
+    focal: Tensor
+    overlap: Tensor
+    mass: Tensor
+
+
+def _sums(pixels: _Pixels, rule: LossRule) -> _Sums:
+    logits, targets, uncertainty = pixels
     if logits.shape[1] > 1:
-        return class_sums(logits, targets, uncertainty, settings)
-    focal, overlap, mass = binary_sums(logits.squeeze(1), targets, uncertainty, settings)
-    return focal, overlap.unsqueeze(1), mass.unsqueeze(1)
+        return _Sums(*class_sums(logits, targets, uncertainty, rule))
+    focal, overlap, mass = binary_sums(logits.squeeze(1), targets, uncertainty, rule)
+    return _Sums(focal, overlap.unsqueeze(1), mass.unsqueeze(1))
 
 
-def _dice(sums: tuple[Tensor, Tensor, Tensor], smooth: float) -> Tensor:
-    """Eq. 2; 0 where both sums are empty."""
-    _, overlap, mass = sums
-    below = mass + smooth
-    share = (2 * overlap + smooth) / below.masked_fill(below == 0, 1)
-    return (1 - share.masked_fill(below == 0, 1)).mean(1)
+def _dice(sums: _Sums, smooth: float) -> Tensor:
+    """Eq. 2; 0 where both sums are 0."""
+    denominator = sums.mass + smooth
+    empty = denominator == 0
+    overlap = (2 * sums.overlap + smooth) / denominator.masked_fill(empty, 1)
+    return (1 - overlap.masked_fill(empty, 1)).mean(1)
 
 
-def _count(targets: Tensor, settings: Settings) -> Tensor | int:
-    """Pixels of every sample that are not void, at least 1."""
-    void_value, trusted = settings[3:]
-    if trusted:
+def _count(targets: Tensor, rule: LossRule) -> Tensor | int:
+    """Number of pixels per sample that are not void, at least 1."""
+    if rule.trusted:
         return targets.shape[1]
-    return (targets != void_value).sum(1).clamp(min=1)
+    return (targets != rule.void).sum(1).clamp(min=1)
 
 
-def _iou_error(where: str, predicted: Tensor, parts: _Parts, settings: Settings) -> Tensor:
-    """Square error of the predicted IoU over the pixels that Dice keeps, ``[B]``."""
-    logits, targets, uncertainty = parts
+def _iou_error(where: str, predicted: Tensor, pixels: _Pixels, rule: LossRule) -> Tensor:
+    """Squared error of the predicted IoU over the pixels that Dice keeps, ``[B]``."""
+    logits, targets, uncertainty = pixels
     if logits.shape[1] > 1:
         expected, got = "binary masks with predicted_iou", f"{logits.shape[1]} classes"
         raise ValueError(message(where, expected, got, "leave it out"))
-    if not isinstance(predicted, Tensor) or not predicted.is_floating_point():
-        got = str(getattr(predicted, "dtype", type(predicted).__name__))
-        raise TypeError(message(where, "a float tensor predicted_iou", got, "pass the IoU head's"))
+    check_float(where, predicted, name="predicted_iou", fix="pass the output of the IoU head")
     if predicted.shape not in ((len(logits),), (len(logits), 1)):
         expected = f"predicted_iou [{len(logits)}] or [{len(logits)}, 1]"
-        raise ValueError(message(where, expected, shape(predicted), "pass one value a mask"))
+        raise ValueError(message(where, expected, shape(predicted), "pass one value per mask"))
     check_same_device(where, predicted, logits, name="predicted_iou", reference="logits")
-    mask, truth, kept = logits.squeeze(1) > 0, targets == 1, targets != settings[3]
+    mask, truth, kept = logits.squeeze(1) > 0, targets == 1, targets != rule.void
     if uncertainty is not None:
-        kept = kept & (1 - uncertainty.to(logits.dtype) > settings[2])
+        kept = kept & (1 - uncertainty.to(logits.dtype) > rule.certainty_threshold)
     both = (mask & truth & kept).sum(1)
     either = ((mask | truth) & kept).sum(1)
     # Two empty masks agree; SAM's targets are never empty.
@@ -377,19 +397,17 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
-def _parts(
+def _checked(
     where: str,
     logits: Tensor,
     targets: Tensor,
     uncertainty: Tensor | None,
     ignore_index: int,
     reduction: str,
-) -> tuple[tuple[int, bool], _Parts]:
-    """The arguments, checked: void value and trust, and the pixels in one axis."""
+) -> tuple[_Pixels, bool]:
+    """The checked arguments with all pixels in one axis, and :attr:`LossRule.trusted`."""
     _check_logits(where, logits)
-    if reduction not in REDUCTIONS:
-        expected = f"a reduction among {', '.join(map(repr, REDUCTIONS))}"
-        raise ValueError(message(where, expected, repr(reduction), "choose one"))
+    check_choice(where, reduction, REDUCTIONS, name="reduction")
     num_classes = logits.shape[1]
     if not isinstance(targets, Tensor):
         got, fix = type(targets).__name__, "convert them with torch.as_tensor"
@@ -404,16 +422,16 @@ def _parts(
         _check_weight(where, uncertainty, logits, "uncertainty")
         uncertainty = uncertainty.reshape(len(logits), -1)
     if not targets.is_floating_point() and targets.dtype != torch.bool:
-        holds = torch.iinfo(targets.dtype)
-        if not holds.min <= ignore_index <= holds.max:  # compared as it is, it would wrap around
+        limits = torch.iinfo(targets.dtype)
+        if not limits.min <= ignore_index <= limits.max:  # in this dtype it would wrap around
             targets = targets.to(torch.int64)
-    trusted = _looks(logits) and _check_targets(where, targets, num_classes, ignore_index)
-    parts = (_in_full(logits).flatten(2), targets.reshape(len(logits), -1), uncertainty)
-    return (ignore_index, trusted), parts
+    trusted = _checks_values(logits) and _check_targets(where, targets, num_classes, ignore_index)
+    flat = _at_least_float32(logits).flatten(2)
+    return _Pixels(flat, targets.reshape(len(logits), -1), uncertainty), trusted
 
 
 def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: int) -> bool:
-    """Raise on values that are no target; whether none is void."""
+    """Raise on invalid targets; otherwise return whether no target is void."""
     if targets.dtype == torch.bool:
         return True
     if not targets.is_floating_point():
@@ -422,8 +440,8 @@ def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: 
             return True
         check_label_values(where, targets, max(2, num_classes), ignore_index, name="targets")
         return False
-    # t (1 - t) is 0 at 0 and 1 alone, NaN and inf included; a few at a time from the cache. Read as
-    # integers, whose extremes are found faster.
+    # t (1 - t) is 0 only for t = 0 and t = 1, also among NaN and inf. It is computed on parts that
+    # fit into the cache and read as integers, whose minimum and maximum are found faster.
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[targets.element_size()]
     for part in torch.split(targets.flatten(), 2**15):
         if any(int(end) for end in (1 - part).mul_(part).view(integers).aminmax()):
@@ -433,7 +451,7 @@ def _check_targets(where: str, targets: Tensor, num_classes: int, ignore_index: 
     good = (targets == 0) | (targets == 1) | (targets == ignore_index)
     if not bool(good.all()):
         got = f"{float(targets[~good][0]):.4g}"
-        fix = "threshold soft targets, and weigh them by uncertainty"
+        fix = "threshold soft targets, and weight them by uncertainty"
         raise ValueError(message(where, f"targets 0, 1 or {ignore_index} (ignore_index)", got, fix))
     return False
 
@@ -446,24 +464,22 @@ def _check_logits(where: str, logits: Tensor) -> None:
 
 
 def _check_plane(where: str, values: Tensor, other: Tensor, name: str, reference: str) -> None:
-    """One value a pixel, with or without a channel axis; no broadcasting."""
+    """One value per pixel, with or without a channel axis; no broadcasting."""
     planes = other.shape if other.ndim == 3 else (other.shape[0], *other.shape[2:])
     flat = tuple(planes)
     if values.shape not in (flat, (flat[0], 1, *flat[1:])):
         expected = f"{name} {list(flat)} or {[flat[0], 1, *flat[1:]]} for {reference}"
-        fix = "give every sample its own, at the size of the logits"
+        fix = "pass one map per sample, at the size of the logits"
         raise ValueError(message(where, f"{expected} {shape(other)}", shape(values), fix))
     check_same_device(where, values, other, name=name, reference=reference)
 
 
 def _check_weight(where: str, values: Tensor, other: Tensor, name: str) -> None:
-    """A float map in [0, 1]; its values are looked at on a CPU."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = str(getattr(values, "dtype", type(values).__name__))
-        raise TypeError(message(where, f"floating-point {name}", got, "convert it to float32"))
+    """A float map in [0, 1]; its values are checked on a CPU."""
+    check_float(where, values, name=name)
     _check_plane(where, values, other, name, "logits" if other.ndim == 4 else "pseudo_labels")
-    if _looks(values):
-        check_unit_interval(where, values.detach(), name=name, fix="see cpseg.uncertainty")
+    if _checks_values(values):
+        check_unit_interval(where, values.detach(), name=name, fix=_WEIGHT_FIXES[name])
 
 
 def _check_dice(where: str, certainty_threshold: float, smooth: float) -> None:
@@ -474,7 +490,7 @@ def _check_dice(where: str, certainty_threshold: float, smooth: float) -> None:
         raise ValueError(message(where, "smooth >= 0", str(smooth), "the published code uses 1"))
 
 
-def _gamma(where: str, gamma: float) -> float:
+def _check_gamma(where: str, gamma: float) -> float:
     if not gamma >= 0:
         raise ValueError(message(where, "gamma >= 0", str(gamma), "the paper uses 2"))
     return float(gamma)
@@ -487,7 +503,7 @@ def _check_balance(
     if isinstance(balance, Tensor):
         if num_classes == 1 or balance.shape != (num_classes,):
             expected = "a number" if num_classes == 1 else f"balance [{num_classes}] or a number"
-            got, fix = f"balance {shape(balance)}", "pass one weight a class"
+            got, fix = f"balance {shape(balance)}", "pass one weight per class"
             raise ValueError(message(where, expected, got, fix))
         check_same_device(where, balance, logits, name="balance", reference="logits")
         return balance.detach()
@@ -498,11 +514,10 @@ def _check_balance(
     return float(balance)
 
 
-def _in_full(logits: Tensor) -> Tensor:
-    """At least float32."""
+def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
 
 
-def _looks(tensor: Tensor) -> bool:
-    """Whether a look at values waits for no device and is not traced."""
+def _checks_values(tensor: Tensor) -> bool:
+    """Whether values can be checked without waiting for a device and without breaking a trace."""
     return tensor.device.type == "cpu" and not is_compiling()

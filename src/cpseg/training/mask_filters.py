@@ -1,10 +1,16 @@
-"""Which masks of SAM's automatic generation are good enough to be pseudo-labels."""
+"""Select the masks of SAM's automatic generation that are good enough as pseudo-labels."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from cpseg._internal.checks import check_not_empty, check_same_device, message, shape
+from cpseg._internal.checks import (
+    check_float,
+    check_not_empty,
+    check_same_device,
+    message,
+    shape,
+)
 
 
 def mask_filters(
@@ -16,26 +22,26 @@ def mask_filters(
     stability_offset: float = 1.0,
     max_area: float = 95.0,
 ) -> Tensor:
-    """Masks that pass the three filters of SAM's data engine, all in percent.
+    """Masks that pass the three filters of SAM's data engine; all limits are in percent.
 
-    Predicted IoU at least ``min_iou``; stability, the IoU of the masks ``logits > +offset`` and
-    ``logits > -offset``, at least ``min_stability``; the mask ``logits > 0`` covers less than
-    ``max_area`` of the image.
+    A mask passes if its predicted IoU is at least ``min_iou``, its stability (the IoU of the masks
+    ``logits > +offset`` and ``logits > -offset``) is at least ``min_stability``, and the mask
+    ``logits > 0`` covers less than ``max_area`` of the image.
 
     Args:
         logits: mask logits, float ``[N, H, W]``.
-        predicted_iou: what the model predicts of its IoU, **in percent**, float ``[N]``. SAM's
-            head gives a share of 1: multiply by 100.
-        min_iou: least predicted IoU.
-        min_stability: least stability.
+        predicted_iou: the model's own estimate of the IoU, **in percent**, float ``[N]``. SAM's
+            head predicts a share in [0, 1]: multiply it by 100.
+        min_iou: smallest predicted IoU that passes.
+        min_stability: smallest stability that passes.
         stability_offset: distance of the two thresholds from 0, in logits.
-        max_area: area that a mask must stay below.
+        max_area: a mask must cover less than this.
 
     Returns:
-        bool ``[N]``. An empty mask (nothing above ``-offset``) does not pass, nor does NaN.
+        bool ``[N]``. An empty mask (no logit above ``-offset``) does not pass, nor does NaN.
 
     Raises:
-        ValueError: shapes or devices do not belong together, or a limit outside 0..100.
+        ValueError: shapes or devices do not match, or a limit lies outside 0..100.
         TypeError: not floating point.
 
     Reference:
@@ -49,17 +55,14 @@ def mask_filters(
     """
     where = "mask_filters"
     for name, values in (("logits", logits), ("predicted_iou", predicted_iou)):
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            got = str(getattr(values, "dtype", type(values).__name__))
-            fix = "pass what the model gives, before any threshold"
-            raise TypeError(message(where, f"floating-point {name}", got, fix))
+        check_float(where, values, name=name, fix="pass the model's output, before any threshold")
     if logits.ndim != 3:
         fix = "flatten batch and masks into one axis"
         raise ValueError(message(where, "logits [N, H, W]", shape(logits), fix))
     check_not_empty(where, logits, name="logits")
     if predicted_iou.shape != logits.shape[:1]:
         expected = f"predicted_iou [{len(logits)}] for logits {shape(logits)}"
-        raise ValueError(message(where, expected, shape(predicted_iou), "pass one value a mask"))
+        raise ValueError(message(where, expected, shape(predicted_iou), "pass one value per mask"))
     check_same_device(where, predicted_iou, logits, name="predicted_iou", reference="logits")
     limits = {"min_iou": min_iou, "min_stability": min_stability, "max_area": max_area}
     for name, limit in limits.items():
@@ -72,7 +75,7 @@ def mask_filters(
         got, fix = str(stability_offset), "SAM uses 1"
         raise ValueError(message(where, "stability_offset >= 0", got, fix))
     pixels = logits.shape[1] * logits.shape[2]
-    # The smaller mask lies in the larger: their IoU is the ratio of their areas.
+    # The smaller mask is part of the larger one, so their IoU is the ratio of their areas.
     small, mask, large = (
         (logits > edge).sum((1, 2)) for edge in (stability_offset, 0.0, -stability_offset)
     )

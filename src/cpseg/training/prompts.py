@@ -1,6 +1,6 @@
 """Prompts of interactive segmentation: sampled ones for training, fixed ones for evaluation.
 
-Masks come as ``[N, H, W]``, points and boxes go out as (x, y) in pixels: column first.
+Masks are ``[N, H, W]``; points and boxes are returned as (x, y) in pixels: column first.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from cpseg._internal.checks import (
+    check_bool,
+    check_float,
     check_integer,
     check_not_empty,
     check_same_device,
     check_same_shape,
+    check_share,
     check_unit_interval,
     message,
     shape,
 )
 
-_TILE = 2**16  # pixels of a step on the CPU
+_TILE = 2**16  # pixels per step on the CPU
 
 
 class Prompts(NamedTuple):
@@ -29,10 +32,10 @@ class Prompts(NamedTuple):
 
     Attributes:
         points: float32 ``[N, 2]`` as (x, y); 0 where the prompt is a box.
-        labels: int64 ``[N]``: 1 inside the target, 0 outside, -1 where the prompt is a box (which
-            is also SAM's number for "no point").
-        boxes: float32 ``[N, 4]`` as (x0, y0, x1, y1), both ends in the mask; 0 where the prompt is
-            a point. None where no mask can get a box.
+        labels: int64 ``[N]``: 1 inside the target, 0 outside, -1 where the prompt is a box (SAM
+            also uses -1 for "no point").
+        boxes: float32 ``[N, 4]`` as (x0, y0, x1, y1), with both ends inside the mask; 0 where the
+            prompt is a point. None if no mask can get a box.
     """
 
     points: Tensor
@@ -52,13 +55,13 @@ def sample_prompts(
 ) -> Prompts:
     """A prompt for each mask, as in the interactive training of SAM and SUM.
 
-    Without predictions, the first prompt: with probability ``box_share`` the jittered box of the
-    target, else a point in it. With predictions, a correction: a point where the two differ,
-    positive where the target is missed and negative where it is overrun. A pixel i of the region is
-    drawn with probability ``c_i / sum c``, where ``c = 1 - u``.
+    Without predictions it is the first prompt: with probability ``box_share`` the jittered box of
+    the target, otherwise a point inside it. With predictions it is a correction: a point where
+    target and prediction differ, positive if the pixel belongs to the target and negative if not.
+    Pixel i of the region is drawn with probability ``c_i / sum c``, where ``c = 1 - u``.
 
-    Where the region is empty or its certainty is 0, the prompt is the mask's backup point, as a
-    positive one. Looks at values, so on an accelerator it waits for the device.
+    If the region is empty or its certainty is 0 everywhere, the prompt is the backup point of the
+    mask, as a positive point. The function checks values, so it waits for an accelerator.
 
     Args:
         targets: bool ``[N, H, W]``.
@@ -66,17 +69,17 @@ def sample_prompts(
         uncertainty: in [0, 1], float ``[N, H, W]``; None draws uniformly.
         box_share: probability of a box in the first round.
         box_noise: see :func:`jitter_boxes`; 0 for exact boxes.
-        backup_points: (x, y), float or integer ``[N, 2]``, the point that made the pseudo-label
-            for instance.
-        generator: makes the draws reproducible, on the device of ``targets``. A mask's point is the
-            same whatever the masks after it are.
+        backup_points: (x, y), float or integer ``[N, 2]``, for instance the points from which the
+            pseudo-labels were made.
+        generator: makes the draws reproducible, on the device of ``targets``. The point of a mask
+            does not depend on the masks after it.
 
     Returns:
         A :class:`Prompts`; its boxes are None with predictions.
 
     Raises:
-        ValueError: shapes or devices differ, uncertainty outside [0, 1], or a region without a
-            pixel to draw and no backup point.
+        ValueError: shapes or devices differ, uncertainty lies outside [0, 1], or a region has no
+            pixel to draw and there is no backup point.
         TypeError: masks that are not bool.
 
     Reference:
@@ -98,8 +101,7 @@ def sample_prompts(
         check_same_device(where, predictions, targets, name="predictions", reference="targets")
     if uncertainty is not None:
         _check_uncertainty(where, uncertainty, targets)
-    if not 0 <= box_share <= 1:
-        raise ValueError(message(where, "box_share in [0, 1]", str(box_share), "SAM uses 0.5"))
+    check_share(where, box_share, name="box_share", fix="SAM uses 0.5")
     count, device = len(targets), targets.device
     numbers = torch.rand(count, 3, dtype=torch.float64, generator=generator, device=device)
     row, column, empty = _draw(targets, predictions, uncertainty, numbers[:, :2])
@@ -108,8 +110,8 @@ def sample_prompts(
     boxed = numbers[:, 2] < box_share if predictions is None else torch.zeros_like(empty)
     if predictions is None:
         boxes = masks_to_boxes(targets)
-        filled = targets.view(torch.uint8).amax(2).amax(1) > 0
-        empty = empty & ~(boxed & filled)  # a box needs no certain pixel
+        has_target = targets.view(torch.uint8).amax(2).amax(1) > 0
+        empty = empty & ~(boxed & has_target)  # a box does not need a certain pixel
     if backup_points is not None:
         _check_points(where, backup_points, targets)
         points = torch.where(empty.unsqueeze(1), backup_points.to(torch.float32), points)
@@ -117,7 +119,7 @@ def sample_prompts(
     elif bool(empty.any()):
         number = int(empty.nonzero()[0])
         expected = "a pixel to draw in every mask, or backup_points"
-        fix = "pass backup_points, or leave that mask out"
+        fix = "pass backup_points, or leave this mask out"
         raise ValueError(message(where, expected, f"none in mask {number}", fix))
     if predictions is not None:
         return Prompts(points, labels)
@@ -131,7 +133,7 @@ def sample_prompts(
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """The box of each mask; its four sides are the outermost pixels of the mask.
+    """The bounding box of each mask; its sides are the outermost pixels of the mask.
 
     Args:
         masks: bool ``[N, H, W]``.
@@ -140,8 +142,8 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
         float32 ``[N, 4]`` as (x0, y0, x1, y1); zeros for an empty mask.
 
     Raises:
-        ValueError: another rank, or empty.
-        TypeError: not bool.
+        ValueError: the masks are not 3-dimensional, or empty.
+        TypeError: the masks are not bool.
 
     Example:
         >>> mask = torch.zeros(1, 4, 5, dtype=torch.bool)
@@ -152,7 +154,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     _check_masks("masks_to_boxes", masks, "masks")
     sides = []
     for axis in (1, 2):  # columns, then rows
-        line = masks.view(torch.uint8).amax(axis)  # faster than any
+        line = masks.view(torch.uint8).amax(axis)  # faster than Tensor.any
         last = line.shape[1] - 1 - line.flip(1).argmax(1)
         sides.append((line.argmax(1), last.masked_fill(line.amax(1) == 0, 0)))
     (x0, x1), (y0, y1) = sides
@@ -167,20 +169,20 @@ def jitter_boxes(
     most: float = 20.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Boxes as a person draws them: normal noise on every coordinate, inside the image.
+    """Boxes as a person would draw them: normal noise on every coordinate, inside the image.
 
-    As SAM describes it. The published code of SUM shifts a whole box instead, and only towards
-    larger coordinates.
+    This is what SAM describes. The published code of SUM shifts the whole box instead, and only
+    towards larger coordinates.
 
     Args:
         boxes: float ``[N, 4]`` as (x0, y0, x1, y1).
         size: height and width of the image.
-        noise: standard deviation as a share of the box's side.
-        most: bound on the shift of a coordinate, in pixels.
+        noise: standard deviation as a share of the side of the box.
+        most: largest shift of a coordinate, in pixels.
         generator: makes the draws reproducible.
 
     Returns:
-        Boxes with x0 <= x1 and y0 <= y1 within the image, the shape and dtype of ``boxes``.
+        Boxes with x0 <= x1 and y0 <= y1 within the image, of the shape and dtype of ``boxes``.
 
     Raises:
         ValueError: not ``[N, 4]``, or negative noise.
@@ -194,11 +196,9 @@ def jitter_boxes(
         tensor([[ 2.,  1., 30., 20.]])
     """
     where = "jitter_boxes"
-    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        got = str(getattr(boxes, "dtype", type(boxes).__name__))
-        raise TypeError(message(where, "floating-point boxes", got, "convert them to float32"))
+    check_float(where, boxes, name="boxes", fix="convert them to float32")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        fix = "pass one box a row"
+        fix = "pass one box per row"
         raise ValueError(message(where, "boxes [N, 4]", shape(boxes), fix))
     if not (noise >= 0 and most >= 0):
         got = f"{noise} and {most}"
@@ -215,18 +215,19 @@ def jitter_boxes(
 def centre_point(targets: Tensor, predictions: Tensor | None = None) -> Prompts:
     """The point farthest from the boundary: the prompt that evaluations use.
 
-    Of each target, or, with predictions, of the region where the two differ: the parts that are
-    missed and those that are overrun are looked at apart, and the farther point wins (the missed
-    part, if both are as far). The image's border counts as a boundary. The first in reading order
-    wins among equals.
+    Without predictions the region is the target. With predictions there are two regions, the
+    pixels of the target that the prediction misses and the predicted pixels outside the target;
+    the region whose point is farther from its boundary is used (the missed pixels on a tie). The
+    border of the image counts as a boundary. Of several points that are equally far, the first in
+    reading order is taken.
 
     Args:
         targets: bool ``[N, H, W]``.
         predictions: bool ``[N, H, W]``, or None for the first prompt.
 
     Returns:
-        A :class:`Prompts` without boxes. Where prediction and target agree, the label is -1 and the
-        point (0, 0): there is nothing to correct.
+        A :class:`Prompts` without boxes. If prediction and target agree, there is nothing to
+        correct: the label is -1 and the point is (0, 0).
 
     Raises:
         ValueError: shapes or devices differ, or an empty target without predictions.
@@ -244,39 +245,39 @@ def centre_point(targets: Tensor, predictions: Tensor | None = None) -> Prompts:
     where = "centre_point"
     _check_masks(where, targets, "targets")
     if predictions is None:
-        depth, place = _deepest(targets)
+        depth, pixel = _deepest(targets)
         _check_drawable(where, depth)
-        return Prompts(_as_points(place, targets), torch.ones_like(place))
+        return Prompts(_as_points(pixel, targets), torch.ones_like(pixel))
     _check_masks(where, predictions, "predictions")
     check_same_shape(where, predictions, targets, name="predictions", ref="targets")
     check_same_device(where, predictions, targets, name="predictions", reference="targets")
-    missed, inside = _deepest(targets & ~predictions)
-    overrun, outside = _deepest(predictions & ~targets)
-    positive = missed >= overrun
-    labels = positive.to(torch.int64).masked_fill((missed == 0) & (overrun == 0), -1)
-    place = torch.where(positive, inside, outside).masked_fill(labels == -1, 0)
-    return Prompts(_as_points(place, targets), labels)
+    missed_depth, missed = _deepest(targets & ~predictions)
+    extra_depth, extra = _deepest(predictions & ~targets)
+    positive = missed_depth >= extra_depth
+    agree = (missed_depth == 0) & (extra_depth == 0)
+    pixel = torch.where(positive, missed, extra).masked_fill(agree, 0)
+    return Prompts(_as_points(pixel, targets), positive.to(torch.int64).masked_fill(agree, -1))
 
 
 def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
-    """A harder first prompt: the median of the pixels of a target near its boundary.
+    """A harder first prompt: the median of the target's pixels near its boundary.
 
-    Of the pixels of the target at most ``distance`` from its outside, in reading order, the middle
-    one.
+    It is the middle one, in reading order, of the pixels of the target whose distance to its
+    outside is at most ``distance``.
 
     Args:
         targets: bool ``[N, H, W]``.
-        distance: width of the band in pixels (Euclidean); the image's border counts as outside.
+        distance: width of the band in pixels (Euclidean); beyond the image counts as outside.
 
     Returns:
         A :class:`Prompts` of positive points without boxes.
 
     Raises:
-        ValueError: another rank, an empty target, or ``distance`` below 1.
-        TypeError: masks that are not bool.
+        ValueError: the masks are not 3-dimensional, a target is empty, or ``distance`` is below 1.
+        TypeError: the masks are not bool.
 
     Reference:
-        SUM (NeurIPS 2024), appendices B.3 and F.2, which leave the order of the pixels open.
+        SUM (NeurIPS 2024), appendices B.3 and F.2, which do not define the order of the pixels.
 
     Example:
         >>> boundary_point(torch.ones(1, 3, 5, dtype=torch.bool), distance=1).points
@@ -286,20 +287,23 @@ def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
     _check_masks(where, targets, "targets")
     if not distance >= 1:
         raise ValueError(message(where, "distance >= 1", str(distance), "the paper uses 10"))
-    places = []
+    medians = []
     for mask in targets.cpu().numpy():
         depth = _depth(mask).ravel()
         near = np.flatnonzero((depth > 0) & (depth <= distance))
-        places.append(int(near[(len(near) - 1) // 2]) if len(near) else -1)
-    place = torch.tensor(places, device=targets.device)
-    _check_drawable(where, place + 1)
-    return Prompts(_as_points(place, targets), torch.ones_like(place))
+        medians.append(int(near[(len(near) - 1) // 2]) if len(near) else -1)
+    pixel = torch.tensor(medians, device=targets.device)
+    _check_drawable(where, pixel + 1)
+    return Prompts(_as_points(pixel, targets), torch.ones_like(pixel))
 
 
 def _draw(
     targets: Tensor, predictions: Tensor | None, uncertainty: Tensor | None, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A pixel of each region by weight, first its row, then its place there; where is none."""
+    """Draw a pixel of each region by weight: first its row, then its column.
+
+    Returns rows and columns ``[N]``, and bool ``[N]``, True where all weights are 0.
+    """
     rows = _row_weights(targets, predictions, uncertainty)
     row = _pick(rows, numbers[:, 0])
     index = (torch.arange(len(targets), device=targets.device), row)
@@ -314,21 +318,21 @@ def _draw(
 def _row_weights(targets: Tensor, predictions: Tensor | None, uncertainty: Tensor | None) -> Tensor:
     """Sum of the weights of every row of every mask, float64 ``[N, H]``.
 
-    A few rows at a time on a CPU, so that no array of the size of the masks leaves the cache.
+    On a CPU it takes a few rows at a time, so that the temporary arrays fit into the cache.
     """
     count, height, width = targets.shape
-    lines = [None if x is None else x.reshape(-1, width) for x in (predictions, uncertainty)]
+    maps = [None if x is None else x.reshape(-1, width) for x in (predictions, uncertainty)]
     step = max(1, _TILE // width) if targets.device.type == "cpu" else count * height
-    found = []
+    sums = []
     for start in range(0, count * height, step):
-        part = slice(start, start + step)
-        predicted, unsure = (None if line is None else line[part] for line in lines)
-        found.append(_weights(targets.reshape(-1, width)[part], predicted, unsure).sum(1))
-    return torch.cat(found).reshape(count, height).to(torch.float64)
+        rows = slice(start, start + step)
+        predicted, unsure = (None if values is None else values[rows] for values in maps)
+        sums.append(_weights(targets.reshape(-1, width)[rows], predicted, unsure).sum(1))
+    return torch.cat(sums).reshape(count, height).to(torch.float64)
 
 
 def _weights(targets: Tensor, predictions: Tensor | None, uncertainty: Tensor | None) -> Tensor:
-    """Certainty in the region, 0 outside, float32."""
+    """Certainty inside the region and 0 outside, float32."""
     region = targets if predictions is None else targets ^ predictions
     weight = region.to(torch.float32)
     if uncertainty is None:
@@ -337,20 +341,20 @@ def _weights(targets: Tensor, predictions: Tensor | None, uncertainty: Tensor | 
 
 
 def _pick(weight: Tensor, number: Tensor) -> Tensor:
-    """Invert the cumulative weights ``[N, M]`` at uniform numbers; never a place of weight 0."""
-    reached = weight.cumsum(1)
-    wanted = (number * reached[:, -1]).unsqueeze(1)
-    place = torch.searchsorted(reached, wanted, right=True).squeeze(1)
-    return place.clamp(max=weight.shape[1] - 1)
+    """Invert the cumulative weights ``[N, M]`` at uniform numbers; never an index of weight 0."""
+    cumulative = weight.cumsum(1)
+    target = (number * cumulative[:, -1]).unsqueeze(1)
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return index.clamp(max=weight.shape[1] - 1)
 
 
 def _deepest(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest distance to the outside, 0 for an empty mask, and the pixel that has it."""
-    found = [_depth(mask).ravel() for mask in masks.cpu().numpy()]
-    place = [int(depth.argmax()) for depth in found]
-    depth = [float(depth[index]) for depth, index in zip(found, place, strict=True)]
+    """Largest distance to the outside (0 for an empty mask), and the pixel where it is reached."""
+    depths = [_depth(mask).ravel() for mask in masks.cpu().numpy()]
+    pixels = [int(depth.argmax()) for depth in depths]
+    largest = [float(depth[pixel]) for depth, pixel in zip(depths, pixels, strict=True)]
     device = masks.device
-    return torch.tensor(depth, device=device), torch.tensor(place, device=device)
+    return torch.tensor(largest, device=device), torch.tensor(pixels, device=device)
 
 
 def _depth(mask: np.ndarray) -> np.ndarray:
@@ -361,23 +365,21 @@ def _depth(mask: np.ndarray) -> np.ndarray:
     return depth[1:-1, 1:-1]
 
 
-def _as_points(place: Tensor, masks: Tensor) -> Tensor:
+def _as_points(pixel: Tensor, masks: Tensor) -> Tensor:
+    """(x, y) of pixels numbered in reading order."""
     width = masks.shape[2]
-    return torch.stack([place % width, place // width], 1).to(torch.float32)
+    return torch.stack([pixel % width, pixel // width], 1).to(torch.float32)
 
 
 def _check_drawable(where: str, depth: Tensor) -> None:
     if bool((depth == 0).any()):
         number = int((depth == 0).nonzero()[0])
         expected, got = "a pixel in every target", f"none in mask {number}"
-        raise ValueError(message(where, expected, got, "leave that mask out"))
+        raise ValueError(message(where, expected, got, "leave this mask out"))
 
 
 def _check_masks(where: str, masks: Tensor, name: str) -> None:
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        got = str(getattr(masks, "dtype", type(masks).__name__))
-        fix = "compare with a threshold, as in logits > 0"
-        raise TypeError(message(where, f"bool {name}", got, fix))
+    check_bool(where, masks, name=name, fix="compare with a threshold, as in logits > 0")
     if masks.ndim != 3:
         fix = "flatten batch and masks into one axis"
         raise ValueError(message(where, f"{name} [N, H, W]", shape(masks), fix))
@@ -385,9 +387,7 @@ def _check_masks(where: str, masks: Tensor, name: str) -> None:
 
 
 def _check_uncertainty(where: str, uncertainty: Tensor, targets: Tensor) -> None:
-    if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
-        got = str(getattr(uncertainty, "dtype", type(uncertainty).__name__))
-        raise TypeError(message(where, "floating-point uncertainty", got, "convert to float32"))
+    check_float(where, uncertainty, name="uncertainty")
     check_same_shape(where, uncertainty, targets, name="uncertainty", ref="targets")
     check_same_device(where, uncertainty, targets, name="uncertainty", reference="targets")
     fix = "make it with uncertainty_map"
@@ -398,7 +398,7 @@ def _check_points(where: str, points: Tensor, targets: Tensor) -> None:
     if not isinstance(points, Tensor) or points.shape != (len(targets), 2):
         got = shape(points) if isinstance(points, Tensor) else type(points).__name__
         expected = f"backup_points [{len(targets)}, 2]"
-        raise ValueError(message(where, expected, got, "pass one (x, y) a mask"))
+        raise ValueError(message(where, expected, got, "pass one (x, y) per mask"))
     if not points.is_floating_point():
         check_integer(where, points, name="backup_points")
     check_same_device(where, points, targets, name="backup_points", reference="targets")

@@ -1,10 +1,10 @@
-"""Weights and rates over training time; steps in any unit (iterations, epochs)."""
+"""Loss weight and learning rate as functions of the step, in any unit (iterations, epochs)."""
 
 from __future__ import annotations
 
 import math
 
-from cpseg._internal.checks import message
+from cpseg._internal.checks import check_share, message
 
 
 def self_reliance_weight(
@@ -17,21 +17,22 @@ def self_reliance_weight(
 ) -> float:
     """Weight of the unsupervised loss in the self-reliance stage.
 
-    ``initial * exp(-decay * progress)``, where progress runs from 0 at ``start`` to 1 at
-    ``total_steps``. Before ``start`` it is ``initial``: the formula is not extrapolated there.
+    It is ``initial * exp(-decay * progress)``, where progress grows from 0 at ``start`` to 1 at
+    ``total_steps``. Before ``start`` it is ``initial``: the formula is not extrapolated.
 
     Args:
         step: the current step, in the unit of ``total_steps``.
         total_steps: the last step of the stage.
         start: the first step of the stage.
-        initial: the weight at ``start``; the paper found 0.01 best, 0.25 and 0.5 worse.
-        decay: how many factors of e the weight falls over the stage; the paper does not give it.
+        initial: the weight at ``start``; in the paper 0.01 was best, 0.25 and 0.5 were worse.
+        decay: the weight falls by the factor exp(-decay) over the stage; the paper gives no value.
 
     Returns:
         The weight, in [0, ``initial``].
 
     Raises:
-        ValueError: a stage without length, ``initial`` outside [0, 1], a negative ``decay``.
+        ValueError: ``total_steps`` is not above ``start``, ``initial`` lies outside [0, 1], or
+            ``decay`` is negative.
 
     Reference:
         ConformalSAM (ICCV 2025), eq. 5 and appendix H.
@@ -44,8 +45,7 @@ def self_reliance_weight(
     if not total_steps > start:
         got, fix = f"{total_steps} after start {start}", "let the stage end after it starts"
         raise ValueError(message(where, "total_steps above start", got, fix))
-    if not 0 <= initial <= 1:
-        raise ValueError(message(where, "initial in [0, 1]", str(initial), "the paper uses 0.01"))
+    check_share(where, initial, name="initial", fix="the paper uses 0.01")
     if not decay >= 0:
         raise ValueError(message(where, "decay >= 0", str(decay), "pass 5.0"))
     progress = max(0.0, (step - start) / (total_steps - start))
@@ -55,10 +55,13 @@ def self_reliance_weight(
 def poly_lr(step: float, total_steps: float, *, base_lr: float, power: float = 0.9) -> float:
     """Polynomial learning rate, ``base_lr * (1 - step / total_steps) ** power``.
 
+    The same schedule as ``torch.optim.lr_scheduler.PolynomialLR``, as a function of the step: a
+    resumed loop needs no scheduler state, and steps may be fractions of an epoch.
+
     Args:
         step: the current step, from 0 to ``total_steps``.
-        total_steps: the step at which the rate reaches 0.
-        base_lr: the rate at step 0.
+        total_steps: the step at which the learning rate reaches 0.
+        base_lr: the learning rate at step 0.
         power: the exponent.
 
     Returns:
