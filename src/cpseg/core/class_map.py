@@ -95,12 +95,19 @@ def read_class_map(path: str | Path) -> ClassMap:
         ValueError: not JSON, or not a class map.
         FileNotFoundError: there is no such file.
     """
+    return parse_class_map(read_class_map_json(path), where=str(path))
+
+
+def read_class_map_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in the file of a class map, before it is parsed."""
+    fix = "see the command's page in the docs"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        fix = "see the command's page in the docs"
         raise ValueError(message(str(path), "a class map in JSON", str(error), fix)) from error
-    return parse_class_map(content, where=str(path))
+    if not isinstance(content, dict):
+        raise ValueError(message(str(path), "a JSON object", type(content).__name__, fix))
+    return content
 
 
 def parse_class_map(content: Any, *, where: str = "class map") -> ClassMap:

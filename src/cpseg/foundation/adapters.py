@@ -1,4 +1,4 @@
-"""Segmentation models of ``transformers``, each as a function from images to class scores."""
+"""Segmentation models of ``transformers``, each as a function from images to probabilities."""
 
 from __future__ import annotations
 
@@ -16,69 +16,72 @@ from cpseg.foundation.preprocessing import Preparation, preparation, resized
 
 PROMPTED = ("clipseg", "groupvit", "sam3", "sam3_video")
 QUERIES = ("mask2former", "maskformer", "oneformer")
-_AT_ONCE = 32  # maps of prompts that are decoded together
+_AT_ONCE = 32  # prompts that are encoded or decoded together
 
 Groups = Sequence[Sequence[str]]
 
 
 class ScoreFunction(Protocol):
-    """Images in [0, 1] ``[B, 3, H, W]`` to scores in [0, 1], float32 ``[B, K, *size]``."""
+    """From images in [0, 1] ``[B, 3, H, W]`` to class probabilities, float32 ``[B, K, *size]``."""
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """The scores at ``size``."""
+        """The class probabilities at ``size``."""
 
 
 class Loaded(NamedTuple):
-    """A model ready to score.
+    """A loaded model.
 
     Attributes:
-        scores: the model.
-        labels: its classes, where it has a vocabulary of its own.
-        fingerprint: of everything in the model that scores depend on.
-        apart: whether every class has a sigmoid of its own, so that scores must not be added.
+        scores: the model as a function.
+        labels: its classes, if it has a fixed vocabulary.
+        fingerprint: of everything in the model on which the probabilities depend.
+        independent: every class has its own sigmoid, so that probabilities must not be added.
     """
 
     scores: ScoreFunction
     labels: tuple[str, ...] | None
     fingerprint: str
-    apart: bool = False
+    independent: bool = False
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What every adapter needs: the model, its input, and how precisely it computes."""
+    """The parts that every adapter needs: model, image preparation and precision."""
 
     model: Any
     prepare: Preparation
     amp: torch.dtype | None
 
     def amped(self, images: Tensor) -> torch.autocast:
-        """Mixed precision, for the model's own computations alone."""
+        """Mixed precision, used only inside the model."""
         kind = images.device.type
         return torch.autocast(kind, dtype=self.amp or torch.bfloat16, enabled=self.amp is not None)
 
 
-def _features(found: Any) -> Tensor:
-    """Pooled features, which older versions of transformers return bare."""
-    return found if isinstance(found, Tensor) else found.pooler_output
+def _features(output: Any) -> Tensor:
+    """Pooled features, which older versions of transformers return as a plain tensor."""
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _text(model: Any, tokens: Any, prompts: Groups, device: Any, *, fill: bool = False) -> Any:
-    """Features of all prompts, computed once, and the mask of their tokens."""
+    """Features of all prompts, and the attention mask of their tokens."""
     most = model.config.text_config.max_position_embeddings
     ids = tokens(list(itertools.chain(*prompts)), most, fill=fill)
-    parts = []
+    features = []
     for first in range(0, len(ids.input_ids), _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        asked = {"input_ids": ids.input_ids[some], "attention_mask": ids.attention_mask[some]}
-        asked = {name: tensor.to(device) for name, tensor in asked.items()}
+        rows = slice(first, first + _AT_ONCE)
+        batch = {"input_ids": ids.input_ids[rows], "attention_mask": ids.attention_mask[rows]}
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.no_grad():
-            parts.append(_features(model.get_text_features(**asked)))
-    return torch.cat(parts), ids.attention_mask.to(device)
+            features.append(_features(model.get_text_features(**batch)))
+    return torch.cat(features), ids.attention_mask.to(device)
 
 
 def _runs(counts: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of prompts of consecutive classes, together at most ``most`` where one fits."""
+    """Split prompt counts of classes into runs with a sum of at most ``most``, if possible.
+
+    A single class with more prompts is a run of its own.
+    """
     run: list[int] = []
     for count in counts:
         if run and sum(run) + count > most:
@@ -89,13 +92,13 @@ def _runs(counts: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def _averaged(maps: Tensor, counts: list[int]) -> Tensor:
-    """Maps of prompts ``[B, P, h, w]`` to the mean of each class, ``[B, K, h, w]``."""
-    parts = torch.split(maps, counts, dim=1)
-    return torch.stack([part.mean(1) for part in parts], dim=1)
+    """From maps per prompt ``[B, P, h, w]`` to their mean per class, ``[B, K, h, w]``."""
+    per_class = torch.split(maps, counts, dim=1)
+    return torch.stack([prompts.mean(1) for prompts in per_class], dim=1)
 
 
 class ClipSeg:
-    """CLIPSeg: a sigmoid for every prompt; image features shared by the prompts.
+    """CLIPSeg: one sigmoid per prompt; the prompts share the image features.
 
     Reference:
         Lüddecke & Ecker (CVPR 2022), Image Segmentation Using Text and Image Prompts.
@@ -106,26 +109,26 @@ class ClipSeg:
         self.text, _ = _text(frame.model.clip, tokens, prompts, device)
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores at ``size``."""
+        """Class probabilities at ``size``."""
         model, batch = self.frame.model, len(images)
         pixels, first, classes = self.frame.prepare(images), 0, []
         with self.frame.amped(images):
-            seen = model.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
-            layers = [seen.hidden_states[layer + 1] for layer in model.extract_layers]
+            vision = model.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
+            layers = [vision.hidden_states[layer + 1] for layer in model.extract_layers]
         for run in _runs(self.counts, max(1, _AT_ONCE // batch)):
             text = self.text[first : first + sum(run)]
             first += len(text)
-            # One image after the other within a prompt, as the decoder's batch.
-            many = [layer.repeat(len(text), 1, 1) for layer in layers]
+            # The decoder's batch: all images with the first prompt, then with the second, ...
+            repeated = [layer.repeat(len(text), 1, 1) for layer in layers]
             with self.frame.amped(images):
-                logits = model.decoder(many, text.repeat_interleave(batch, 0)).logits
+                logits = model.decoder(repeated, text.repeat_interleave(batch, 0)).logits
             maps = logits.reshape(len(text), batch, *logits.shape[-2:]).transpose(0, 1)
             classes.append(_averaged(maps.float().sigmoid(), run))
         return resized(torch.cat(classes, dim=1), size)
 
 
 class Sam3:
-    """SAM 3: a sigmoid of the semantic map, one prompt a forward; image features shared.
+    """SAM 3: the sigmoid of the semantic map, one forward pass per prompt; image features shared.
 
     Reference:
         Carion et al. (2025), SAM 3: Segment Anything with Concepts.
@@ -136,28 +139,28 @@ class Sam3:
         self.text, self.mask = _text(frame.model, tokens, prompts, device, fill=True)
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores at ``size``."""
+        """Class probabilities at ``size``."""
         model, number, classes = self.frame.model, itertools.count(), []
         pixels = self.frame.prepare(images)
         with self.frame.amped(images):
-            seen = model.get_vision_features(pixel_values=pixels)
+            vision = model.get_vision_features(pixel_values=pixels)
         for count in self.counts:
-            maps = [self._ask(seen, next(number), images) for _ in range(count)]
+            maps = [self._ask(vision, next(number), images) for _ in range(count)]
             classes.append(torch.cat(maps, dim=1).mean(1, keepdim=True))
         return resized(torch.cat(classes, dim=1), size)
 
-    def _ask(self, seen: Any, prompt: int, images: Tensor) -> Tensor:
-        asked: Any = self.text[prompt].expand(len(images), -1, -1)
-        asked.pooler_output = asked.detach()  # some versions want this, some the tensor itself
+    def _ask(self, vision: Any, prompt: int, images: Tensor) -> Tensor:
+        text: Any = self.text[prompt].expand(len(images), -1, -1)
+        text.pooler_output = text.detach()  # some versions read this, some the tensor itself
         mask = self.mask[prompt].expand(len(images), -1)
         with self.frame.amped(images):
-            found = self.frame.model(vision_embeds=seen, text_embeds=asked, attention_mask=mask)
-        logits: Tensor = found.semantic_seg
+            output = self.frame.model(vision_embeds=vision, text_embeds=text, attention_mask=mask)
+        logits: Tensor = output.semantic_seg
         return logits.float().sigmoid()
 
 
 class GroupVit:
-    """GroupViT: one softmax over the classes, a class's logit being the mean of its prompts'.
+    """GroupViT: softmax over the classes; the logit of a class is the mean over its prompts.
 
     Reference:
         Xu et al. (CVPR 2022), GroupViT: Semantic Segmentation Emerges from Text Supervision.
@@ -167,36 +170,36 @@ class GroupVit:
         self.frame = frame
         text, _ = _text(frame.model, tokens, prompts, device)
         text = text / text.norm(dim=-1, keepdim=True)
-        # The logits are linear in these: their mean gives the mean of the logits.
+        # Logits are linear in these features, so the mean feature gives the mean logit.
         counts = [len(texts) for texts in prompts]
         self.text = torch.stack([part.mean(0) for part in torch.split(text, counts)])
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores at ``size``."""
+        """Class probabilities at ``size``."""
         from transformers.models.groupvit.modeling_groupvit import get_grouping_from_attentions
 
         model, pixels = self.frame.model, self.frame.prepare(images)
         with self.frame.amped(images):
-            seen = model.vision_model(pixel_values=pixels, output_attentions=True)
-            groups = seen.last_hidden_state
+            vision = model.vision_model(pixel_values=pixels, output_attentions=True)
+            groups = vision.last_hidden_state
             embedded = model.visual_projection(groups.flatten(0, 1)).float()
         embedded = embedded / embedded.norm(dim=-1, keepdim=True)
         scale = model.logit_scale.exp()
         logits = (embedded @ self.text.T * scale).unflatten(0, groups.shape[:2])
-        attentions = [attention.float() for attention in seen.attentions]
+        attentions = [attention.float() for attention in vision.attentions]
         share = get_grouping_from_attentions(attentions, pixels.shape[2:])
         maps = torch.einsum("bgk,bghw->bkhw", logits, share) * scale
         return resized(maps, size).softmax(1)
 
 
 class Queries:
-    """Mask2Former, MaskFormer, OneFormer: queries that each have a class and a mask.
+    """Mask2Former, MaskFormer, OneFormer: queries with a class and a mask each.
 
-    The class map ``r_c = sum_q softmax(class)_qc * sigmoid(mask)_q`` is not bounded by 1: several
-    queries may claim a pixel. It is divided by ``max(1, sum_c r_c)``: what was a share of less
-    than 1 stays as it is, the order of classes at a pixel never changes (a clamp would tie those
-    above 1), scores sum to at most 1, so that a class map may add them, and what is left of 1
-    is the pixel's share that no query claims.
+    The map of a class, ``r_c = sum_q softmax(class)_qc * sigmoid(mask)_q``, may exceed 1, because
+    several queries may claim a pixel. It is therefore divided by ``max(1, sum_c r_c)``. Pixels
+    with a sum of at most 1 keep their values, and the order of the classes at a pixel never
+    changes (a clamp would make all values above 1 equal). The results sum to at most 1, so that
+    a class map may add them; the rest is the share of the pixel that no query claims.
 
     Reference:
         Cheng et al. (NeurIPS 2021), MaskFormer, section 3.4.
@@ -206,18 +209,18 @@ class Queries:
         self.frame, self.more = frame, more
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores at ``size``."""
-        more = {name: one.expand(len(images), -1) for name, one in self.more.items()}
+        """Class probabilities at ``size``."""
+        more = {name: tensor.expand(len(images), -1) for name, tensor in self.more.items()}
         pixels = self.frame.prepare(images)
         with self.frame.amped(images):
-            found = self.frame.model(pixel_values=pixels, **more)
-        classes = found.class_queries_logits.float().softmax(-1)[..., :-1]
-        masks = found.masks_queries_logits.float().sigmoid()
+            output = self.frame.model(pixel_values=pixels, **more)
+        classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
+        masks = output.masks_queries_logits.float().sigmoid()
         return bounded(resized(torch.einsum("bqc,bqhw->bchw", classes, masks), size))
 
 
 def bounded(claims: Tensor) -> Tensor:
-    """Sums over queries ``[B, K, H, W]``, not negative, brought into [0, 1]; see :class:`Queries`.
+    """Scale non-negative sums over queries ``[B, K, H, W]`` to [0, 1]; see :class:`Queries`.
 
     Example:
         >>> bounded(torch.tensor([[0.2, 3.0], [0.3, 1.0]]).reshape(1, 2, 1, 2)).flatten()
@@ -227,16 +230,16 @@ def bounded(claims: Tensor) -> Tensor:
 
 
 class Logits:
-    """SegFormer, UPerNet, DPT, BEiT and others: the softmax of logits at the image's size.
+    """SegFormer, UPerNet, DPT, BEiT and others: softmax of the logits at the size of the image.
 
-    A model of one class, which SegFormer may be, was trained with a sigmoid.
+    For a model with one class, which only SegFormer may have, it is the sigmoid of its training.
     """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores at ``size``."""
+        """Class probabilities at ``size``."""
         pixels = self.frame.prepare(images)
         with self.frame.amped(images):
             logits = self.frame.model(pixel_values=pixels).logits
@@ -253,44 +256,48 @@ def load_model(
     revision: str | None,
     local_files_only: bool,
 ) -> Loaded:
-    """Load a model from the hub or a folder, by the ``model_type`` that its config names.
+    """Load a model from the hub or a folder, according to ``model_type`` in its config.
 
     Args:
         name: on the hub, or a folder.
-        prompts: for every class the texts that ask for it; needed by models without a vocabulary.
+        prompts: the texts of every class; required by models without a vocabulary.
         device: where the model computes.
         amp: dtype of mixed precision, or None.
         revision: branch, tag or commit on the hub.
-        local_files_only: do not ask the hub.
+        local_files_only: do not contact the hub.
 
     Raises:
-        ValueError: no such model, a kind that is not known here, files that lack weights, no
-            prompts, or too long ones.
+        ValueError: there is no such model, its type is not supported, weights are missing, or
+            prompts are missing or too long.
         ImportError: transformers is missing or too old for the model.
     """
     require()
-    found = Files(name, revision, local_files_only)
-    kind = found.kind
+    files = Files(name, revision, local_files_only)
+    kind = files.kind
     if kind in PROMPTED and not prompts:
-        fix = "list them: one 'name' or 'name: prompt, prompt' a line"
+        fix = "list one 'name' or 'name: prompt, prompt' per line"
         raise ValueError(message(WHERE, f"classes for {kind}", "none", fix))
-    model = found.model().float().eval().requires_grad_(False)
-    prepare = preparation(found.processor(), where=name)
-    made = f"{fingerprint(model)} {prepare}"
+    model = files.model().float().eval().requires_grad_(False)
+    prepare = preparation(files.processor(), where=name)
+    digest = f"{fingerprint(model)} {prepare}"
     frame = Frame(model.to(device), prepare, amp)
     if kind in PROMPTED:
         assert prompts is not None
-        makers: dict[str, Callable[..., ScoreFunction]] = {"clipseg": ClipSeg, "groupvit": GroupVit}
-        scores = makers.get(kind, Sam3)(frame, found.tokens, prompts, device)
-        return Loaded(scores, None, f"{made} {found.asked}", apart=kind != "groupvit")
+        adapters: dict[str, Callable[..., ScoreFunction]] = {
+            "clipseg": ClipSeg,
+            "groupvit": GroupVit,
+        }
+        scores = adapters.get(kind, Sam3)(frame, files.tokens, prompts, device)
+        independent = kind != "groupvit"
+        return Loaded(scores, None, f"{digest} {files.asked}", independent)
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
     if kind in QUERIES:
         task = {}
         if kind == "oneformer":
-            ids = found.tokens(["the task is semantic"], model.config.task_seq_len, fill=True)
+            ids = files.tokens(["the task is semantic"], model.config.task_seq_len, fill=True)
             task["task_inputs"] = (ids.input_ids * ids.attention_mask).to(device)
-        return Loaded(Queries(frame, task), labels, f"{made} {found.asked}")
+        return Loaded(Queries(frame, task), labels, f"{digest} {files.asked}")
     if len(labels) == 1 and kind != "segformer":
-        fix = "write its score maps yourself; see docs/foundation.md"
+        fix = "write its probability maps yourself; see docs/foundation.md"
         raise ValueError(message(name, f"a {kind} of 2 classes or more", "1 class", fix))
-    return Loaded(Logits(frame), labels, made)
+    return Loaded(Logits(frame), labels, digest)

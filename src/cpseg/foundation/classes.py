@@ -1,25 +1,24 @@
-"""Which classes a model is asked for, and how its own become those of a data set."""
+"""The classes that a model is asked for, and the map from its classes to those of a data set."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cpseg._internal.checks import message
-from cpseg.core.class_map import ClassMap, parse_class_map
+from cpseg.core.class_map import ClassMap, parse_class_map, read_class_map_json
 from cpseg.foundation.hub import WHERE
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set and the texts that ask a model for them.
+    """The classes of a data set and the texts with which a model is asked for them.
 
     Attributes:
-        names: one a class.
-        prompts: one or several texts a class.
+        names: one per class.
+        prompts: one or several texts per class.
     """
 
     names: tuple[str, ...]
@@ -30,11 +29,11 @@ def parse_classes(lines: Sequence[str], *, where: str = "classes") -> Classes:
     """Classes from lines ``name`` or ``name: prompt, another prompt``; the first is class 0.
 
     Args:
-        lines: one a class. Without prompts the name is the prompt.
-        where: what messages begin with.
+        lines: one per class. Without prompts, the name is the prompt.
+        where: the first words of messages.
 
     Raises:
-        ValueError: no line, a blank one, a name twice, an empty prompt.
+        ValueError: there is no line, a line or prompt is blank, or a name occurs twice.
 
     Example:
         >>> parse_classes(["background: sky, road", "car"]).prompts
@@ -46,28 +45,28 @@ def parse_classes(lines: Sequence[str], *, where: str = "classes") -> Classes:
         name, colon, rest = (part.strip() for part in line.partition(":"))
         texts = tuple(text.strip() for text in rest.split(",")) if colon else (name,)
         if not name or not all(texts):
-            place, fix = f"{where}, line {number}", "one class a line, no blank line or prompt"
+            place, fix = (
+                f"{where}, line {number}",
+                "write one class per line, without blank lines or prompts",
+            )
             raise ValueError(message(place, "'name' or 'name: prompt, prompt'", repr(line), fix))
         if name in names:
             place, got = f"{where}, line {number}", f"{name!r} as on line {names.index(name) + 1}"
-            fix = "write several prompts on its one line, after a colon"
+            fix = "write all prompts of a class on one line, after a colon"
             raise ValueError(message(place, "every class once", got, fix))
         names.append(name)
         prompts.append(texts)
     if not names:
-        raise ValueError(message(where, "a class a line", "none", "list the classes"))
+        raise ValueError(message(where, "one class per line", "none", "list the classes"))
     return Classes(tuple(names), tuple(prompts))
 
 
 def read_classes(path: str | Path) -> Classes:
-    """Read the lines of :func:`parse_classes` from a file.
-
-    Args:
-        path: in UTF-8.
+    """Read the classes of a UTF-8 file with lines as in :func:`parse_classes`.
 
     Raises:
-        ValueError: not such a file.
-        FileNotFoundError: there is none.
+        ValueError: the file is not UTF-8, or a line is invalid.
+        FileNotFoundError: there is no such file.
 
     Example:
         >>> read_classes("classes.txt").names                               # doctest: +SKIP
@@ -76,13 +75,13 @@ def read_classes(path: str | Path) -> Classes:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        fix = "write them in UTF-8"
+        fix = "save the file in UTF-8"
         raise ValueError(message(str(path), "class names", "other bytes", fix)) from error
     return parse_classes(lines, where=str(path))
 
 
 def as_classes(classes: Classes | Sequence[str] | str | Path | None) -> Classes | None:
-    """Classes in any of the forms that :func:`cpseg.foundation.load` takes."""
+    """Convert any form of classes that :func:`cpseg.foundation.load` accepts."""
     if classes is None or isinstance(classes, Classes):
         return classes
     if isinstance(classes, (str, Path)):
@@ -95,52 +94,43 @@ def mapped(
     sources: tuple[str, ...],
     names: tuple[str, ...] | None,
 ) -> tuple[ClassMap | None, tuple[str, ...]]:
-    """The map from the model's classes, called ``sources``, and the names of what it gives.
+    """The class map from the model's classes ``sources``, and the names of the classes it returns.
 
-    In a map's JSON ``sources`` and ``names`` stand for ``model_classes`` and ``classes``.
+    If the JSON of a map lists no ``model_classes`` or ``classes``, it means ``sources`` and
+    ``names``.
 
     Raises:
-        ValueError: no such map, or it leaves a class out.
+        ValueError: the map is invalid, or leaves a class out.
     """
     if given is None:
         if names is not None and names != sources:
             got = f"{len(names)} others" if len(names) != len(sources) else "others"
             expected = f"the {len(sources)} classes of the model ({', '.join(sources[:3])}, ...)"
-            raise ValueError(message(WHERE, expected, got, "pass a class map from those to these"))
+            raise ValueError(
+                message(WHERE, expected, got, "pass a class map from the model's classes")
+            )
         return None, sources
     where = "class map" if isinstance(given, (ClassMap, Mapping)) else str(given)
     if isinstance(given, ClassMap):
-        found = given
+        class_map = given
     else:
-        content = given if isinstance(given, Mapping) else _json(Path(given))
+        content = given if isinstance(given, Mapping) else read_class_map_json(given)
         content = dict(content) if "map" in content else {"map": dict(content)}
-        for key, own in (("model_classes", sources), ("classes", names)):
-            if own is None or len(set(own)) < len(own):  # then it goes by index
+        for key, listed in (("model_classes", sources), ("classes", names)):
+            if listed is None or len(set(listed)) < len(listed):  # then only indices are clear
                 continue
-            if content.setdefault(key, list(own)) != list(own):
-                expected = f"'{key}' {', '.join(own[:3])}, ... in their order"
-                fix = f"leave '{key}' out, or list what the model and --classes say"
+            if content.setdefault(key, list(listed)) != list(listed):
+                expected = f"'{key}' {', '.join(listed[:3])}, ... in their order"
+                fix = f"leave '{key}' out, or list the classes of the model and of --classes"
                 raise ValueError(message(where, expected, "others", fix))
-        found = parse_class_map(content, where=where)
+        class_map = parse_class_map(content, where=where)
         names = names or tuple(content.get("classes", ())) or None
-    if len(found.target) != len(sources):
+    if len(class_map.target) != len(sources):
         expected = f"an entry for each of the model's {len(sources)} classes"
-        got = str(len(found.target))
-        raise ValueError(message(where, expected, got, "map it or to null"))
-    names = names or tuple(str(index) for index in range(found.num_classes))
-    if len(names) != found.num_classes:
-        expected, got = f"{len(names)} classes to map to", str(found.num_classes)
+        got = str(len(class_map.target))
+        raise ValueError(message(where, expected, got, "map each to a class or to null"))
+    names = names or tuple(str(index) for index in range(class_map.num_classes))
+    if len(names) != class_map.num_classes:
+        expected, got = f"{len(names)} classes to map to", str(class_map.num_classes)
         raise ValueError(message(where, expected, got, "map a model class to each"))
-    return found, names
-
-
-def _json(path: Path) -> dict[str, Any]:
-    fix = "see the command's page in the docs"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(message(str(path), "a class map in JSON", str(error), fix)) from error
-    if not isinstance(content, dict):
-        got = type(content).__name__
-        raise ValueError(message(str(path), "a JSON object", got, fix))
-    return content
+    return class_map, names

@@ -1,11 +1,11 @@
-"""Class scores from foundation models: which classes, which background, whole images or tiles."""
+"""Class probabilities from foundation models: classes, background, whole images or tiles."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,24 +24,24 @@ AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Segmenter(Protocol):
-    """Whatever turns images into class scores; a function will do."""
+    """Any callable from images to class probabilities, for instance a function."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """RGB in [0, 1], float ``[B, 3, H, W]``, to float32 scores in [0, 1] ``[B, K, H, W]``."""
+        """RGB in [0, 1], float ``[B, 3, H, W]``, to probabilities, float32 ``[B, K, H, W]``."""
 
 
 @dataclass(frozen=True)
 class Foundation:
-    """A foundation model that scores the classes of a data set; :func:`load` makes one.
+    """A foundation model for the classes of a data set; :func:`load` makes one.
 
     Attributes:
-        scores: the model: images and a size to scores of its classes.
-        names: what the channels of the result are.
+        scores: the model: from images and a size to probabilities of its classes.
+        names: the classes of the result's channels.
         background_rule: ``"prompt"``, ``"complement"`` or None.
-        class_map: from the model's classes to the data set's, or None.
-        tile: side of tiles in pixels for images with a longer side, or None.
-        overlap: pixels that neighbouring tiles share.
-        fingerprint: of everything that the scores depend on.
+        class_map: from the model's classes to those of the data set, or None.
+        tile: side in pixels of the tiles into which larger images are cut, or None.
+        overlap: number of pixels that neighbouring tiles share.
+        fingerprint: of everything on which the probabilities depend.
     """
 
     scores: ScoreFunction
@@ -54,7 +54,7 @@ class Foundation:
 
     @property
     def num_classes(self) -> int:
-        """Channels of the result."""
+        """Number of channels of the result."""
         return len(self.names)
 
     @property
@@ -64,7 +64,7 @@ class Foundation:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Class scores at the size of the images.
+        """Class probabilities at the size of the images.
 
         Args:
             images: RGB in [0, 1], float ``[B, 3, H, W]``, on the model's device.
@@ -73,7 +73,7 @@ class Foundation:
             float32 ``[B, K, H, W]`` in [0, 1], without gradient.
 
         Raises:
-            ValueError: another shape, values outside [0, 1] or NaN.
+            ValueError: the shape is another, or values are NaN or outside [0, 1].
             TypeError: not floating point.
         """
         where, fix = "Foundation", "divide 8-bit RGB by 255 and put channels first"
@@ -93,7 +93,7 @@ class Foundation:
         probs = self.scores(images, (images.shape[-2], images.shape[-1]))
         if self.class_map is not None:
             probs = self.class_map(probs)
-        return probs.clamp(0, 1)  # the rounding of an interpolation, no more
+        return probs.clamp(0, 1)  # only rounding errors of the interpolation lie outside
 
 
 def load(
@@ -109,37 +109,38 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Foundation:
-    """A foundation model of ``transformers`` as a function from images to class scores.
+    """A foundation model of ``transformers`` as a function from images to class probabilities.
 
-    CLIPSeg, SAM 3 and GroupViT are asked for ``classes`` by their prompts; Mask2Former,
-    MaskFormer, OneFormer, SegFormer and other semantic models have a vocabulary, which
-    ``class_map`` takes to the data set's. Several prompts of a class count by the mean of their
-    scores (GroupViT: of their logits). Texts are encoded once, here. Images are prepared as the
-    model's image processor records, but never cropped, and never scored at half precision
-    outside the model.
+    CLIPSeg, SAM 3 and GroupViT are asked for ``classes`` by prompts. Mask2Former, MaskFormer,
+    OneFormer, SegFormer and other semantic models have a fixed vocabulary, which ``class_map``
+    maps to the classes of the data set. If a class has several prompts, their probabilities are
+    averaged (GroupViT: their logits). Texts are encoded once, in this function. Images are
+    prepared as the model's image processor records, but never cropped. Outside the model all
+    computations use float32.
 
     Args:
         model: name on the hub, or a folder with the model's files.
-        classes: those of the data set, as lines ``name`` or ``name: prompt, prompt``, or a file
-            of them. Models with a vocabulary need none; given, they name the classes that
-            ``class_map`` maps to.
-        background: ``"prompt"``, class 0 is the background and has prompts of its own;
-            ``"complement"``, a class 0 is added with score 1 - max of the others; None, every
-            class counts and no channel is special.
-        class_map: from the model's classes (its vocabulary, or the prompted ``classes``) to the
-            data set's: a map, its JSON or a file of that, where classes may go by name.
-        device: where the model lies and images must.
+        classes: the classes of the data set, as lines ``name`` or ``name: prompt, prompt``, or a
+            file of such lines. Models with a vocabulary do not need them; if given, they are the
+            names of the classes that ``class_map`` maps to.
+        background: ``"prompt"``: class 0 is the background and has its own prompts;
+            ``"complement"``: a class 0 is added with probability 1 - max of the others; None:
+            no class is a background.
+        class_map: from the model's classes (its vocabulary, or the prompted ``classes``) to those
+            of the data set: a map, its JSON or a file with the JSON. It may use names of classes.
+        device: device of the model; images must be on the same device.
         amp: ``torch.bfloat16`` or ``torch.float16`` for mixed precision.
-        tile: images with a longer side are scored in tiles of this side and averaged.
-        overlap: pixels that tiles share at least; a quarter of ``tile`` by default.
+        tile: images with a longer side are cut into tiles of this side, and results are averaged
+            where tiles overlap.
+        overlap: minimal number of pixels that tiles share; a quarter of ``tile`` by default.
         revision: branch, tag or commit on the hub.
-        local_files_only: do not ask the hub.
+        local_files_only: do not contact the hub.
 
     Returns:
         A :class:`Foundation`.
 
     Raises:
-        ValueError: bad settings, classes, map or model, named in the message.
+        ValueError: settings, classes, map or model are invalid; the message says which.
         ImportError: transformers is missing: ``pip install cpseg[hf]``.
 
     Example:
@@ -162,8 +163,8 @@ def load(
     if loaded.labels is None:
         assert given is not None
         chosen, names = mapped(class_map, given, None)
-        if loaded.apart and chosen is not None and chosen.adds:
-            fix = "set 'reduce' to 'max': every prompt has a sigmoid of its own"
+        if loaded.independent and chosen is not None and chosen.adds:
+            fix = "set 'reduce' to 'max': every prompt has its own sigmoid"
             raise ValueError(message("class map", "'reduce' 'max' for prompts", "'sum'", fix))
     else:
         chosen, names = mapped(class_map, loaded.labels, given)
@@ -173,7 +174,9 @@ def load(
     if background == "complement":
         if "background" in names:
             expected, got = "classes without 'background' for its complement", "one of that name"
-            raise ValueError(message(WHERE, expected, got, "pass background='prompt', or drop it"))
+            raise ValueError(
+                message(WHERE, expected, got, "pass background='prompt', or remove it")
+            )
         names = ("background", *names)
     facts = [
         loaded.fingerprint,
@@ -184,9 +187,8 @@ def load(
         [tile, overlap] if tile else None,
         str(amp),
     ]
-    made = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    whole = Foundation(loaded.scores, names, background, chosen, fingerprint=made)
-    return replace(whole, tile=tile, overlap=overlap)
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return Foundation(loaded.scores, names, background, chosen, tile, overlap, fingerprint)
 
 
 def _check_settings(
@@ -196,7 +198,8 @@ def _check_settings(
     if background not in BACKGROUNDS:
         expected = "background 'prompt', 'complement' or None"
         fix = (
-            "prompt: class 0 is the background; complement: add it as 1 - max; None: there is none"
+            "prompt: class 0 is the background; complement: class 0 is added as 1 - max; None: "
+            "there is no background"
         )
         raise ValueError(message(WHERE, expected, repr(background), fix))
     if amp not in (None, *AMP.values()):

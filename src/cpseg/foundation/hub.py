@@ -1,4 +1,4 @@
-"""The files of a model of ``transformers``: configuration, weights, processor, tokenizer."""
+"""The files of a ``transformers`` model: configuration, weights, processor and tokenizer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ import torch
 from cpseg._internal.checks import message
 
 WHERE = "foundation.load"
-_SAMPLE = 4096  # numbers of every weight that its fingerprint looks at, at least
-# What a configuration says of its file and not of the model.
-_PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+_SAMPLE = 4096  # the fingerprint reads at least this many values of a larger weight tensor
+# Entries of a configuration that describe its file and not the model.
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 def require() -> None:
-    """Say what to install where transformers is missing.
-
-    Raises:
-        ImportError: names the extra.
-    """
+    """Raise an ImportError that says what to install if transformers is missing."""
     try:
         import transformers  # noqa: F401
     except ImportError as error:
@@ -33,18 +29,18 @@ def require() -> None:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of the configuration and of numbers from all over each weight."""
+    """A digest of the configuration and of evenly spaced values of each weight tensor."""
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if config is not None:
         facts = config.to_dict()
-        facts = {name: facts[name] for name in facts if name not in _PASSING}
+        facts = {name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()
-        part = flat[:: max(1, len(flat) // _SAMPLE)].cpu().contiguous()
+        sample = flat[:: max(1, len(flat) // _SAMPLE)].cpu().contiguous()
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-        digest.update(part.numpy().tobytes())
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -55,15 +51,15 @@ class Files:
         from transformers import PretrainedConfig
 
         self.name = name
-        far = name.startswith((".", "/", "~")) or name.count("/") > 1  # no name on the hub
-        if far and not Path(name).is_dir():
+        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1  # not a name on the hub
+        if is_path and not Path(name).is_dir():
             fix = "check the path"
             raise ValueError(message(WHERE, "a folder with a model", f"'{name}'", fix))
         self.hub = {"revision": revision, "local_files_only": local_files_only}
         with self._named("a model on the hub, or a folder with config.json"):
             config, _ = PretrainedConfig.get_config_dict(name, **self.hub)
         self.kind: str = config.get("model_type", "none")
-        self.asked = ""  # a digest of all that the tokenizer made of texts
+        self.asked = ""  # a digest of all token ids so far
 
     @contextlib.contextmanager
     def _named(self, expected: str) -> Iterator[None]:
@@ -80,26 +76,28 @@ class Files:
         kind, kinds = self.kind, _classes_of_models()
         if kind not in kinds:
             expected = f"a model type among {', '.join(sorted(kinds))}"
-            fix = "write its score maps yourself; see docs/foundation.md"
+            fix = "write its probability maps yourself; see docs/foundation.md"
             raise ValueError(message(WHERE, expected, kind, fix))
         import transformers
 
-        make = getattr(transformers, kinds[kind], None)
-        if make is None:
+        model_class = getattr(transformers, kinds[kind], None)
+        if model_class is None:
             version = transformers.__version__
             raise ImportError(f"{kind} is not in transformers {version}: install a newer one")
         with self._named("a model with its weights"):
-            model, info = make.from_pretrained(self.name, output_loading_info=True, **self.hub)
+            model, info = model_class.from_pretrained(
+                self.name, output_loading_info=True, **self.hub
+            )
         weights = dict(model.named_parameters())
         missing = sorted(set(info["missing_keys"]) & set(weights))
-        if missing:  # they would be random
-            got = f"none for {len(missing)} of them, {missing[0]} for one"
+        if missing:  # transformers would initialise them at random
+            got = f"none for {len(missing)} of them, for instance {missing[0]}"
             fix = "choose a checkpoint that was trained to segment"
             raise ValueError(message(self.name, f"weights of a {kinds[kind]}", got, fix))
         return model
 
     def processor(self) -> dict[str, Any]:
-        """What the image processor recorded."""
+        """The settings that the image processor recorded."""
         from transformers.image_processing_utils import BaseImageProcessor
 
         with self._named("a model with its preprocessor_config.json"):
@@ -107,7 +105,7 @@ class Files:
         return dict(recorded)
 
     def tokens(self, texts: list[str], most: int, *, fill: bool = False) -> Any:
-        """``input_ids`` and ``attention_mask`` of texts, as long as the longest or as ``most``."""
+        """``input_ids`` and ``attention_mask``, padded to the longest text or to ``most``."""
         from transformers import AutoTokenizer
 
         with self._named("a model with its tokenizer"):
@@ -118,15 +116,15 @@ class Files:
             got, fix = f"{length} for {longest[:60]!r}", "shorten the prompt"
             raise ValueError(message(WHERE, f"prompts of at most {most} tokens", got, fix))
         padding = {"padding": "max_length", "max_length": most} if fill else {"padding": True}
-        found = tokenizer(texts, return_tensors="pt", **padding)
-        asked = json.dumps([self.asked, found.input_ids.tolist()])
+        tokens = tokenizer(texts, return_tensors="pt", **padding)
+        asked = json.dumps([self.asked, tokens.input_ids.tolist()])
         self.asked = hashlib.sha256(asked.encode()).hexdigest()
-        return found
+        return tokens
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors of transformers' alone: no reports, and no bars in a pipe."""
+    """Let transformers print errors only, and no progress bars in a pipe."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -142,7 +140,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _classes_of_models() -> dict[str, str]:
-    """The class in transformers of every model type that is known here."""
+    """The class in transformers of every supported model type."""
     from transformers.models.auto import modeling_auto
 
     return {
@@ -150,7 +148,7 @@ def _classes_of_models() -> dict[str, str]:
         "clipseg": "CLIPSegForImageSegmentation",
         "groupvit": "GroupViTModel",
         "sam3": "Sam3Model",
-        "sam3_video": "Sam3Model",  # what the hub's SAM 3 calls itself
+        "sam3_video": "Sam3Model",  # the model type of SAM 3 on the hub
         "mask2former": "Mask2FormerForUniversalSegmentation",
         "maskformer": "MaskFormerForInstanceSegmentation",
         "oneformer": "OneFormerForUniversalSegmentation",

@@ -1,4 +1,4 @@
-"""Images as a model wants them, its score maps back at the image's size, and tiles."""
+"""Images as input of a model, its maps back at the size of the image, and tiles."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from cpseg._internal.checks import message
 
-_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become a model's input: what its image processor recorded.
+    """How images become the input of a model, as its image processor recorded it.
 
-    Nothing is cropped away: where the processor would crop, the whole image is brought to the
+    Images are never cropped: where the processor would crop, the whole image is resized to the
     size of the crop.
 
     Attributes:
-        size: height and width; or the shortest side alone, or that and the most for the longest
-            one (then the aspect ratio stays); None keeps the image's size.
-        keep_ratio: whether ``size`` is about the shortest and longest side.
-        fit: the aspect ratio stays: of the two factors that bring a side to ``size``, both take
-            the one nearer to 1.
-        multiple: sides are rounded to the nearest of its multiples.
-        divisor: sides are rounded up to its multiples.
+        size: height and width; or, with ``keep_ratio``, the length of the shortest side and
+            optionally the maximum of the longest side. None keeps the size of the image.
+        keep_ratio: keep the aspect ratio; ``size`` is then about the shortest and longest side.
+        fit: keep the aspect ratio: of the two factors that resize a side to ``size``, use the one
+            nearer to 1 for both sides.
+        multiple: round sides to the nearest multiple of this.
+        divisor: round sides up to a multiple of this.
         filter: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
-        scale: what 1 in an image is to the model before ``mean`` and ``std``.
+        scale: factor for pixel values in [0, 1], before ``mean`` and ``std``.
         mean: of the three channels, or None.
         std: of the three channels, or None.
-        flip: blue first.
+        flip: reverse the channels: blue comes first.
     """
 
     size: tuple[int, ...] | None
@@ -73,7 +73,7 @@ class Preparation:
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in the model of an image of ``size``."""
+        """Height and width of the model's input for an image of ``size``."""
         height, width = size
         if self.size is not None and not self.keep_ratio:
             scales = [wanted / side for wanted, side in zip(self.size, size, strict=True)]
@@ -96,7 +96,7 @@ def preparation(recorded: Mapping[str, Any], *, where: str) -> Preparation:
     """The :class:`Preparation` in an image processor's JSON (``preprocessor_config.json``).
 
     Raises:
-        ValueError: a size or filter that is not known here.
+        ValueError: a size or filter is not supported.
 
     Example:
         >>> preparation({"size": 352, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, where="x")
@@ -114,9 +114,9 @@ def preparation(recorded: Mapping[str, Any], *, where: str) -> Preparation:
         raise ValueError(message(where, expected, f"'resample' {number}", fix))
     factor = recorded.get("rescale_factor", 1 / 255) if recorded.get("do_rescale", True) else 1.0
     kind = str(recorded.get("image_processor_type"))
-    # MobileViT does not normalise; its files may say so by silence, beside a mean.
-    silent = not kind.startswith("MobileViT")
-    normal = recorded.get("do_normalize", silent) and "image_mean" in recorded
+    # MobileViT does not normalise by default, even if its file records a mean.
+    default = not kind.startswith("MobileViT")
+    normalize = recorded.get("do_normalize", default) and "image_mean" in recorded
     if kind.startswith("Sapiens") and recorded.get("do_pad"):
         fix = "set 'do_pad' to false in its file"
         raise ValueError(message(where, "images that are not padded", "'do_pad' true", fix))
@@ -128,14 +128,14 @@ def preparation(recorded: Mapping[str, Any], *, where: str) -> Preparation:
         divisor=recorded.get("size_divisor") or recorded.get("size_divisibility") or 1,
         filter=_FILTERS[number],
         scale=255 * factor,
-        mean=tuple(recorded["image_mean"]) if normal else None,
-        std=tuple(recorded["image_std"]) if normal else None,
+        mean=tuple(recorded["image_mean"]) if normalize else None,
+        std=tuple(recorded["image_std"]) if normalize else None,
         flip=bool(recorded.get("do_flip_channel_order", False)),
     )
 
 
 def _size(recorded: Any, longest: int | None, where: str) -> tuple[tuple[int, ...], bool]:
-    """A size in any of the forms that processors write, and whether it keeps the aspect ratio."""
+    """The size, in any form that processors write, and whether it keeps the aspect ratio."""
     if isinstance(recorded, int):
         return ((recorded, longest), True) if longest else ((recorded, recorded), False)
     if isinstance(recorded, (list, tuple)) and len(recorded) == 2:
@@ -147,12 +147,12 @@ def _size(recorded: Any, longest: int | None, where: str) -> tuple[tuple[int, ..
             sides = (recorded["shortest_edge"], recorded.get("longest_edge") or longest)
             return tuple(side for side in sides if side), True
     expected = "'size' as a number, height and width, or a shortest edge"
-    fix = "mend the model's preprocessor_config.json"
+    fix = "correct the model's preprocessor_config.json"
     raise ValueError(message(where, expected, repr(recorded), fix))
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps ``[B, K, h, w]`` at another size, bilinear; averaged where they shrink."""
+    """Resize maps ``[B, K, h, w]`` bilinearly, with antialiasing where they shrink."""
     height, width = maps.shape[-2:]
     if (height, width) == size:
         return maps
@@ -163,16 +163,16 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def tiled(
     score: Callable[[Tensor], Tensor], images: Tensor, *, tile: int | None, overlap: int
 ) -> Tensor:
-    """Scores of images in square tiles, averaged where the tiles overlap.
+    """Score images in square tiles and average where the tiles overlap.
 
     Args:
-        score: images ``[B, 3, h, w]`` to class scores ``[B, K, h, w]``.
+        score: from images ``[B, 3, h, w]`` to probabilities ``[B, K, h, w]``.
         images: ``[B, 3, H, W]``.
-        tile: side of a tile; images with no longer side, or None, are scored whole.
-        overlap: least number of pixels that two neighbours share.
+        tile: side of a tile. Images that fit into one tile are scored whole, as with None.
+        overlap: minimal number of pixels that neighbouring tiles share.
 
     Returns:
-        ``[B, K, H, W]``; besides it there is one tile at a time in memory.
+        ``[B, K, H, W]``. Besides it, only one tile at a time is in memory.
     """
     height, width = images.shape[-2:]
     if tile is None or max(height, width) <= tile:
@@ -181,17 +181,17 @@ def tiled(
     count = images.new_zeros(height, width, dtype=torch.float32)
     for top in starts(height, tile, overlap):
         for left in starts(width, tile, overlap):
-            part = score(images[..., top : top + tile, left : left + tile])
+            probs = score(images[..., top : top + tile, left : left + tile])
             if total is None:
-                total = part.new_zeros(*part.shape[:2], height, width)
-            total[..., top : top + tile, left : left + tile] += part
+                total = probs.new_zeros(*probs.shape[:2], height, width)
+            total[..., top : top + tile, left : left + tile] += probs
             count[top : top + tile, left : left + tile] += 1
     assert total is not None
     return total.div_(count)
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin on a side, spread evenly from 0 to the end.
+    """Where tiles begin along a side; they are spread evenly over it.
 
     Example:
         >>> starts(100, 40, 10), starts(30, 40, 10)
