@@ -1,14 +1,13 @@
 """Data and model of the built-in demo: real handwriting in two domains.
 
-Scenes are composed from the 1797 handwritten digits that ship inside scikit-learn
-(``load_digits``, nothing is downloaded).  The *source* domain is clean: dark ink on nearly
-flat paper.  The *target* domain is what a bad photograph makes of it: faint ink, several
-scales of texture, stains, ruled lines, stray strokes and uneven light.  A small network
-trained on source scenes alone plays the foundation model, so the gap it meets on the target
-domain is a real one.
+Scenes are composed of the 1797 handwritten digits that come with scikit-learn
+(``load_digits``, nothing is downloaded). The *source* domain is clean: dark ink on nearly even
+paper. The *target* domain looks like a bad photograph: faint ink, texture at several scales,
+stains, ruled lines, stray strokes and uneven light. A small network that is trained on source
+scenes alone takes the place of the foundation model, so the domain gap on target scenes is real.
 
-Classes: 0 is background, digit ``d`` is class ``d + 1``, 255 is void (a thin rim around
-every object, as in Pascal VOC).
+Classes: 0 is background, digit ``d`` is class ``d + 1``, 255 is void (a thin rim around every
+object, as in Pascal VOC).
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from cpseg._internal.checks import check_choice, check_count
 
 __all__ = [
     "CLASS_NAMES",
@@ -49,7 +50,7 @@ VOID = 255
 CLASS_NAMES: tuple[str, ...] = ("background", *(str(d) for d in range(10)))
 
 _PATCH = 64  # side of the square in which one digit is drawn
-# Where each part starts and ends in a fixed shuffle of the 1797 digits; no digit is in two.
+# Start and end of each part in a fixed shuffle of the 1797 digits; parts are disjoint.
 _PARTS: dict[tuple[str, str], tuple[int, int]] = {
     ("source", "train"): (0, 900),
     ("source", "test"): (900, 1097),
@@ -58,7 +59,7 @@ _PARTS: dict[tuple[str, str], tuple[int, int]] = {
 }
 _SHUFFLE_SEED = 8128
 
-_POOL = 800  # source scenes the network is trained on
+_POOL = 800  # source scenes on which the network is trained
 _BATCH = 8
 _RATE = 3e-3
 _WARM = 0.65  # share of the steps that train the encoder alone
@@ -66,7 +67,7 @@ _WARM = 0.65  # share of the steps that train the encoder alone
 
 @dataclass(frozen=True)
 class _Style:
-    """What one domain looks like; pairs are the ends of a uniform draw."""
+    """The look of one domain; pairs are the limits of a uniform draw."""
 
     count: tuple[int, int]  # digits per scene, both ends included
     size: tuple[float, float]  # height of a digit in pixels
@@ -113,7 +114,7 @@ _STYLES: dict[str, _Style] = {
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[F32, I64]:
-    """Return the 8 x 8 digits scaled to 0..1, shuffled once and for all, and their values."""
+    """The 8 x 8 digits scaled to 0..1, in a fixed shuffle, and their values."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
@@ -129,13 +130,12 @@ def _digits() -> tuple[F32, I64]:
 def scenes(count: int, *, domain: Domain, seed: int, digits: Digits = "train") -> tuple[U8, U8]:
     """Compose ``count`` scenes of one domain from the digits of one part.
 
-    Returns RGB images ``[N, H, W, 3]`` and label maps ``[N, H, W]`` with 255 as void.  The
-    four parts (two domains, ``train`` and ``test``) share no digit.
+    Returns RGB images ``[N, H, W, 3]`` and label maps ``[N, H, W]`` with 255 as void. The four
+    parts (two domains, ``train`` and ``test`` each) share no digit.
     """
-    if (domain, digits) not in _PARTS:
-        raise ValueError(f"no digits for domain {domain!r} and part {digits!r}")
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    check_choice("scenes", domain, ("source", "target"), name="domain")
+    check_choice("scenes", digits, ("train", "test"), name="digits")
+    check_count("scenes", count, name="count", fix="ask for a scene")
     part = sorted(_PARTS).index((domain, digits))
     rng = np.random.default_rng([seed, part])
     return _compose(count, _STYLES[domain], _PARTS[domain, digits], rng)
@@ -184,12 +184,12 @@ def _compose(
 
 
 def _draw_digits(small: F32, sizes: npt.NDArray[np.float64], rng: np.random.Generator) -> F32:
-    """Redraw 8 x 8 digits smoothly at their sizes, turned and sheared: ``[M, P, P]``."""
+    """Draw 8 x 8 digits smoothly at the given sizes, rotated and sheared: ``[M, P, P]``."""
     m = len(small)
     angle = np.deg2rad(rng.uniform(-15.0, 15.0, m))
     shear = rng.uniform(-0.2, 0.2, m)
     aspect = rng.uniform(0.85, 1.15, m)
-    # From a patch pixel back to the digit: undo the turn, the shear, then the scale.
+    # From a pixel of the patch back to the digit: undo rotation, shear and scale.
     cos, sin = np.cos(angle), np.sin(angle)
     scale_y = _PATCH / sizes
     scale_x = scale_y / aspect
@@ -223,12 +223,12 @@ def _stroke_masks(patches: F32) -> U8:
 def _place(
     radii: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> list[tuple[int, tuple[int, int]]]:
-    """Centres that do not overlap, largest digit first; one that finds no room is left out."""
+    """Centres of digits that do not overlap, largest first; digits without room are left out."""
     placed: list[tuple[int, tuple[int, int]]] = []
     tries = rng.uniform(size=(len(radii), 30, 2))
     for k in np.argsort(-radii, kind="stable"):
         r = radii[k]
-        inset = 0.5 * r  # a digit may be cut a little by the border
+        inset = 0.5 * r  # the border may cut a digit a little
         ys = inset + tries[k, :, 0] * (HEIGHT - 2 * inset)
         xs = inset + tries[k, :, 1] * (WIDTH - 2 * inset)
         free = np.ones(len(ys), dtype=bool)
@@ -266,7 +266,7 @@ def _smooth_noise(count: int, cells: tuple[int, int], rng: np.random.Generator) 
 
 
 def _light(count: int, strength: float, rng: np.random.Generator) -> F32:
-    """Return a light that falls off in one direction and in soft patches, around 1."""
+    """Light around 1 that falls off in one direction and varies in soft patches."""
     yy, xx = _axes()
     angle = rng.uniform(0.0, 2.0 * np.pi, (count, 1, 1)).astype(np.float32)
     ramp = np.cos(angle) * xx + np.sin(angle) * yy
@@ -299,13 +299,13 @@ def _backgrounds(count: int, style: _Style, rng: np.random.Generator) -> F32:
 
 
 def _amount(style: _Style, rng: np.random.Generator, lighter: float) -> float:
-    """How much a piece of clutter darkens the paper; negative with chance ``lighter``."""
+    """How much a piece of clutter darkens the paper; negative with probability ``lighter``."""
     amount = float(rng.uniform(*style.clutter))
     return -amount if rng.uniform() < lighter else amount
 
 
 def _blob(gray: F32, yy: F32, xx: F32, style: _Style, rng: np.random.Generator) -> None:
-    """Lay a soft elliptical stain on ``gray``, in place."""
+    """Add a soft elliptical stain to ``gray``, in place."""
     cy, cx = rng.uniform(-0.75, 0.75), rng.uniform(-1.0, 1.0)
     ry, rx = rng.uniform(0.08, 0.35, 2)
     inside = 1.0 - np.hypot((yy - cy) / ry, (xx - cx) / rx)
@@ -313,7 +313,7 @@ def _blob(gray: F32, yy: F32, xx: F32, style: _Style, rng: np.random.Generator) 
 
 
 def _line(gray: F32, yy: F32, xx: F32, style: _Style, rng: np.random.Generator) -> None:
-    """Rule a thin straight line across ``gray``, in place."""
+    """Draw a thin straight line across ``gray``, in place."""
     angle = rng.uniform(0.0, np.pi)
     offset, width = rng.uniform(-0.8, 0.8), rng.uniform(0.008, 0.02)
     away = np.abs(np.float32(np.cos(angle)) * xx + np.float32(np.sin(angle)) * yy - offset)
@@ -378,7 +378,7 @@ class _Foundation(nn.Module):
         self.coarse_head = nn.Conv2d(96, NUM_CLASSES, 1)
 
     def coarse(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits per cell of 8 x 8 pixels; only training asks for them."""
+        """Logits per cell of 8 x 8 pixels, used only in training."""
         logits: torch.Tensor = self.coarse_head(self.down8(self.down4(self.stem(x))))
         return logits
 
@@ -397,14 +397,14 @@ def _double(x: torch.Tensor) -> torch.Tensor:
 
 
 def _to_input(images: U8) -> torch.Tensor:
-    """Gray, centred, one channel: the network sees contrast, not colour."""
+    """One centred gray channel, so that the network uses contrast and not colour."""
     gray = images.astype(np.float32).mean(axis=3) / 255.0
     gray -= gray.mean(axis=(1, 2), keepdims=True)
     return torch.from_numpy(gray * 5.0)[:, None]
 
 
 def _cells(labels: torch.Tensor) -> torch.Tensor:
-    """Return the object class in each cell of 8 x 8 pixels, 0 for none, void for several."""
+    """The object class in each cell of 8 x 8 pixels: 0 for none, void for several."""
     classes = torch.where(labels == VOID, 0, labels)[:, None].float()
     most = F.max_pool2d(classes, 8)
     least = -F.max_pool2d(-torch.where(classes == 0, 99.0, classes), 8)
@@ -417,15 +417,14 @@ def train_foundation(
     steps: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
-    """Train the stand-in for a foundation model on source scenes only.
+    """Train the network that takes the place of a foundation model, on source scenes only.
 
-    The loss is plain cross-entropy without class weights.  The first steps train the encoder
-    alone, to name the digit in each cell of 8 x 8 pixels: recognition comes much faster that
-    way than through the decoder.  ``progress`` is called with the number of steps done and
-    the number of all steps.  The global random state is left as it was.
+    The loss is plain cross-entropy without class weights. The first steps train the encoder alone,
+    to classify the digit in each cell of 8 x 8 pixels: it learns to recognise digits much faster
+    that way than through the decoder. ``progress`` is called after every step with the number of
+    steps done and the number of all steps. The global random state does not change.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_count("train_foundation", steps, name="steps", fix="the demo uses 1000")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         model = _Foundation()
@@ -464,13 +463,13 @@ def train_foundation(
 
 
 def _rate_at(step: int, length: int) -> float:
-    """Return the share of the learning rate at ``step``: up for a fifth, then a cosine down."""
+    """Factor of the learning rate at ``step``: a linear rise for a fifth, then a cosine decay."""
     done = (step + 0.5) / length
     return done / 0.2 if done < 0.2 else 0.5 * (1.0 + math.cos(math.pi * (done - 0.2) / 0.8))
 
 
 def _batches(count: int, pool: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Scene numbers for ``count`` batches, reshuffled whenever the pool runs out."""
+    """Scene numbers of ``count`` batches; scenes are shuffled again when all were used."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(count):
         if len(order) < _BATCH:
@@ -480,7 +479,7 @@ def _batches(count: int, pool: int, generator: torch.Generator) -> Iterator[torc
 
 
 def class_scores(model: nn.Module, images: U8, *, batch: int = 32) -> F32:
-    """Softmax class scores ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
+    """Softmax probabilities ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
     training = model.training
     model.eval()
     parts = []
