@@ -830,3 +830,17 @@ def test_resize_to_what_is_no_size(size: Any) -> None:
     fitted = calibrate("pixel", *batch(24, 20))
     with pytest.raises(ValueError, match=r"expected size as \(height, width\), got"):
         fitted.resize(size)
+
+
+def test_p_values_come_with_the_number_of_scores_behind_them() -> None:
+    calibrator = Calibrator(groups.pixel((1, 2)), num_classes=2)
+    labels = torch.tensor([[[0, 0]], [[0, 255]], [[1, 1]]])
+    probs = torch.tensor([0.7, 0.3]).reshape(1, 2, 1, 1).expand(3, 2, 1, 2)
+    calibrator.update(probs, labels)
+    p_values, counts = calibrator.p_values_and_counts(probs[0], labels[2])
+    assert same(p_values, calibrator.p_values(probs[0], labels[2]))
+    assert p_values.tolist() == [[2 / 4, 2 / 3]]
+    assert counts.tolist() == [[3, 2]]
+    assert counts.dtype == torch.int64
+    with raises(ValueError, "asked", "2 classes as before"):
+        calibrator.p_values_and_counts(torch.rand(3, 1, 2), labels[2], where="asked")

@@ -805,3 +805,35 @@ def test_the_promise_from_scores_to_labels(per_class: bool) -> None:
         ideal += float(np.mean([x.kept[c, best] / x.pixels for x in world]))
     print(f"kept {np.mean(kept):.3f}, an oracle {ideal:.3f}, violated {violated} of {draws}")
     assert np.mean(kept) > 0.4 * ideal
+
+
+@pytest.mark.parametrize("method", ["ltt", "crc"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_bound_at_the_end_is_a_bound_at_the_start(method: str, per_class: bool) -> None:
+    generator = seeded(3)
+    probs = torch.rand(90, 3, 6, 6, generator=generator).mul(6).softmax(1)
+    labels = probs.argmax(1)
+    labels[:, :1] = torch.randint(3, (90, 1, 6), generator=generator)
+    calibrator = Calibrator(groups.image((6, 6)), alpha="0.995", num_classes=3)
+    calibrator.update(probs[:20], labels[:20])
+
+    def certifier(max_error: float | str) -> Certifier:
+        made = Certifier(calibrator, max_error=max_error, method=method, per_class=per_class)
+        made.update(probs[20:], labels[20:])
+        return made
+
+    asked = certifier(0.9)
+    kept = []
+    for bound in ("0.02", 0.1, 0.3):
+        made, expected = asked.compute(bound), certifier(bound).compute()
+        assert made.certificate == expected.certificate
+        assert made.certificate is not None
+        assert made.certificate.max_error == float(bound)
+        assert torch.equal(made.threshold, expected.threshold)
+        kept.append(made.certificate.kept)
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+    assert asked.max_error == 0.9
+    assert asked.compute().certificate == certifier(0.9).compute().certificate
+    with pytest.raises(ValueError, match=r"Certifier.compute: expected max_error in \(0, 1\)"):
+        asked.compute(1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cpseg import Evidence, evidence, prediction_set, pseudo_labels
 from cpseg.core import argmax as best
+from cpseg.core.selection import threshold_of
 
 INF, NAN = math.inf, math.nan
 # Values that tie, that lie beside one another in float32, and that halves round.
@@ -538,3 +539,28 @@ def test_evidence_is_frozen() -> None:
     assert isinstance(found, Evidence)
     with pytest.raises(AttributeError):
         found.background = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("background", [None, 2])
+@pytest.mark.parametrize("num_classes", [4, 300])
+def test_the_score_and_threshold_of_selected_labels(
+    background: int | None, num_classes: int
+) -> None:
+    probs, _ = adversarial(1, num_classes, torch.float16, rank=2)
+    found = evidence(probs, background=background)
+    labels = found.pseudo_labels(0.6, ignore_index=-1)
+    per_class = torch.rand(num_classes, *labels.shape[-2:], generator=seeded(0))
+    score = found.score_of(labels, ignore_index=-1)
+    threshold = threshold_of(labels, per_class, ignore_index=-1)
+    assert score.dtype == torch.float32
+    assert threshold_of(labels, per_class[0], ignore_index=-1) is per_class[0]
+    for b, y, x in np.ndindex(*labels.shape):
+        label = int(labels[b, y, x])
+        if label < 0:
+            assert score[b, y, x].isnan()
+        else:
+            assert score[b, y, x] == 1 - probs[b, label, y, x].float()
+            assert threshold[b, y, x] == per_class[label, y, x]
+    alone = evidence(probs[0], background=background).score_of(labels[0], ignore_index=-1)
+    assert same(alone, score[0])
+    assert same(threshold_of(labels[0], per_class, ignore_index=-1), threshold[0])

@@ -18,7 +18,13 @@ from cpseg.calibration.certificate import Certificate
 from cpseg.calibration.guarantee import guarantee
 from cpseg.calibration.provenance import Provenance
 from cpseg.core.nonconformity import check_score
-from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labels
+from cpseg.core.selection import (
+    Evidence,
+    evidence,
+    prediction_set,
+    pseudo_labels,
+    threshold_of,
+)
 from cpseg.groups.fixed import check_size
 from cpseg.groups.resampling import to_image
 from cpseg.recalibration.recalibration import Recalibration
@@ -29,7 +35,7 @@ _FORMAT = 1
 _MAP = "recalibration."  # before the names of its tensors in a file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """Thresholds for every cell of a grid, and what they were made from.
 
@@ -100,6 +106,23 @@ class Calibration:
         """``extra``, typed: which images made the calibration."""
         assert isinstance(self.extra, Provenance)
         return self.extra
+
+    def __repr__(self) -> str:
+        per_class = self.threshold.ndim == 3 or self.class_threshold is not None
+        parts = [
+            self.variant,
+            "per class" if per_class else "",
+            f"score {self.score}" if self.score != "lac" else "",
+            f"{self.num_classes or 'unknown'} classes",
+            f"grid {self.grid[0]}x{self.grid[1]}",
+            f"alpha {self.alpha:g}",
+            f"{self.num_images} images",
+            "no background" if self.background is None else f"background {self.background}",
+            f"{100 * self.infinite_share:.1f} % infinite",
+            "" if self.recalibration is None else "recalibrated",
+            "" if self.certificate is None else self.certificate.verdict,
+        ]
+        return f"Calibration({', '.join(filter(None, parts))})"
 
     def guarantee(self) -> str:
         """The promise on new images in words; see :func:`cpseg.calibration.guarantee`.
@@ -230,18 +253,13 @@ class Calibration:
             dtype=dtype,
         )
 
-    def _apply_class_threshold(self, labels: Tensor, found: Evidence) -> Tensor:
+    def _apply_class_threshold(self, labels: Tensor, evidence: Evidence) -> Tensor:
         """The labels that pass their own class's threshold; the others are ignored."""
         if self.class_threshold is None:
             return labels
-        own = to_image(self.class_threshold, (labels.shape[-2], labels.shape[-1]))
-        index = labels.to(torch.int64)
-        index = index.masked_fill(index == self.ignore_index, 0).unsqueeze(-3)
-        own = own.expand(*index.shape[:-3], *own.shape).gather(-3, index).squeeze(-3)
-        p = found.best
-        if found.background_score is not None and found.background is not None:
-            p = torch.where(labels == found.background, found.background_score, p)
-        inside = 1 - p.to(torch.float32) <= own
+        threshold = to_image(self.class_threshold, (labels.shape[-2], labels.shape[-1]))
+        threshold = threshold_of(labels, threshold, ignore_index=self.ignore_index)
+        inside = evidence.score_of(labels, ignore_index=self.ignore_index) <= threshold
         return labels.masked_fill(~inside, self.ignore_index)
 
     def save(self, path: str | Path) -> None:

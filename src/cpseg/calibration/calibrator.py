@@ -165,6 +165,19 @@ class Calibrator:
         self._synced = False
         self.ids: set[str] = set()
 
+    def __repr__(self) -> str:
+        parts = [
+            self.variant,
+            "per class" if self.per_class else "",
+            f"score {self.score}" if self.score != "lac" else "",
+            f"{self.num_classes or 'unknown'} classes",
+            f"grid {self._grid[0]}x{self._grid[1]}",
+            f"alpha {float(self.alpha):g}",
+            f"{self.num_images} images",
+            "" if self.recalibration is None else "recalibrated",
+        ]
+        return f"Calibrator({', '.join(filter(None, parts))})"
+
     @property
     def num_images(self) -> int:
         """Images seen so far."""
@@ -405,10 +418,25 @@ class Calibrator:
         Reference:
             Vovk, Gammerman & Shafer (2005), section 2.2.
         """
-        return self._p_values("Calibrator.p_values", probs, labels)[0]
+        return self.p_values_and_counts(probs, labels, where="Calibrator.p_values")[0]
 
-    def _p_values(self, where: str, probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """p-values, and how many scores (images where those are the unit) are behind each."""
+    def p_values_and_counts(
+        self, probs: Tensor, labels: Tensor, *, where: str = "Calibrator.p_values_and_counts"
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`p_values`, and how many calibration scores are behind each.
+
+        Args:
+            probs: as there.
+            labels: as there.
+            where: who asks, for messages.
+
+        Returns:
+            p-values, and int64 counts of scores (of images where those are the unit).
+
+        Raises:
+            ValueError: as there.
+            TypeError: as there.
+        """
         check_probs(where, probs)
         check_labels(where, labels, probs)
         if self._store is None:

@@ -15,7 +15,7 @@ PVALUES = words.PVALUES
 _METHOD_NAMES = {"ltt": "Learn-then-Test", "crc": "conformal risk control"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """What was proven, on how many images, and what was seen on them.
 
@@ -58,6 +58,24 @@ class Certificate:
     classes: tuple[Mapping[str, Any], ...] | None = None
     needed_images: int | None = None
     lowest_error: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``"certified at 5 %"``, or that it is not."""
+        return f"{'' if self.certified else 'not '}certified at {_percent(self.max_error)}"
+
+    def __repr__(self) -> str:
+        parts = [
+            self.verdict,
+            self.method,
+            self.pvalue,
+            None if self.delta is None else f"{_percent(1 - self.delta)} confidence",
+            f"{self.num_images} images",
+            None if self.alpha is None else f"alpha {self.alpha:g}",
+            None if self.classes is None else f"{len(self.classes)} classes",
+            f"{_percent(self.kept)} kept",
+        ]
+        return f"Certificate({', '.join(filter(None, parts))})"
 
     def __str__(self) -> str:
         """One sentence."""

@@ -146,6 +146,14 @@ class Certifier:
         self._named: bool | None = None
         self._synced = False
 
+    def __repr__(self) -> str:
+        rule = "" if self.method == "crc" else f", {self.pvalue}, delta {self.delta:g}"
+        return (
+            f"Certifier({self.method}{rule}{', per class' if self.per_class else ''}, at most "
+            f"{100 * self.max_error:g} % error, {len(self.alphas)} alphas, "
+            f"{self._base.num_classes} classes, {self.num_images} images)"
+        )
+
     @property
     def num_images(self) -> int:
         """Images seen so far, without those of void alone."""
@@ -247,22 +255,30 @@ class Certifier:
             self._take(where, images)
         self._synced = True
 
-    def compute(self) -> Calibration:
+    def compute(self, max_error: float | str | Fraction | None = None) -> Calibration:
         """The certified calibration; one that keeps no label where nothing is certified.
 
+        Args:
+            max_error: the bound to certify, by default the one given at the start. Certificates
+                of several bounds hold each by itself, not all at once.
+
         Raises:
-            ValueError: no image with a labelled pixel so far.
+            ValueError: no image with a labelled pixel so far, or a bound outside (0, 1).
         """
+        where = "Certifier.compute"
+        bound = self.max_error
+        if max_error is not None:
+            bound = float(check_alpha(where, max_error, name="max_error"))
         if not self._images:
-            fix = "call update with labelled images that did not calibrate"
-            raise ValueError(message("Certifier.compute", "labelled images", "none", fix))
+            fix = "call update with labelled images other than the calibration images"
+            raise ValueError(message(where, "labelled images", "none", fix))
         images = self._ordered()
         wrong = np.stack([image.wrong for image in images])
         kept = np.stack([image.kept for image in images])
         pixels = np.array([image.pixels for image in images]).reshape(-1, 1, 1)
         losses = wrong / (np.maximum(kept, 1) if self.method == "ltt" else pixels)
-        levels, p = choose(losses, self.max_error, self.delta, self.method, self.pvalue)
-        certificate = self._certificate(losses, wrong, kept, pixels, levels, p)
+        levels, p = choose(losses, bound, self.delta, self.method, self.pvalue)
+        certificate = self._certificate(bound, losses, wrong, kept, pixels, levels, p)
         base = replace(self._base, certificate=certificate)
         nothing = torch.full_like(base.threshold, -torch.inf)
         if self.ids:
@@ -293,6 +309,7 @@ class Certifier:
 
     def _certificate(
         self,
+        max_error: float,
         losses: Floats,
         wrong: Integers,
         kept: Integers,
@@ -318,14 +335,14 @@ class Certifier:
         ]
         needed, lowest = None, None
         if not certified:
-            needed = _needed(self.max_error, self.delta / classes, self.method, self.pvalue)
+            needed = _needed(max_error, self.delta / classes, self.method, self.pvalue)
             needed = needed if needed > n else None
             if needed is None:
-                lowest = _lowest(losses, self.max_error, self.delta, self.method, self.pvalue)
+                lowest = _lowest(losses, max_error, self.delta, self.method, self.pvalue)
         return Certificate(
             self.method,
             self.pvalue if ltt else None,
-            self.max_error,
+            max_error,
             self.delta if ltt else None,
             certified,
             alpha=None if self.per_class else rows[0]["alpha"],
@@ -333,16 +350,18 @@ class Certifier:
             mean_error=float(error.mean()) if certified else None,
             kept=float(kept_share.sum(1).mean()),
             p_value=None if self.per_class else rows[0]["p_value"],
-            beside=self._beside(losses, kept, pixels) if ltt else None,
+            beside=self._beside(max_error, losses, kept, pixels) if ltt else None,
             classes=tuple(rows) if self.per_class else None,
             needed_images=needed,
             lowest_error=lowest,
         )
 
-    def _beside(self, losses: Floats, kept: Integers, pixels: Integers) -> dict[str, Any]:
+    def _beside(
+        self, max_error: float, losses: Floats, kept: Integers, pixels: Integers
+    ) -> dict[str, Any]:
         """What the other p-value gives."""
         other = PVALUES[1 - PVALUES.index(self.pvalue)]
-        levels, _ = choose(losses, self.max_error, self.delta, self.method, other)
+        levels, _ = choose(losses, max_error, self.delta, self.method, other)
         alpha = self.alphas[levels[0]] if not self.per_class and levels[0] >= 0 else None
         share = (_at(kept, levels) / pixels[..., 0]).sum(1).mean()
         return {"pvalue": other, "alpha": alpha, "kept": float(share)}

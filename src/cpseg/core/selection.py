@@ -79,6 +79,26 @@ class Evidence:
             where, parts, self.background, self.num_classes, threshold, ignore_index, dtype
         )
 
+    def score_of(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+        """LAC score ``1 - p`` of labels that were selected from this evidence.
+
+        Args:
+            labels: integer, the shape of ``best``: ``best_class``, the background, or ignored.
+            ignore_index: the label of ignored pixels.
+
+        Returns:
+            float32, the shape of ``labels``; NaN where they are ignored.
+
+        Example:
+            >>> found = evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0)
+            >>> found.score_of(torch.tensor([[0]])), found.score_of(torch.tensor([[1]]))
+            (tensor([[0.4000]]), tensor([[0.7000]]))
+        """
+        p = self.best
+        if self.background_score is not None and self.background is not None:
+            p = torch.where(labels == self.background, self.background_score, p)
+        return (1 - p.to(torch.float32)).masked_fill(labels == ignore_index, torch.nan)
+
     def argmax(self) -> Tensor:
         """The most probable class of every pixel, int64; the lowest index among ties.
 
@@ -196,6 +216,29 @@ def pseudo_labels(
         rest = torch.where(_inside(back, threshold[background]), background, ignore_index)
     label = torch.where(best > -torch.inf, best_class.to(torch.int64), rest)
     return label.masked_fill(unknown, ignore_index).to(dtype)
+
+
+def threshold_of(labels: Tensor, threshold: Tensor, *, ignore_index: int) -> Tensor:
+    """The threshold that each pixel's label must pass.
+
+    Args:
+        labels: classes or ``ignore_index``, integer, ``[B, H, W]`` or ``[H, W]``.
+        threshold: ``[H, W]``, or ``[K, H, W]`` per class.
+        ignore_index: the label of ignored pixels, which get the threshold of class 0.
+
+    Returns:
+        ``[H, W]``, or the shape of ``labels`` where thresholds are per class.
+
+    Example:
+        >>> per_class = torch.tensor([0.2, 0.7]).reshape(2, 1, 1).expand(2, 1, 2)
+        >>> threshold_of(torch.tensor([[1, 0]]), per_class, ignore_index=255)
+        tensor([[0.7000, 0.2000]])
+    """
+    if threshold.ndim == 2:
+        return threshold
+    index = labels.to(torch.int64).masked_fill(labels == ignore_index, 0).unsqueeze(-3)
+    per_class = threshold.expand(*index.shape[:-3], *threshold.shape)
+    return per_class.gather(-3, index).squeeze(-3)
 
 
 def evidence(probs: Tensor, *, background: int | None) -> Evidence:

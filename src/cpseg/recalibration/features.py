@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CONTEXTS = ("location", "neighbourhood", "image")
+from cpseg._internal import words
 
+CONTEXTS = words.CONTEXTS
 
 # Scores below it count as equal. Stored maps (float16, uint8) have exact zeros, whose log must not
 # outweigh all else; between 1e-3 and 1e-5 the fits on real scores hardly differ.

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-METHODS = ("none", "temperature", "vector", "dirichlet")
+from cpseg._internal import words
+
+METHODS = words.RECALIBRATIONS
+
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # candidates, strongest first
 DEFAULT_STRENGTH = 1e-2  # where there is one image, which leaves nothing to choose by
 TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the scores separate

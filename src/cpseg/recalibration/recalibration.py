@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpseg._internal import words
 from cpseg._internal.checks import (
     check_background,
     check_probs,
@@ -36,14 +37,15 @@ from cpseg.recalibration.fit import (
     METHODS,
 )
 
+SCORES = words.SCORE_KINDS
+
 _FORMAT = 1
 _TENSORS = ("weight", "bias", "prior")
-SCORES = ("softmax", "sigmoid")
 _TILE = 2**20  # class scores that a step on the CPU holds: fewer steps beat a smaller cache
 _TILE_ELSEWHERE = 2**25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recalibration:
     """A fitted map from class scores to class probabilities.
 
@@ -101,6 +103,18 @@ class Recalibration:
     def __post_init__(self) -> None:
         missing = (self.prior == 0).nonzero().flatten().tolist()
         object.__setattr__(self, "absent", tuple(missing))
+
+    def __repr__(self) -> str:
+        parts = [
+            self.method,
+            f"{self.num_source} {self.scores} classes to {self.num_classes}",
+            f"context {' + '.join(self.context) or 'none'}",
+            f"{self.num_images} images",
+            f"strength {self.strength:g}",
+            f"prior power {self.prior_power:g}" if self.prior_power else "",
+            f"{len(self.absent)} classes absent" if self.absent else "",
+        ]
+        return f"Recalibration({', '.join(filter(None, parts))})"
 
     @property
     def num_classes(self) -> int:

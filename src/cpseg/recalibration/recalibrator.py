@@ -145,6 +145,14 @@ class Recalibrator:
         self._reservoir = PixelSample(budget)
         self._synced = False
 
+    def __repr__(self) -> str:
+        context = self.context if isinstance(self.context, str) else " + ".join(self.context)
+        return (
+            f"Recalibrator({self.method}, {self.num_source or 'unknown'} {self.scores} classes to "
+            f"{self.num_classes}, context {context or 'none'}, {self.num_images} images, "
+            f"{self.num_pixels} pixels)"
+        )
+
     @property
     def budget(self) -> int:
         """The most pixels to keep."""

@@ -24,7 +24,7 @@ from cpseg._internal.checks import (
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.core.nonconformity import nonconformity_unchecked
-from cpseg.core.selection import Evidence
+from cpseg.core.selection import Evidence, threshold_of
 from cpseg.groups.resampling import to_image
 
 
@@ -172,8 +172,9 @@ def certainty(
         if labels is None:
             fix = "pass calibrator.compute().pseudo_labels(probs)"
             raise ValueError(message(where, "labels with a Calibrator", "none", fix))
-        found, count = calibration._p_values(where, probs, labels)
-        return found.masked_fill((labels == ignore_index) | (count == 0), 0).to(torch.float32)
+        p_values, count = calibration.p_values_and_counts(probs, labels, where=where)
+        unknown = (labels == ignore_index) | (count == 0)
+        return p_values.masked_fill(unknown, 0).to(torch.float32)
     if calibration.score != "lac":
         got, fix = repr(calibration.score), "pass the Calibrator"
         raise ValueError(message(where, "a calibration of the lac score", got, fix))
@@ -193,30 +194,24 @@ def certainty(
 
 
 def _of_evidence(
-    where: str, found: Evidence, calibration: Calibration | Calibrator, labels: Tensor | None
+    where: str, evidence: Evidence, calibration: Calibration | Calibrator, labels: Tensor | None
 ) -> Tensor:
     """Certainty of the labels that a calibration selects from evidence."""
     if not isinstance(calibration, Calibration) or labels is not None:
         got = "labels as well" if labels is not None else type(calibration).__name__
         expected, fix = "evidence with a Calibration alone", "pass the class scores"
         raise ValueError(message(where, expected, got, fix))
-    own = calibration.pseudo_labels(found)
-    p = found.best
-    if found.background_score is not None and found.background is not None:
-        p = torch.where(own == found.background, found.background_score, p)
-    score = (1 - p.to(torch.float32)).masked_fill(own == calibration.ignore_index, torch.nan)
-    return _graded(score, own, calibration)
+    selected = calibration.pseudo_labels(evidence)
+    score = evidence.score_of(selected, ignore_index=calibration.ignore_index)
+    return _graded(score, selected, calibration)
 
 
 def _graded(score: Tensor, labels: Tensor, calibration: Calibration) -> Tensor:
     """``1 - score / q`` in the set, 0 outside and where q is infinite or the score is NaN."""
-    index = labels.to(torch.int64).masked_fill(score.isnan(), 0).unsqueeze(-3)
 
-    def of_label(limits: Tensor) -> Tensor:
-        limits = to_image(limits, (score.shape[-2], score.shape[-1]))
-        if limits.ndim == 2:
-            return limits
-        return limits.expand(*index.shape[:-3], *limits.shape).gather(-3, index).squeeze(-3)
+    def of_label(threshold: Tensor) -> Tensor:
+        threshold = to_image(threshold, (score.shape[-2], score.shape[-1]))
+        return threshold_of(labels, threshold, ignore_index=calibration.ignore_index)
 
     threshold = of_label(calibration.threshold)
     inside = (score <= threshold) & threshold.isfinite()
