@@ -553,7 +553,7 @@ def test_the_score_and_threshold_of_selected_labels(
     score = found.score_of(labels, ignore_index=-1)
     threshold = threshold_of(labels, per_class, ignore_index=-1)
     assert score.dtype == torch.float32
-    assert threshold_of(labels, per_class[0], ignore_index=-1) is per_class[0]
+    assert same(threshold_of(labels, per_class[0], ignore_index=-1), per_class[0])
     for b, y, x in np.ndindex(*labels.shape):
         label = int(labels[b, y, x])
         if label < 0:
