@@ -43,7 +43,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 # torchcp by itself: the tests compare with its scores, which need nothing of what it declares.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt torchcp tqdm
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt torchcp
 	touch $@ $(VENV)/.demo
 
 clean:

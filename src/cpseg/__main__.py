@@ -2,6 +2,6 @@
 
 import sys
 
-from cpseg.cli.main import main
+from cpseg.cli.command import main
 
 sys.exit(main())

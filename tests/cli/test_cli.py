@@ -18,7 +18,7 @@ from tests.support.folders import DataSet, command, done, files, finish, options
 
 import cpseg
 from cpseg import Calibration
-from cpseg.cli.main import main
+from cpseg.cli.command import main
 from cpseg.files.dataset import Source
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.evaluate import evaluate
@@ -210,8 +210,8 @@ def test_the_promise_is_that_of_the_variant(data: DataSet, tmp_path: Path, capsy
         words = data.options(calibration=tmp_path / variant)
         said[variant] = done(command(capsys, "evaluate", *words)).out.splitlines()[0]
     promise = "coverage of at least 70 % at each of the 12x16 pixels that the grid samples"
-    assert said["pixel"].endswith(f"promised: {promise}")
-    assert "promised: nothing" in said["image"]
+    assert f"promised: {promise}: coverage is the probability that" in said["pixel"]
+    assert "promised: nothing: groups pool the pixels of several images" in said["image"]
 
 
 def test_images_as_units_promise_a_share_of_the_image(
@@ -224,7 +224,7 @@ def test_images_as_units_promise_a_share_of_the_image(
     done(command(capsys, "calibrate", *words, "--per-class", "-o", tmp_path / "c"))
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c"))).out
     promise = "at least 70 % of a class's pixels covered on average over images that show it, in"
-    assert f"promised: {promise} each group of the 12x16 pixels that the grid samples\n" in said
+    assert f"promised: {promise} each group of the 12x16 pixels that the grid samples: a" in said
 
 
 def test_a_fallback_says_which_level_gave_the_thresholds(
@@ -644,11 +644,10 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(
     terminal = Terminal(monkeypatch)
     assert main(job(name, data, calibration, tmp_path / "out")) == 0
     shown = terminal.shown()
-    assert shown.startswith(f"\r{name} [------")
-    assert f"{name} [{'#' * 30}] 12/12" in shown
-    bar, rest = shown.split("\n", 1)
-    assert bar.rstrip("\r").endswith("\x1b[K")
-    assert rest == "" or rest.startswith("cpseg: warning: 12 of these images made the calibration")
+    assert f"{name}:   0%|" in shown
+    assert "12/12" in shown
+    _, rest = shown.rstrip("\r\n").rsplit("\r", 1)[-1], shown.split("\n", 1)[1]
+    assert rest == "" or rest.startswith("cpseg: warning: 12 of these images were used")
 
 
 def test_an_error_stands_on_a_line_of_its_own_below_the_bar(

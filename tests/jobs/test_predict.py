@@ -26,7 +26,7 @@ from cpseg.files.id_lists import Pair
 from cpseg.files.score_files import read_scores
 from cpseg.jobs.predict import find_images, predict, read_image
 
-CLI = sys.modules["cpseg.cli.main"]
+CLI = sys.modules["cpseg.cli.command"]
 NAMES = ("background", "red", "green", "blue")
 MADE = {"model": "colours"}
 
@@ -285,7 +285,7 @@ def test_two_ranks_write_the_bytes_of_one(
 def test_ranks_wait_for_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(CLI.dist, "init_process_group", lambda _, **how: asked.update(how))
+    monkeypatch.setattr(dist, "init_process_group", lambda _, **how: asked.update(how))
     with CLI._Ranks():
         assert asked["timeout"].days >= 1
 
@@ -417,8 +417,8 @@ def test_options_reach_the_job(
         asked.update(how)
         return 0
 
-    monkeypatch.setattr(CLI.foundation, "load", load)
-    monkeypatch.setattr(CLI, "predict", job)
+    monkeypatch.setattr(foundation, "load", load)
+    monkeypatch.setattr(sys.modules["cpseg.jobs.predict"], "predict", job)
     wanted = {"revision": "v2", "tile": 8, "overlap": 3, "batch": 4, "dtype": "float16"}
     words = options(model="m", images=root, background="none", amp="float16", **wanted)
     done(command(capsys, "predict", *words, "-o", tmp_path / "out"))
@@ -460,7 +460,7 @@ def test_bad_input(root: Path, model: Path, tmp_path: Path, capsys) -> None:
     refused(said(class_map=mapping), "map.json: No such file")
     classes = tmp_path / "classes.txt"
     classes.write_text("sky\n\nroad\n")
-    refused(said(classes=classes), "classes.txt, line 2", "got ''", "no blank line")
+    refused(said(classes=classes), "classes.txt, line 2", "got ''", "without blank lines")
     assert not out.exists()
     (out / "mine").mkdir(parents=True)
     refused(said(), "expected a new or empty folder, got one with 'mine' in it")

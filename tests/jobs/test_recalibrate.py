@@ -165,13 +165,13 @@ def test_a_model_of_other_classes(tmp_path: Path, capsys: Capture) -> None:
     beside = Recalibration.load(tmp_path / "c.recalibration.safetensors")
     assert [pairs[0][0] for pairs in beside.correspondence()] == [3, 2, 1, 0]
     rows = evaluate(source(data), data.ids, Calibration.load(tmp_path / "c.safetensors"))
-    assert [row.rule for row in rows] == ["refitted argmax", "image", "image, suppressed"]
+    assert [row.rule for row in rows] == ["recalibrated argmax", "image", "image, suppressed"]
     assert rows[0].wrong < 0.35
     for option, value in (("num_classes", 4), ("recalibrate_folds", 3), ("scores", "sigmoid")):
         words = data.options(alpha=0.1, background=0, **{option: value})
         result = command(capsys, "calibrate", *words, "-o", tmp_path / "no")
         name = f"--{option.replace('_', '-')}"
-        refused(result, f"{name}: expected scores to refit, got --recalibrate none; pass")
+        refused(result, f"{name}: expected a recalibration, got --recalibrate none; pass")
     vector = data.options(alpha=0.1, background=0, recalibrate="vector", num_classes=4)
     result = command(capsys, "calibrate", *vector, "-o", tmp_path / "no")
     refused(result, "expected 4 source classes for method 'vector', got 6")
@@ -197,7 +197,7 @@ def test_masks_evidence_and_tables_go_through_the_map(
         assert np.array_equal(one, want)
     said = done(command(capsys, "evaluate", *words)).out
     assert "raw argmax" in said
-    assert "refitted argmax" in said
+    assert "recalibrated argmax" in said
     assert "promised: coverage of at least 90 % at each of the 12x16 pixels that" in said
     # Evidence of raw scores does not fit, and a folder of another map's masks is another run.
     raw = data.options(background="none")
@@ -230,9 +230,10 @@ def test_what_voids_the_promise_is_said(
     result = command(capsys, "calibrate", *words, "-o", tmp_path / "c.safetensors")
     assert result.code == 0
     (warning,) = result.err.splitlines()
-    assert "the same images calibrate: nothing is promised" in warning
+    assert "the recalibration was fitted " in warning
+    assert ": nothing is promised; pass --recalibrate-share 0.3" in warning
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c.safetensors")))
-    assert "promised: nothing: scores were refitted on the images that calibrated" in said.out
+    assert "promised: nothing: the probabilities were recalibrated on the calibration images" in said.out
 
 
 def test_certificates_refit_on_the_images_that_set_thresholds(
@@ -294,7 +295,7 @@ def test_a_certifier_measures_through_the_map(data: DataSet) -> None:
     [
         ({"recalibrate_share": 0.01}, "a --recalibrate-share that splits 24 images in two"),
         ({"recalibrate_share": 1}, "a --recalibrate-share that splits 24 images in two"),
-        ({"recalibrate_folds": 25}, "2 to 24 --recalibrate-folds for 24 images, got 25"),
+        ({"recalibrate_folds": 25}, "2 to 24 folds for 24 labelled images, got 25; pass another --recalibrate-folds"),
         ({"recalibrate": "isotonic"}, "invalid choice: 'isotonic'"),
         ({"recalibrate": "temperature", "context": "location"}, "no context for 'temperature'"),
         ({"context": "weather"}, "expected auto, none or a list of location"),

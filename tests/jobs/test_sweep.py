@@ -326,8 +326,7 @@ def test_a_score_file_is_read_once_a_fold(
 
     monkeypatch.setattr(sources, "read_scores", counting)
     run(data, **settings)
-    first = Path(data.images[0]).stem  # says the grid and the number of classes
-    assert reads == {Path(i).stem: FOLDS + (Path(i).stem == first) for i in data.images}
+    assert reads == {Path(image).stem: FOLDS for image in data.images}
 
 
 # Files, and runs that were stopped
@@ -578,22 +577,22 @@ def test_estimates_leave_out_folds_without_a_figure() -> None:
         ({"alphas": [0.1, 1.5]}, "alpha in (0, 1), got 1.5"),
         ({"alphas": []}, "alphas, each once, got none"),
         ({"alphas": [0.1, "0.10"]}, "alphas, each once, got one twice"),
-        ({"variants": ["pixel", "voxel"]}, "pixel, image, blocks, kmeans, annuli, got 'voxel'"),
+        ({"variants": ["pixel", "voxel"]}, "'pixel', 'image', 'blocks', 'kmeans', 'annuli', got 'voxel'"),
         ({"variants": []}, "variants, each once, got none"),
         ({"backgrounds": []}, "backgrounds, each once, got none"),
         ({"backgrounds": [2, 2]}, "backgrounds, each once, got one twice"),
         ({"backgrounds": [None, 4]}, "background in 0..3 or None, got 4"),
         ({"variants": ["kmeans"], "group_share": 0.0}, "a --group-share above 0"),
         ({"variants": ["annuli"], "group_share": 1.0}, "splits 5 images in two, got 1"),
-        ({"recalibrate": ["platt"]}, "none, temperature, vector, dirichlet, got 'platt'"),
+        ({"recalibrate": ["platt"]}, "'none', 'temperature', 'vector', 'dirichlet', got 'platt'"),
         ({"recalibrate": []}, "recalibrations, each once, got none"),
         ({"recalibrate": ["vector"] * 2}, "recalibrations, each once, got one twice"),
         ({"prior_powers": []}, "prior powers, each once, got none"),
         ({"prior_powers": [0, 0.0]}, "prior powers, each once, got one twice"),
-        ({"prior_powers": [0, 1.5]}, "prior powers in [0, 1], got 1.5; 0 leaves the scores"),
+        ({"prior_powers": [0, 1.5]}, "prior powers in [0, 1], got 1.5; 0 leaves the probabilities"),
         ({"prior_powers": ["0.5"]}, "prior powers in [0, 1], got '0.5'"),
-        ({"scores": "logits"}, "scores among softmax, sigmoid, got 'logits'"),
-        ({"context": "place"}, "location, neighbourhood, image, got 'place'"),
+        ({"scores": "logits"}, "scores among 'softmax', 'sigmoid', got 'logits'"),
+        ({"context": "place"}, "'location', 'neighbourhood', 'image', got 'place'"),
         ({"recalibrate": ["vector"], "recalibrate_share": 0}, "a --recalibrate-share above 0"),
         ({"prior_powers": [1], "recalibrate_share": 0}, "a --recalibrate-share above 0"),
         (
@@ -715,7 +714,7 @@ def test_the_command_warns_of_too_few_images(data: DataSet, capsys: Capture) -> 
     result = command(capsys, "sweep", *data.options(backgrounds="none", folds=2))
     assert result.code == 0
     assert len(result.out.splitlines()) == 3 + 3 * 7 + 2
-    assert result.err.startswith("cpseg: warning: in folds thresholds are infinite")
+    assert result.err.startswith("cpseg: warning: in the folds, thresholds are infinite")
     assert "0.1 (pixel; needs 9 scores each)" in result.err
     assert len(result.err.splitlines()) == 1
 

@@ -190,7 +190,8 @@ def test_nothing_is_measured_on_images_that_made_it(data: DataSet) -> None:
         assert len(fitting) + len(proving) + len(testing) == len(data.images)
     assert sorted(image for *_, testing in parts for image in testing) == data.images
     ours = deal(read_ids(data.ids), PLAN)
-    assert [[[pair.image for pair in part] for part in fold] for fold in ours] == parts
+    assert [[[pair.image for pair in part] for part in fold[1:]] for fold in ours] == parts
+    assert not any(fold.learning for fold in ours)
 
 
 def test_every_rule_is_what_its_parts_make_of_the_rest(data: DataSet, found: Findings) -> None:
@@ -553,7 +554,7 @@ def test_class_maps_and_void_are_those_of_calibrate(tmp_path: Path, capsys: Capt
     [
         ({"folds": 1}, ["2 to 9 folds for 9 labelled images", "got 1"]),
         ({"folds": 10}, ["2 to 9 folds", "got 10"]),
-        ({"recalibrate": "dirichlet,platt"}, ["a recalibrate among none", "'platt'"]),
+        ({"recalibrate": "dirichlet,platt"}, ["a recalibrate among 'none'", "'platt'"]),
         ({"recalibrate": "none,none"}, ["every --recalibrate once"]),
         ({"max_error": "0.1,0.10"}, ["every --max-error once"]),
         ({"max_error": "1.5"}, ["max_error"]),
@@ -565,7 +566,7 @@ def test_class_maps_and_void_are_those_of_calibrate(tmp_path: Path, capsys: Capt
         ({"variant": "kmeans"}, ["kmeans"]),
         ({"context": "weather", "recalibrate": "dirichlet"}, ["weather"]),
         ({"names": "few"}, ["4 class names as in the scores", "got 2"]),
-        ({"names": "blank"}, ["line 2", "a blank line"]),
+        ({"names": "blank"}, ["line 2", "without blank lines"]),
         ({"names": "bytes"}, ["class names", "UTF-8"]),
         ({"ids": "one"}, ["at least 2 labelled images"]),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpseg.cli.main import main
+from cpseg.cli.command import main
 
 VOID = 255
 
@@ -120,7 +120,7 @@ def done(result: Result) -> Result:
     Most tests have one small data set and measure on what calibrated: that warning may stand.
     """
     assert result.code == 0, result.err
-    warned = [line for line in result.err.splitlines() if "images made the calibration" not in line]
+    warned = [line for line in result.err.splitlines() if "images were used for the calibration" not in line]
     assert warned == []
     return result
 

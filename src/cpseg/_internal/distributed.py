@@ -90,3 +90,12 @@ def shard(pairs: Sequence[T]) -> tuple[Sequence[T], int]:
     """This rank's part of the images, and how many those are."""
     part = pairs[rank() :: dist.get_world_size()] if active() else pairs
     return part, len(part)
+
+
+def broadcast_first(values: list[T]) -> list[T]:
+    """The list of the first rank that has one, on every rank."""
+    if not active():
+        return values
+    lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, values)
+    return next((each for each in lists if each), values)

@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from cpseg._internal.checks import (
     message,
 )
 
+T = TypeVar("T")
 _METADATA = "cpseg"  # the one key of our safetensors metadata: a JSON text
 
 
@@ -76,17 +77,27 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is truncated or not a safetensors file.
         FileNotFoundError: there is no such file.
     """
+    return _read(path, lambda file, name: file.get_tensor(name))
+
+
+def read_tensor_shapes(path: str | Path) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """As :func:`read_tensors`, with the shapes in place of the tensors: reads the header alone."""
+    return _read(path, lambda file, name: file.get_slice(name).get_shape())
+
+
+def _read(path: str | Path, take: Callable[[Any, str], T]) -> tuple[dict[str, T], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            contents = {name: take(file, name) for name in file.keys()}  # noqa: SIM118
+            return contents, json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise _damaged(path, "a safetensors file", error) from error
+        raise damaged(path, "a safetensors file", error) from error
 
 
-def _damaged(path: str | Path, expected: str, error: Exception) -> ValueError:
+def damaged(path: str | Path, expected: str, error: Exception) -> ValueError:
+    """The error where a file cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
         message(str(path), expected, f"an unreadable one ({reason})", "write it anew")

@@ -1,7 +1,5 @@
-"""The command ``cpseg``: words in, words out."""
+"""The command ``cpseg``: words in, words out; one file per subcommand."""
 
-from cpseg.cli.main import main
+from cpseg.cli.command import main
 
-__all__ = [
-    "main",
-]
+__all__ = ["main"]

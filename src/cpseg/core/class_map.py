@@ -55,9 +55,7 @@ class ClassMap:
             tensor([0.5000, 0.5000])
         """
         check_probs("class map", probs)
-        if probs.shape[-3] != len(self.target):
-            expected, got = f"scores of {len(self.target)} model classes", shape(probs)
-            raise ValueError(message("class map", expected, got, "list every class of the model"))
+        self.check_source(probs.shape[-3], shape(probs))
         values = probs.to(torch.float32)
         members = self._members()
         parts = [values[..., own, :, :] for own in members]
@@ -69,6 +67,12 @@ class ClassMap:
             got, fix = f"{float(merged.amax()):.4g}", "set 'reduce' to 'max' for sigmoid scores"
             raise ValueError(message("class map", "sums of scores up to 1", got, fix))
         return merged.clamp_(max=1)
+
+    def check_source(self, num_source: int, got: str) -> None:
+        """Refuse another number of model classes; ``got`` says where they come from."""
+        if num_source != len(self.target):
+            expected = f"scores of {len(self.target)} model classes"
+            raise ValueError(message("class map", expected, got, "list every class of the model"))
 
     @property
     def adds(self) -> bool:

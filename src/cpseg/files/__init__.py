@@ -4,16 +4,19 @@ from cpseg._internal.safe_files import atomic, read_tensors, write_tensors, writ
 from cpseg.core.class_map import ClassMap, parse_class_map, read_class_map
 from cpseg.files.dataset import Source
 from cpseg.files.id_lists import Pair, read_ids, write_ids
-from cpseg.files.masks import image_size, palette, read_mask, write_mask
+from cpseg.files.masks import VOID, image_size, palette, read_mask, write_mask
+from cpseg.files.run_folder import output_path
 from cpseg.files.score_files import find_scores, read_scores, write_evidence
 
 __all__ = [
+    "VOID",
     "ClassMap",
     "Pair",
     "Source",
     "atomic",
     "find_scores",
     "image_size",
+    "output_path",
     "palette",
     "parse_class_map",
     "read_class_map",

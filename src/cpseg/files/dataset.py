@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,27 @@ import torch
 from torch import Tensor
 
 from cpseg._internal.checks import message, name_file_in_errors
+from cpseg._internal.distributed import shard
 from cpseg._internal.hashing import digest
-from cpseg.core.class_map import ClassMap
+from cpseg.core.class_map import ClassMap, parse_class_map
 from cpseg.core.selection import Evidence
 from cpseg.files.id_lists import Pair
-from cpseg.files.masks import read_mask
-from cpseg.files.score_files import find_scores, read_scores
+from cpseg.files.masks import VOID, read_mask
+from cpseg.files.score_files import find_scores, no_probabilities, read_scores, read_shape
 
-VOID = 255  # what training code expects in files
 Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
 
 
 def quiet(items: Iterable[Pair], count: int, title: str) -> Iterable[Pair]:
     """No progress bar."""
     return items
+
+
+def announce(progress: Progress, images: int) -> None:
+    """Tell a progress with a method ``expect`` how many images all passes of a job read."""
+    expect = getattr(progress, "expect", None)
+    if expect is not None:
+        expect(images)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,20 @@ class Source:
     mask_map: ClassMap | None = None
     void: int = VOID
     device: str = "cpu"
+
+    def with_recorded_class_map(self, recorded: Any) -> Source:
+        """The source with the class map that a calibration was made with, as JSON or None.
+
+        Raises:
+            ValueError: the source has another one.
+        """
+        if recorded is None:
+            return self
+        class_map = parse_class_map(recorded)
+        if self.class_map is not None and self.class_map != class_map:
+            fix = "leave --class-map out: the calibration carries it"
+            raise ValueError(message("class map", "that of the calibration", "another one", fix))
+        return replace(self, class_map=class_map)
 
     def facts(self) -> dict[str, Any]:
         """What a calibration records of the data set."""
@@ -95,9 +116,17 @@ class Source:
         """Class scores ``[K, H, W]``: evidence will not do."""
         found = self.scores(path)
         if isinstance(found, Evidence):
-            fix = "pass the folder of class scores"
-            raise ValueError(message(str(path), "class scores [K, H, W]", "evidence", fix))
+            raise no_probabilities(path)
         return found
+
+    def shape(self, path: Path) -> tuple[int, int, int]:
+        """Classes, height and width of the probabilities in a file, from its header alone."""
+        num_classes, height, width = read_shape(path)
+        if self.class_map is not None:
+            with name_file_in_errors(path):
+                self.class_map.check_source(num_classes, str([num_classes, height, width]))
+            num_classes = self.class_map.num_classes
+        return num_classes, height, width
 
     def labels(self, pair: Pair, num_classes: int, size: tuple[int, int]) -> Tensor:
         """The true labels of an image, void as 255."""
@@ -119,12 +148,88 @@ class Source:
         return classes[labels.to(torch.int64)].to(self.device)
 
 
+@dataclass(frozen=True)
+class LabelledImages:
+    """Labelled images with the score file of each: the one way to go through them.
+
+    Attributes:
+        source: the data set and the scores.
+        pairs: the images and their masks.
+        paths: the score file of every image.
+        num_source: number of classes in the score files, after the source's class map.
+        num_classes: number of classes in the masks; another number where a recalibration maps
+            the model's classes onto those of the data set.
+        size: height and width of the first image's scores.
+        progress: wraps the loops over images.
+    """
+
+    source: Source
+    pairs: list[Pair]
+    paths: Mapping[Pair, Path]
+    num_source: int
+    num_classes: int
+    size: tuple[int, int]
+    progress: Progress = quiet
+
+    @classmethod
+    def open(
+        cls, source: Source, pairs: Sequence[Pair], *, progress: Progress = quiet
+    ) -> LabelledImages:
+        """Locate every score file; the first one says how many classes there are.
+
+        Raises:
+            FileNotFoundError: an image has no score file.
+            ValueError: two images share one, or the first holds evidence.
+        """
+        pairs = list(pairs)
+        paths = source.locate(pairs)
+        num_classes, height, width = source.shape(paths[pairs[0]])
+        return cls(source, pairs, paths, num_classes, num_classes, (height, width), progress)
+
+    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Probabilities ``[K, H, W]`` and true labels ``[H, W]`` of an image, void as 255.
+
+        Raises:
+            ValueError: another number of classes than the first image, or bad files.
+        """
+        return read_example(self.source, pair, self.paths[pair], self.num_classes, self.num_source)
+
+    def feed(
+        self,
+        update: Callable[[Pair, Tensor, Tensor], object],
+        pairs: Sequence[Pair],
+        title: str,
+        *,
+        every_rank: bool = False,
+    ) -> None:
+        """Read images one after the other and hand each to ``update(pair, probs, labels)``.
+
+        An error that ``update`` raises names the image's score file.
+
+        Args:
+            update: what takes the image.
+            pairs: images among :attr:`pairs`.
+            title: of the progress bar; no bar where there are no images.
+            every_rank: every rank reads all of these images; by default each reads its shard.
+        """
+        mine, count = (pairs, len(pairs)) if every_rank else shard(pairs)
+        for pair in self.progress(mine, count, title) if pairs else ():
+            probs, labels = self.read(pair)
+            with name_file_in_errors(self.paths[pair]):
+                update(pair, probs, labels)
+
+
 def read_example(
     source: Source, pair: Pair, path: Path, num_classes: int, num_source: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Class scores and true labels of an image, as many classes as the others have.
+    """Probabilities and true labels of an image, as many classes as the other images have.
 
-    ``num_source`` is the number of the model's classes, where it is another.
+    Args:
+        source: the data set and the scores.
+        pair: the image and its mask.
+        path: its score file.
+        num_classes: number of classes in the masks.
+        num_source: number of classes in the score files, where it is another.
     """
     probs = source.probabilities(path)
     num_source = num_classes if num_source is None else num_source

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cpseg._internal.checks import (
     message,
 )
-from cpseg._internal.safe_files import _damaged, write_text
+from cpseg._internal.safe_files import damaged, write_text
 
 
 class Pair(NamedTuple):
@@ -34,7 +34,7 @@ def read_ids(path: str | Path, *, columns: int = 2) -> list[Pair]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise _damaged(path, "an id list in UTF-8", error) from error
+        raise damaged(path, "an id list in UTF-8", error) from error
     pairs: list[Pair] = []
     seen: dict[str, int] = {}
     expected = "'image mask'" if columns == 2 else "'image' or 'image mask'"

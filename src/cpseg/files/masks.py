@@ -13,7 +13,9 @@ from cpseg._internal.checks import (
     check_label_values,
     message,
 )
-from cpseg._internal.safe_files import _damaged, atomic
+from cpseg._internal.safe_files import atomic, damaged
+
+VOID = 255  # what training code expects in files
 
 
 def read_mask(
@@ -45,7 +47,7 @@ def read_mask(
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, "a mask image", error) from error
+        raise damaged(path, "a mask image", error) from error
     if mode not in ("L", "P") or values.ndim != 2:
         fix = "store class indices, 255 for void"
         raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
@@ -72,7 +74,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, "an image", error) from error
+        raise damaged(path, "an image", error) from error
 
 
 def _by(size: Sequence[int]) -> str:

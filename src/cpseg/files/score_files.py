@@ -1,9 +1,10 @@
-"""Files: probability maps, evidence, masks, id lists; written whole or not at all."""
+"""Score files: probabilities of one image, or the evidence made from them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +17,15 @@ from cpseg._internal.checks import (
     labels_outside,
     message,
 )
-from cpseg._internal.safe_files import _damaged, read_tensors, write_tensors
+from cpseg._internal.safe_files import (
+    damaged,
+    read_tensor_shapes,
+    read_tensors,
+    write_tensors,
+)
 from cpseg.core.selection import Evidence
 
+T = TypeVar("T")
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
@@ -69,9 +76,7 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
         probs = _only(path, tensors)
     else:
         probs = _from_numpy(path)
-    if probs.ndim != 3 or probs.numel() == 0:
-        got, fix = str(list(probs.shape)), "write one image a file, classes first"
-        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
+    _three(path, probs.shape)
     if probs.dtype == torch.uint8:
         probs = probs.to(device).to(torch.float32) / 255
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -84,6 +89,58 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
     return probs
 
 
+def read_shape(path: str | Path) -> tuple[int, int, int]:
+    """Classes, height and width of a file of probabilities, without reading the values.
+
+    Raises:
+        ValueError: the file is damaged, holds evidence or an array of another rank.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        shapes, metadata = read_tensor_shapes(path)
+        if metadata.get("kind") == "evidence":
+            raise no_probabilities(path)
+    else:
+        return _three(path, _shape_from_numpy(path))
+    return _three(path, _only(path, shapes))
+
+
+def no_probabilities(path: Path) -> ValueError:
+    """The error where a job needs the probabilities and finds evidence."""
+    fix = "pass the folder of class scores"
+    return ValueError(message(str(path), "class scores [K, H, W]", "evidence", fix))
+
+
+def _three(path: Path, size: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of one image's probabilities."""
+    if len(size) != 3 or 0 in size:
+        got, fix = str(list(size)), "write one image per file, classes first"
+        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
+    return size[0], size[1], size[2]
+
+
+def _shape_from_numpy(path: Path) -> Sequence[int]:
+    header = np.lib.format
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        if isinstance(loaded, np.ndarray):
+            return loaded.shape
+        with loaded:
+            name = _only(path, {name: name for name in loaded.files})
+            with loaded.zip.open(f"{name}.npy") as file:
+                old = header.read_magic(file) == (1, 0)
+                read = header.read_array_header_1_0 if old else header.read_array_header_2_0
+                size: tuple[int, ...] = read(file)[0]
+                return size
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) or str(error).startswith(f"{path}:"):
+            raise
+        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
+    except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
+        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
+
+
 def _from_numpy(path: Path) -> Tensor:
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -94,15 +151,16 @@ def _from_numpy(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        raise _damaged(path, f"a {path.suffix} file of class scores", error) from error
+        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
 
 
-def _only(path: Path, tensors: dict[str, Tensor]) -> Tensor:
-    if "probs" in tensors:
-        return tensors["probs"]
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
-    names = ", ".join(sorted(tensors)) or "none"
+def _only(path: Path, arrays: Mapping[str, T]) -> T:
+    """The array of probabilities among those of a file."""
+    if "probs" in arrays:
+        return arrays["probs"]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    names = ", ".join(sorted(arrays)) or "none"
     fix = "name the class scores 'probs'"
     raise ValueError(message(str(path), "an array 'probs'", f"arrays {names}", fix))
 

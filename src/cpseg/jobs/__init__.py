@@ -6,9 +6,11 @@ from cpseg.jobs.compact import compact
 from cpseg.jobs.evaluate import evaluate
 from cpseg.jobs.label import label
 from cpseg.jobs.predict import predict
+from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.sweep import sweep
 
 __all__ = [
+    "RecalibrationOptions",
     "calibrate",
     "certify",
     "compact",

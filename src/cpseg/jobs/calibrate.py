@@ -1,167 +1,121 @@
-"""The offline jobs over folders besides labelling: calibrate, evaluate, compact."""
+"""The job ``cpseg calibrate``: thresholds from the labelled images of an id list."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cpseg import groups
-from cpseg._internal.checks import (
-    check_alpha,
-    message,
-    name_file_in_errors,
-)
-from cpseg._internal.distributed import (
-    shard,
-)
+from cpseg._internal.checks import check_alpha
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
+from cpseg.calibration.provenance import GroupImages, Provenance
 from cpseg.core.nonconformity import nonconformity
-from cpseg.core.quantiles import conformal_rank
-from cpseg.files.dataset import (
-    VOID,
-    Progress,
-    Source,
-    quiet,
-    read_example,
-)
+from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.splits import (
-    split,
-)
+from cpseg.files.masks import VOID
+from cpseg.files.splits import drawn_share
 from cpseg.groups.resampling import to_grid
-from cpseg.jobs.recalibrate import RecalibrationOptions, recalibrate_scores, unchanged
-from cpseg.jobs.variants import (
-    LEARNED,
-    VARIANTS,
-    fixed_partition,
-    learned_partition,
-)
+from cpseg.jobs.recalibrate import Recalibrated, recalibrate
+from cpseg.jobs.settings import CalibrationSettings, settings_of
+from cpseg.jobs.variants import fixed_partition, learned_partition
 
 
 def calibrate(
     source: Source,
     ids: str | Path,
+    settings: CalibrationSettings | None = None,
     *,
-    alpha: float | str,
-    background: int | None,
-    variant: str = "pixel",
-    block: int = 32,
-    num_groups: int = 8,
-    group_share: float = 0.0,
-    seed: int = 0,
-    grid: tuple[int, int] | None = None,
-    per_class: bool = False,
-    score: str = "lac",
-    unit: str = "pixel",
-    fallback: bool = False,
-    refit: RecalibrationOptions | None = None,
     progress: Progress = quiet,
+    **keywords: Any,
 ) -> Calibration:
-    """Calibrate on the labelled images of an id list, sharing them out over the ranks.
+    """Calibrate on the labelled images of an id list; ranks share the images.
 
     Args:
-        source: the data set and the scores.
+        source: the data set and the probabilities.
         ids: id list of labelled images.
-        alpha: miscoverage rate.
-        background: index of the dominant class to suppress, or None.
-        variant: ``"pixel"``, ``"image"``, ``"blocks"``, ``"kmeans"`` or ``"annuli"``.
-        block: side of a block in cells.
-        num_groups: number of learned groups.
-        group_share: share of the images, drawn with ``seed``, on which groups are learned and
-            which then do not calibrate; 0 learns them on the calibration images themselves.
-        seed: of that draw and of the learning.
-        grid: height and width of the grid; by default the size of the first listed image.
-        per_class: thresholds for every class apart.
-        score: the nonconformity score; pseudo-labels need ``"lac"``.
-        unit: what is exchangeable in a pooled group, ``"pixel"`` or ``"image"``.
-        fallback: cells whose threshold is infinite take that of their block, and where that one
-            is too that of the image.
-        refit: how the scores are refitted first, or None.
-        progress: wraps the loop over images.
+        settings: how to calibrate.
+        progress: wraps the loops over images.
+        **keywords: fields of :class:`CalibrationSettings`, in place of ``settings``.
 
     Raises:
         ValueError: bad settings or files, named in the message.
+        TypeError: an unknown setting.
         OSError: a file that cannot be read.
     """
-    check_alpha("calibrate", alpha)
-    pairs = read_ids(ids)
-    paths = source.locate(pairs)
-    first = source.probabilities(paths[pairs[0]])
-    num_source = num_classes = first.shape[0]
-    if grid is None:
-        grid = (first.shape[-2], first.shape[-1])
-    if variant not in VARIANTS:
-        names = ", ".join(VARIANTS)
-        raise ValueError(message("calibrate", f"a variant among {names}", variant, "choose one"))
-    if group_share > 0 and variant not in LEARNED:
-        expected, fix = "a variant that learns groups for --group-share", "leave it out"
-        raise ValueError(message("calibrate", expected, variant, fix))
-    extra = source.facts()
-    map_of: Callable[[Pair], Callable[[Tensor], Tensor]] = unchanged
-    recalibration = None
-    if refit is not None:
-        refitted = recalibrate_scores(
-            "calibrate", refit, source, pairs, paths, num_source, seed=seed, progress=progress
-        )
-        recalibration, pairs, map_of = (
-            refitted.recalibration,
-            refitted.calibrating,
-            refitted.map_of,
-        )
-        num_classes = recalibration.num_classes
-        extra["refitted"] = {
-            "apart": refitted.apart,
-            "folds": refit.folds,
-            "images": sorted(pair.image for pair in refitted.fitted_on),
-        }
-    if variant in LEARNED:
-        generator = torch.Generator().manual_seed(seed)
-        learning, pairs = split("calibrate", pairs, group_share, generator)
-        extra["groups"] = {
-            "learned_on": len(learning),
-            "apart": group_share > 0,
-            "images": sorted(pair.image for pair in learning),
-        }
-        images = [(pair, paths[pair]) for pair in learning]
-        curves = _curves(source, images, num_classes, map_of, grid, score, progress)
-        partition = learned_partition(variant, curves, num_groups, generator)
+    settings = settings_of("calibrate", CalibrationSettings, settings, keywords)
+    check_alpha("calibrate", settings.alpha)
+    settings.grouping.check("calibrate")
+    images = LabelledImages.open(source, read_ids(ids), progress=progress)
+    announce(progress, _reads(settings, len(images.pairs)))
+    provenance = Provenance.from_json(source.facts())
+    pairs, recalibrated, options = images.pairs, None, settings.recalibration
+    if options is not None:
+        images = replace(images, num_classes=options.num_classes or images.num_source)
+        recalibrated = recalibrate("calibrate", options, images, seed=settings.seed)
+        pairs = recalibrated.calibration_images
+        provenance = replace(provenance, recalibration=recalibrated.provenance(options))
+    grouping, grid = settings.grouping, settings.grouping.grid or images.size
+    if grouping.learns:
+        generator = torch.Generator().manual_seed(settings.seed)
+        share = grouping.group_share
+        learning, pairs = drawn_share("calibrate", "--group-share", pairs, share, generator)
+        curves = _curves(images, learning, recalibrated, grid, settings.score)
+        partition = learned_partition(grouping.variant, curves, grouping.num_groups, generator)
+        names = tuple(sorted(pair.image for pair in learning))
+        provenance = replace(provenance, groups=GroupImages(names, len(learning), share > 0))
     else:
-        partition = fixed_partition(variant, grid, block)
-    coarser = ["blocks", "image"] if fallback else []
-    if variant in coarser:
-        coarser = coarser[coarser.index(variant) + 1 :]
+        partition = fixed_partition(grouping.variant, grid, grouping.block)
+    coarser = grouping.fallbacks() if settings.fallback else []
+    of_image = {} if recalibrated is None else recalibrated.of_image
+    whole = None if recalibrated is None else recalibrated.recalibration
     calibrator = Calibrator(
         partition,
-        alpha=alpha,
-        background=background,
-        num_classes=num_classes,
-        per_class=per_class,
+        alpha=settings.alpha,
+        background=settings.background,
+        num_classes=images.num_classes,
+        per_class=settings.per_class,
         max_images=len(pairs),
-        score=score,
+        score=settings.score,
         ignore_index=VOID,
-        unit=unit,
-        fallback=[fixed_partition(name, grid, block) for name in coarser],
+        unit=settings.unit,
+        fallback=[fixed_partition(name, grid, grouping.block) for name in coarser],
+        recalibration=None if of_image else whole,
+        variant=grouping.variant,
+        provenance=provenance,
     )
-    for pair in progress(*shard(pairs), "calibrate"):
-        probs, labels = read_example(source, pair, paths[pair], num_classes, num_source)
-        with name_file_in_errors(paths[pair]):
-            calibrator.update(map_of(pair)(probs), labels, ids=pair.image)
+
+    def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+        own = of_image.get(pair)
+        calibrator.update(probs if own is None else own(probs), labels, ids=pair.image)
+
+    images.feed(update, pairs, "calibrate")
     calibrator.sync()
     calibration = calibrator.compute()
-    extra.update(calibration.extra)
-    calibration = replace(calibration, variant=variant, extra=extra, recalibration=recalibration)
-    if fallback:
-        extra["fallback"] = _level_shares(calibration, [variant, *coarser])
+    if of_image:  # each image had a recalibration of its own; new images go through the whole one
+        calibration = replace(calibration, recalibration=whole)
+    if settings.fallback:
+        shares = _shares_of_levels(calibration, [grouping.variant, *coarser])
+        calibration = replace(
+            calibration, extra=replace(calibration.provenance, fallback_shares=shares)
+        )
     return calibration
 
 
-def _level_shares(calibration: Calibration, names: list[str]) -> dict[str, float]:
-    """Which share of the finite thresholds each level of a fallback gave."""
+def _reads(settings: CalibrationSettings, images: int) -> int:
+    """How many images all passes read, for one progress bar."""
+    options, grouping = settings.recalibration, settings.grouping
+    twice = options is not None and (options.folds > 0 or options.share == 0)
+    return images * (1 + twice) + images * (grouping.learns and grouping.group_share == 0)
+
+
+def _shares_of_levels(calibration: Calibration, names: list[str]) -> dict[str, float]:
+    """Which share of the cells each level of a fallback gave a finite threshold."""
     finite = calibration.threshold.isfinite()
     level = torch.zeros_like(finite) if calibration.level is None else calibration.level
     cells = finite.numel()
@@ -169,29 +123,24 @@ def _level_shares(calibration: Calibration, names: list[str]) -> dict[str, float
 
 
 def _curves(
-    source: Source,
-    images: list[tuple[Pair, Path]],
-    num_classes: int,
-    map_of: Callable[[Pair], Callable[[Tensor], Tensor]],
+    images: LabelledImages,
+    learning: list[Pair],
+    recalibrated: Recalibrated | None,
     grid: tuple[int, int],
     score: str,
-    progress: Progress,
 ) -> Tensor:
     """Nonconformity curves; every rank reads all of these images, so that all learn the same."""
-    where = dict(images)
-    scores = []
-    for pair in progress(list(where), len(where), "learn groups"):
-        probs = source.probabilities(where[pair])
-        labels = source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
-        with name_file_in_errors(where[pair]):
-            found = nonconformity(map_of(pair)(probs), labels, score=score)
-        scores.append(to_grid(found, grid))
+    scores: list[Tensor] = []
+
+    def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+        if recalibrated is not None:
+            probs = recalibrated.map_of(pair)(probs)
+        scores.append(to_grid(nonconformity(probs, labels, score=score), grid))
+
+    images.feed(update, learning, "learn groups", every_rank=True)
     return groups.curves(torch.stack(scores))
 
 
 def images_needed(alpha: float | str) -> int:
     """The fewest scores at a cell that give a finite threshold; 19 at 0.05."""
-    n = int(1 / check_alpha("images_needed", alpha)) - 2
-    while conformal_rank(max(n, 0), alpha) > max(n, 0):
-        n += 1
-    return max(n, 0)
+    return math.ceil(1 / check_alpha("images_needed", alpha)) - 1

@@ -1,38 +1,19 @@
-"""The offline job: evidence files in place of score maps."""
+"""The job ``cpseg compact``: evidence files in place of probability maps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from cpseg._internal.checks import (
-    name_file_in_errors,
-)
-from cpseg._internal.distributed import (
-    barrier,
-    shard,
-)
-from cpseg._internal.hashing import (
-    digest,
-)
+from cpseg._internal.checks import name_file_in_errors
+from cpseg._internal.distributed import barrier, shard
+from cpseg._internal.hashing import digest
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
-from cpseg.files.dataset import (
-    Progress,
-    Source,
-    fingerprint,
-    quiet,
-)
+from cpseg.files.dataset import Progress, Source, fingerprint, quiet
 from cpseg.files.id_lists import read_ids
-from cpseg.files.run_folder import (
-    is_up_to_date,
-    open_run_folder,
-    output_path,
-)
+from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path
 from cpseg.files.score_files import write_evidence
-from cpseg.jobs.variants import (
-    with_map_of,
-)
 
 
 def compact(
@@ -44,14 +25,14 @@ def compact(
     calibration: Calibration | None = None,
     progress: Progress = quiet,
 ) -> int:
-    """Turn the class scores of an id list into evidence files, skipping those that are there.
+    """Turn the probabilities of an id list into evidence files, skipping those that are there.
 
     Args:
-        source: the data set and the scores.
+        source: the data set and the probabilities.
         ids: id list; a second column is not read.
-        out: the folder to write, laid out like the folder of scores.
+        out: the folder to write, laid out like the folder of probabilities.
         background: index of the dominant class that selection will suppress, or None.
-        calibration: one whose class map and recalibration the scores go through, or None.
+        calibration: one whose class map and recalibration the probabilities go through, or None.
         progress: wraps the loop over images.
 
     Returns:
@@ -65,27 +46,26 @@ def compact(
     pairs = read_ids(ids, columns=1)
     recalibration = None
     if calibration is not None:
-        source = with_map_of(source, calibration)
+        source = source.with_recorded_class_map(calibration.provenance.class_map)
         recalibration = calibration.to(source.device).recalibration
     class_map = source.class_map and source.class_map.to_json()
-    made: dict[str, object] = {"background": background, "map": class_map}
+    settings: dict[str, object] = {"background": background, "map": class_map}
     if recalibration is not None:
-        made["recalibration"] = recalibration.fingerprint
+        settings["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)
-    places = {pair: output_path(out, pair.image, ".safetensors") for pair in pairs}
-    open_run_folder(out, digest({**made, "probs": str(source.probs.resolve())}))
+    outputs = {pair: output_path(out, pair.image, ".safetensors") for pair in pairs}
+    open_run_folder(out, digest({**settings, "probs": str(source.probs.resolve())}))
     written = 0
     for pair in progress(*shard(pairs), "compact"):
-        path = places[pair]
-        if is_up_to_date(path, paths[pair]):
+        if is_up_to_date(outputs[pair], paths[pair]):
             continue
         probs = source.probabilities(paths[pair])
         with name_file_in_errors(paths[pair]):
             if recalibration is not None:
-                found = recalibration.evidence(probs, background=background)
+                compacted = recalibration.evidence(probs, background=background)
             else:
-                found = evidence(probs, background=background)
-        write_evidence(path, replace(found, class_map=fingerprint(source.class_map)))
+                compacted = evidence(probs, background=background)
+        write_evidence(outputs[pair], replace(compacted, class_map=fingerprint(source.class_map)))
         written += 1
     barrier()
     return written

@@ -1,38 +1,40 @@
-"""The offline job: rules compared on held-out labelled images."""
+"""The job ``cpseg evaluate``: rules compared on held-out labelled images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
-from cpseg._internal import distributed as ranks
-from cpseg._internal.checks import (
-    name_file_in_errors,
-)
-from cpseg._internal.distributed import (
-    shard,
-)
+from cpseg._internal.checks import name_file_in_errors
+from cpseg._internal.distributed import broadcast_first, shard
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence, evidence, pseudo_labels
-from cpseg.files.dataset import (
-    VOID,
-    Progress,
-    Source,
-    quiet,
-)
+from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.files.id_lists import read_ids
+from cpseg.files.masks import VOID
 from cpseg.jobs.tally import Row, Tally
-from cpseg.jobs.variants import (
-    with_map_of,
-)
 
-_RAW = "raw argmax"
+Scores = Tensor | Evidence
+Apply = Callable[[Scores, Scores], Tensor | None]
 
 
-_REFITTED = "refitted argmax"
+class Rule(NamedTuple):
+    """A way to choose labels.
+
+    Attributes:
+        name: what the table calls it.
+        labels: from what the file holds, and the same recalibrated, to labels; None where the rule
+            gives sets alone.
+        has_sets: whether the calibration's prediction sets are the rule's.
+    """
+
+    name: str
+    labels: Apply
+    has_sets: bool = False
 
 
 def evaluate(
@@ -43,72 +45,98 @@ def evaluate(
     constant: float | None = None,
     progress: Progress = quiet,
 ) -> list[Row]:
-    """Compare rules on labelled images that did not calibrate.
+    """Compare rules on labelled images that were not used for the calibration.
 
     Args:
-        source: the data set and the scores, maps or evidence.
+        source: the data set and the scores, probabilities or evidence.
         ids: id list of labelled images.
         calibration: the calibration to judge.
-        constant: also a constant threshold, 0.3 is confidence 0.7.
+        constant: also a constant threshold; 0.3 is confidence 0.7.
         progress: wraps the loop over images.
 
     Returns:
-        Raw argmax, that of the refitted scores if there are such, the calibration's rule (its sets
-        alone where the score is not LAC), the same without background suppression if it has one,
-        and the constant threshold if given. From evidence: without coverage and set size.
+        Raw argmax, that of the recalibrated probabilities if there are such, the calibration's rule
+        without background suppression if it has one, the calibration's rule (its sets alone where
+        the score is not LAC), and the constant threshold if given. From evidence: without coverage
+        and set size.
 
     Raises:
         ValueError: bad files, named in the message.
         OSError: a file that cannot be read.
     """
-    source = with_map_of(source, calibration)
+    source = source.with_recorded_class_map(calibration.provenance.class_map)
     calibration = replace(calibration, ignore_index=VOID).to(source.device)
-    background = calibration.background
-    tallies: dict[str, Tally] = {}
-    applied = replace(calibration, recalibration=None)  # to scores that are mapped once
-    plain = replace(applied, background=None)
+    applied = replace(calibration, recalibration=None)  # to probabilities recalibrated before
     pairs = read_ids(ids)
     paths = source.locate(pairs)
+    tallies: list[tuple[Rule, Tally]] = []
     for pair in progress(*shard(pairs), "evaluate"):
-        path = paths[pair]
-        found = source.scores(path)
-        with name_file_in_errors(path):
-            selects = calibration.score == "lac"
-            rules: dict[str, Tensor | None] = {_name(calibration): None}  # sets alone
-            if isinstance(found, Evidence):
-                rules[_name(calibration)] = calibration.pseudo_labels(found)
-                num_classes, height, width = found.num_classes, *found.best.shape
-                rules[_RAW if found.recalibration is None else _REFITTED] = found.argmax()
-                if constant is not None:
-                    rules[f"constant {constant:g}"] = found.pseudo_labels(constant)
-            else:
-                num_classes, height, width = found.shape
-                probs = found
-                if calibration.recalibration is not None:
-                    probs = calibration.recalibration(found)
-                    rules[_REFITTED] = evidence(probs, background=background).argmax()
-                if num_classes == len(probs):  # else the model has other classes
-                    rules[_RAW] = evidence(found, background=background).argmax()
-                num_classes = len(probs)
-                if selects:
-                    rules[_name(calibration)] = applied.pseudo_labels(probs)
-                if background is not None and selects:
-                    rules[_name(plain)] = plain.pseudo_labels(probs)
-                if constant is not None:
-                    rules[f"constant {constant:g}"] = pseudo_labels(
-                        probs, constant, background=background
-                    )
-        truth = source.labels(pair, num_classes, (height, width))
-        for name, predictions in rules.items():
-            if name not in tallies:
-                tallies[name] = Tally(name, num_classes, device=source.device)
-            if predictions is not None:  # other scores give sets alone
-                tallies[name].update(predictions, truth)
-        if not isinstance(found, Evidence):
-            sets = applied.prediction_set(probs)
-            for name in tallies.keys() & {_name(calibration), _name(plain)}:
-                tallies[name].update_sets(sets, truth)
-    return _rows(tallies, calibration, source.device)
+        scores = source.scores(paths[pair])
+        with name_file_in_errors(paths[pair]):
+            mapped = scores
+            if isinstance(scores, Tensor) and calibration.recalibration is not None:
+                mapped = calibration.recalibration(scores)
+            if not tallies:
+                num_classes = _num_classes(mapped)
+                tallies = [
+                    (rule, Tally(rule.name, num_classes, device=source.device))
+                    for rule in _rules(calibration, scores, constant)
+                ]
+            labels = [rule.labels(scores, mapped) for rule, _ in tallies]
+        size = mapped.best.shape if isinstance(mapped, Evidence) else mapped.shape[-2:]
+        truth = source.labels(pair, _num_classes(mapped), (size[0], size[1]))
+        sets = applied.prediction_set(mapped) if isinstance(mapped, Tensor) else None
+        for (rule, tally), predictions in zip(tallies, labels, strict=True):
+            if predictions is not None:
+                tally.update(predictions, truth)
+            if rule.has_sets and sets is not None:
+                tally.update_sets(sets, truth)
+    return _rows([tally for _, tally in tallies], source.device)
+
+
+def _num_classes(scores: Scores) -> int:
+    return scores.num_classes if isinstance(scores, Evidence) else len(scores)
+
+
+def _rules(calibration: Calibration, scores: Scores, constant: float | None) -> list[Rule]:
+    """The rules to compare, by what the first file holds; in the order of the table."""
+    background = calibration.background
+    without = replace(calibration, background=None)
+
+    def argmax(file: Scores) -> Tensor:
+        each = file if isinstance(file, Evidence) else evidence(file, background=background)
+        return each.argmax()
+
+    def at_constant(file: Scores) -> Tensor:
+        limit = 0.0 if constant is None else constant
+        if isinstance(file, Evidence):
+            return file.pseudo_labels(limit)
+        return pseudo_labels(file, limit, background=background)
+
+    def select(by: Calibration) -> Apply:
+        applied = replace(by, recalibration=None)
+        if by.score != "lac":
+            return lambda file, mapped: None
+        return lambda file, mapped: (
+            by.pseudo_labels(file) if isinstance(file, Evidence) else applied.pseudo_labels(mapped)
+        )
+
+    rules = []
+    recalibrated = calibration.recalibration is not None
+    if isinstance(scores, Evidence):
+        recalibrated = scores.recalibration is not None
+        if not recalibrated:
+            rules.append(Rule("raw argmax", lambda file, mapped: argmax(file)))
+    elif calibration.recalibration is None or len(scores) == calibration.recalibration.num_classes:
+        rules.append(Rule("raw argmax", lambda file, mapped: argmax(file)))
+    if recalibrated:
+        rules.append(Rule("recalibrated argmax", lambda file, mapped: argmax(mapped)))
+    if background is not None and calibration.score == "lac" and isinstance(scores, Tensor):
+        rules.append(Rule(_name(without), select(without), has_sets=True))
+    rules.append(Rule(_name(calibration), select(calibration), has_sets=True))
+    if constant is not None:
+        rules.append(Rule(f"constant {constant:g}", lambda file, mapped: at_constant(mapped)))
+    return rules
 
 
 def _name(calibration: Calibration) -> str:
@@ -118,15 +146,10 @@ def _name(calibration: Calibration) -> str:
     return f"{calibration.variant}{', suppressed' if suppressed else ''}"
 
 
-def _rows(tallies: dict[str, Tally], calibration: Calibration, device: str) -> list[Row]:
+def _rows(tallies: list[Tally], device: str) -> list[Row]:
     """Rows over all ranks; a rank without images takes part with zeros."""
-    if ranks.active():
-        known: list[list[tuple[str, int]] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(known, [(t.rule, t.num_classes) for t in tallies.values()])
-        for rule, num_classes in max((names or [] for names in known), key=len):
-            tallies.setdefault(rule, Tally(rule, num_classes, device=device))
-    for name in sorted(tallies):
-        tallies[name].sync()
-    order = [_RAW, _REFITTED, _name(replace(calibration, background=None)), _name(calibration)]
-    place = {name: number for number, name in enumerate(order)}
-    return [tallies[name].row() for name in sorted(tallies, key=lambda n: place.get(n, 9))]
+    names = broadcast_first([(tally.rule, tally.num_classes) for tally in tallies])
+    tallies = tallies or [Tally(rule, classes, device=device) for rule, classes in names]
+    for tally in tallies:
+        tally.sync()
+    return [tally.row() for tally in tallies]

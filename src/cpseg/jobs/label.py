@@ -1,4 +1,4 @@
-"""The offline job: a pseudo-label mask for every image of a list, and an id list to train on."""
+"""The job ``cpseg label``: a pseudo-label mask for every image, and an id list to train on."""
 
 from __future__ import annotations
 
@@ -11,49 +11,17 @@ from pathlib import Path
 
 import torch
 
-from cpseg._internal.checks import (
-    message,
-    name_file_in_errors,
-    shape,
-)
-from cpseg._internal.distributed import (
-    barrier,
-    rank,
-    shard,
-)
-from cpseg._internal.hashing import (
-    digest,
-)
-from cpseg._internal.safe_files import (
-    write_text,
-)
+from cpseg._internal.checks import message, name_file_in_errors, shape
+from cpseg._internal.distributed import barrier, rank, shard
+from cpseg._internal.hashing import digest
+from cpseg._internal.safe_files import write_text
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.class_map import parse_class_map
-from cpseg.files.dataset import (
-    VOID,
-    Progress,
-    Source,
-    quiet,
-)
-from cpseg.files.id_lists import (
-    Pair,
-    check_ids,
-    read_ids,
-    write_ids,
-)
-from cpseg.files.masks import (
-    image_size,
-    read_mask,
-    write_mask,
-)
-from cpseg.files.run_folder import (
-    is_up_to_date,
-    open_run_folder,
-    output_path,
-)
-from cpseg.jobs.variants import (
-    with_map_of,
-)
+from cpseg.core.selection import Evidence
+from cpseg.files.dataset import Progress, Source, quiet
+from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
+from cpseg.files.masks import VOID, image_size, read_mask, write_mask
+from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path
 
 
 def label(
@@ -69,16 +37,16 @@ def label(
 
     The folder gets ``masks/`` (8-bit palette PNG, 255 = ignore, image size), ``ids.txt`` (pairs as
     UniMatch and AllSpark read them), ``summary.csv`` (kept share and pixels of every class, per
-    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one. Where the
-    labelled masks were calibrated through a mask map or another void value, ``true/`` gets them as
-    training code reads pseudo-labels.
+    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one. Where a mask
+    map or another void value was used for calibration, ``true/`` gets the labelled masks in the
+    form in which training code reads pseudo-labels.
 
     Args:
         source: the data set and the scores, maps or evidence.
         ids: id list of unlabelled images; a second column is not read.
-        calibration: what labels are selected with.
+        calibration: selects the labels.
         out: the folder to write.
-        labelled: the labelled id list, to be continued with the pseudo-labels of other images.
+        labelled: the labelled id list, for ``stage1.txt``.
         progress: wraps the loop over images.
 
     Returns:
@@ -97,21 +65,22 @@ def label(
     known = [] if labelled is None else read_ids(labelled)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     check_ids(out, listed)  # before the work, not after it
-    source = with_map_of(source, calibration)
+    source = source.with_recorded_class_map(calibration.provenance.class_map)
     paths = source.locate(pairs)
     open_run_folder(out, _fingerprint(source, calibration, pairs))
-    thresholds = replace(calibration, ignore_index=VOID).to(source.device)
+    calibration = replace(calibration, ignore_index=VOID).to(source.device)
     for pair in progress(*shard(pairs), "label"):
         path = paths[pair]
         if is_up_to_date(masks[pair], path):
             continue
-        found = source.scores(path)
-        with name_file_in_errors(path):
-            labels = thresholds.pseudo_labels(found, dtype=torch.uint8)
         size = image_size(source.root / pair.image)
-        if size != tuple(labels.shape):
+        scores = source.scores(path)
+        plane = scores.best if isinstance(scores, Evidence) else scores[0]
+        if size != tuple(plane.shape):
             expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
-            raise ValueError(message(str(path), expected, shape(labels), fix))
+            raise ValueError(message(str(path), expected, shape(plane), fix))
+        with name_file_in_errors(path):
+            labels = calibration.pseudo_labels(scores, dtype=torch.uint8)
         write_mask(masks[pair], labels)
     barrier()
     if rank() > 0:
@@ -128,15 +97,16 @@ def label(
 def _true_masks(
     source: Source, pairs: Sequence[Pair], calibration: Calibration, out: Path
 ) -> list[tuple[str, str]]:
-    """Lines of ``stage1.txt`` for labelled images; masks stored otherwise are written anew.
+    """Lines of ``stage1.txt`` for labelled images.
 
-    Training code reads all masks of the list alike: classes as they are, 255 for void.
+    Masks with other values are written anew, since training code reads all masks of the list in
+    the same way: class indices as they are, 255 for void.
     """
-    stored = calibration.extra.get("masks")
+    stored = calibration.provenance.masks
     if stored is None:
         return [(pair.image, pair.mask or "") for pair in pairs]
-    mask_map = None if stored["map"] is None else parse_class_map(stored["map"])
-    source = replace(source, mask_map=mask_map, void=stored["void"], device="cpu")
+    mask_map = None if stored.map is None else parse_class_map(stored.map)
+    source = replace(source, mask_map=mask_map, void=stored.void, device="cpu")
     lines = []
     for pair in pairs:
         path = output_path(out / "true", pair.image, ".png")
@@ -153,13 +123,12 @@ def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
     for pair in pairs:
         path = output_path(out / "masks", pair.image, ".png")
         if path in owner:
-            got, fix = (
+            expected, got = (
+                "image names that differ before the suffix",
                 f"{owner[path]} and {pair.image}",
-                "rename one: their masks would be the same",
             )
-            raise ValueError(
-                message("label", "image names that differ before the suffix", got, fix)
-            )
+            fix = "rename one: their masks would be the same"
+            raise ValueError(message("label", expected, got, fix))
         owner[path] = pair.image
         paths[pair] = path
     return paths
@@ -173,7 +142,7 @@ def _listed(mask: Path, root: Path) -> str:
 
 def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:
     """What must be the same for a run to go on in a folder."""
-    refitted = calibration.recalibration
+    recalibration = calibration.recalibration
     maps = [calibration.threshold]
     if calibration.class_threshold is not None:
         maps.append(calibration.class_threshold)
@@ -182,7 +151,7 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
         {
             "threshold": hashlib.sha256(thresholds).hexdigest(),
             "background": calibration.background,
-            **({} if refitted is None else {"recalibration": refitted.fingerprint}),
+            **({} if recalibration is None else {"recalibration": recalibration.fingerprint}),
             "map": source.class_map and source.class_map.to_json(),
             "probs": str(source.probs.resolve()),
             "root": str(source.root.resolve()),
@@ -192,7 +161,10 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
 
 
 def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> float:
-    """Write ``summary.csv`` from the masks themselves; the kept share over all pixels."""
+    """Write ``summary.csv`` and return the kept share over all pixels.
+
+    The masks are read again from disk, so that a resumed run sums up all of them.
+    """
     num_classes = calibration.num_classes or VOID
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpseg._internal import words
 from cpseg._internal.checks import (
     check_background,
     check_unit_interval,
@@ -42,7 +43,8 @@ from cpseg.files.run_folder import (
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
 
-DTYPES = ("uint8", "float16")
+DTYPES = words.SCORE_DTYPES
+
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA", "CMYK", "YCbCr")  # 8 bits, or fewer
 

@@ -1,36 +1,37 @@
-"""Refitting class scores to a data set, as the first step of the offline jobs."""
+"""Recalibrating a model's probabilities to a data set, as the first step of the offline jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from cpseg._internal.checks import message, name_file_in_errors
-from cpseg._internal.distributed import shard
-from cpseg.files.dataset import VOID, Progress, Source, read_example
+from cpseg.calibration.provenance import RecalibrationImages
+from cpseg.files.dataset import LabelledImages
 from cpseg.files.id_lists import Pair
-from cpseg.files.splits import split
+from cpseg.files.masks import VOID
+from cpseg.files.splits import drawn_order, drawn_share
 from cpseg.recalibration.recalibration import Recalibration
 from cpseg.recalibration.recalibrator import Recalibrator
 
 
 @dataclass(frozen=True)
 class RecalibrationOptions:
-    """How class scores are refitted, and on which images.
+    """How probabilities are recalibrated, and on which images.
 
     Attributes:
-        method: see :class:`Recalibrator`.
-        share: share of the images, drawn with the seed, that fits the map and does not calibrate;
-            0 fits it on the calibration images themselves, and nothing is promised.
-        folds: with 2 or more all images calibrate, each scored by a map that the other folds
-            fitted, and the map of all images is kept: an approximation, without a promise.
+        method: see :class:`cpseg.Recalibrator`.
+        share: share of the images, drawn with the seed, on which the recalibration is fitted and
+            which are then not used for calibration; 0 fits it on the calibration images
+            themselves, and then nothing is promised.
+        folds: with 2 or more, all images are used for calibration, each recalibrated by a fit on
+            the other folds, and the fit on all images is kept: an approximation without a promise.
         context: ``"auto"``, or parts of the context.
-        scores: ``"softmax"`` or ``"sigmoid"``, what the model's scores are.
-        prior_power: tau in [0, 1], see :meth:`Recalibration.with_prior_power`.
-        num_classes: classes of the data set, where the model has others.
+        scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities.
+        prior_power: tau in [0, 1], see :meth:`cpseg.Recalibration.with_prior_power`.
+        num_classes: number of classes of the data set, where the model has others.
     """
 
     method: str = "dirichlet"
@@ -42,93 +43,85 @@ class RecalibrationOptions:
     num_classes: int | None = None
 
     def recalibrator(self, num_classes: int, seed: int) -> Recalibrator:
-        """A fresh one; the methods without parameters a class take no context."""
-        plain = self.method in ("none", "temperature")
+        """A new one; methods without parameters per class take no context."""
+        without_context = self.method in ("none", "temperature")
         return Recalibrator(
             num_classes,
             method=self.method,
             scores=self.scores,
-            context=() if plain and self.context == "auto" else self.context,
+            context=() if without_context and self.context == "auto" else self.context,
             seed=seed,
             ignore_index=VOID,
         )
 
 
 @dataclass(frozen=True)
-class RecalibratedScores:
-    """Maps for the images that calibrate, and the one to keep.
+class Recalibrated:
+    """A fitted recalibration and the images that are left for calibration.
 
     Attributes:
-        recalibration: what new images go through.
-        calibrating: the images that calibrate.
-        fitted_on: the images that fitted it.
-        own: map of a calibrating image, where that is another.
+        recalibration: the one that new images go through.
+        calibration_images: images used for calibration.
+        fitting_images: images on which the recalibration was fitted.
+        of_image: by folds, the recalibration of each calibration image.
     """
 
     recalibration: Recalibration
-    calibrating: list[Pair]
-    fitted_on: list[Pair]
-    own: Mapping[Pair, Recalibration]
+    calibration_images: list[Pair]
+    fitting_images: list[Pair]
+    of_image: Mapping[Pair, Recalibration] = field(default_factory=dict)
 
     @property
-    def apart(self) -> bool:
-        """Whether no image that fitted calibrates."""
-        return not set(self.calibrating) & set(self.fitted_on)
+    def disjoint(self) -> bool:
+        """Whether no image is used both for fitting and for calibration."""
+        return not set(self.calibration_images) & set(self.fitting_images)
 
     def map_of(self, pair: Pair) -> Recalibration:
-        """The map whose scores of an image calibrate."""
-        return self.own.get(pair, self.recalibration)
+        """The recalibration that a calibration image goes through."""
+        return self.of_image.get(pair, self.recalibration)
+
+    def provenance(self, options: RecalibrationOptions) -> RecalibrationImages:
+        """What the calibration's file records."""
+        names = tuple(sorted(pair.image for pair in self.fitting_images))
+        return RecalibrationImages(names, options.folds, self.disjoint)
 
 
-def recalibrate_scores(
-    where: str,
-    refit: RecalibrationOptions,
-    source: Source,
-    pairs: list[Pair],
-    paths: Mapping[Pair, Path],
-    num_source: int,
-    *,
-    seed: int,
-    progress: Progress,
-) -> RecalibratedScores:
-    """Fit the map on a share of the images, or by folds on all of them; every rank gets it.
+def recalibrate(
+    where: str, options: RecalibrationOptions, images: LabelledImages, *, seed: int
+) -> Recalibrated:
+    """Fit on a share of the images, or by folds on all of them; every rank gets the result.
+
+    ``images.num_classes`` is the number of classes of the result.
 
     Raises:
         ValueError: a share or folds that leave a part empty, and what the fit refuses.
     """
-    num_classes = num_source if refit.num_classes is None else refit.num_classes
     generator = torch.Generator().manual_seed(seed)
+    fitting = calibrating = images.pairs
     fold_of: dict[Pair, int] = {}
-    fitting = calibrating = pairs
-    if refit.folds == 0:
-        fitting, calibrating = split(
-            where, pairs, refit.share, generator, option="--recalibrate-share"
-        )
-    elif not 2 <= refit.folds <= len(pairs):
-        expected = f"2 to {len(pairs)} --recalibrate-folds for {len(pairs)} images"
-        raise ValueError(message(where, expected, f"{refit.folds}", "choose another number"))
+    if options.folds == 0:
+        option = "--recalibrate-share"
+        fitting, calibrating = drawn_share(where, option, images.pairs, options.share, generator)
     else:
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        fold_of = {pairs[place]: number % refit.folds for number, place in enumerate(order)}
-    whole = refit.recalibrator(num_classes, seed)
-    parts = [refit.recalibrator(num_classes, seed) for _ in range(refit.folds)]
-    for pair in progress(*shard(fitting), "refit scores"):
-        probs, labels = read_example(source, pair, paths[pair], num_classes, num_source)
-        with name_file_in_errors(paths[pair]):
-            whole.update(probs, labels, ids=pair.image)
-            for number, part in enumerate(parts):
-                if fold_of[pair] != number:
-                    part.update(probs, labels, ids=pair.image)
+        option = "--recalibrate-folds"
+        count = len(images.pairs)
+        order = drawn_order(where, count, options.folds, generator, option=option)
+        fold_of = {images.pairs[i]: number % options.folds for number, i in enumerate(order)}
+    whole = options.recalibrator(images.num_classes, seed)
+    of_fold = [options.recalibrator(images.num_classes, seed) for _ in range(options.folds)]
+
+    def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+        whole.update(probs, labels, ids=pair.image)
+        for number, recalibrator in enumerate(of_fold):
+            if fold_of[pair] != number:
+                recalibrator.update(probs, labels, ids=pair.image)
 
     def fit(recalibrator: Recalibrator) -> Recalibration:
         recalibrator.sync()
-        return recalibrator.fit().with_prior_power(refit.prior_power).to(source.device)
+        recalibration = recalibrator.fit().with_prior_power(options.prior_power)
+        return recalibration.to(images.source.device)
 
-    made = [fit(part) for part in parts]
-    own = {pair: made[number] for pair, number in fold_of.items()}
-    return RecalibratedScores(fit(whole), calibrating, fitting, own)
-
-
-def unchanged(pair: Pair) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map of an image whose scores are not refitted."""
-    return lambda probs: probs
+    images.feed(update, fitting, "recalibrate")
+    fitted = [fit(recalibrator) for recalibrator in of_fold]
+    of_image = {pair: fitted[number] for pair, number in fold_of.items()}
+    return Recalibrated(fit(whole), calibrating, fitting, of_image)

@@ -7,15 +7,13 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import NamedTuple
 
 from cpseg.jobs.calibrate import images_needed
-from cpseg.jobs.tally import aligned
+from cpseg.jobs.estimate import Estimate, aligned, plus_minus, small_percent
 
 FIGURES = ("miou_kept", "miou_all", "kept", "wrong", "coverage", "infinite")
 RAW = "raw argmax"
-ARGMAX = "argmax"  # of refitted scores
+ARGMAX = "argmax"  # of recalibrated probabilities
 _SCORING = ("recalibrate", "prior power")
 _HEADER = (
     *("variant", "background", "alpha", "mIoU kept", "mIoU all"),
@@ -23,29 +21,13 @@ _HEADER = (
 )
 
 
-class Estimate(NamedTuple):
-    """A figure over folds: mean, standard error (NaN below two folds), folds that have one."""
-
-    mean: float
-    se: float
-    folds: int
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> Estimate:
-        """From the figure of every fold, NaN where a fold has none."""
-        present = [value for value in values if not math.isnan(value)]
-        mean = fmean(present) if present else math.nan
-        se = stdev(present) / math.sqrt(len(present)) if len(present) > 1 else math.nan
-        return cls(mean, se, len(present))
-
-
 @dataclass(frozen=True)
 class SweepRow:
     """One setting's figures over the folds; the first row of a sweep is the raw argmax.
 
     Attributes:
-        variant: how cells share thresholds, or ``"raw argmax"``, or ``"argmax"`` of refitted
-            scores.
+        variant: how cells share thresholds, or ``"raw argmax"``, or ``"argmax"`` of
+            recalibrated probabilities.
         background: the class that selection suppresses, or None.
         alpha: miscoverage rate; None for an argmax.
         miou_kept: mean IoU over the pixels that carry a label.
@@ -55,7 +37,7 @@ class SweepRow:
         coverage: share of pixels whose class is in the prediction set; no fold for an argmax.
         infinite: share of thresholds that are +inf, too few images in a fold for this alpha; no
             fold for an argmax.
-        recalibrate: the method that refitted the scores, ``"none"`` for the model's own.
+        recalibrate: the method of recalibration, ``"none"`` for the model's own probabilities.
         prior_power: the power to which the class prior was divided out of them.
     """
 
@@ -86,54 +68,41 @@ class SweepRow:
 def table_of_sweep(rows: Sequence[SweepRow]) -> str:
     """The rows as a Markdown table, mean ± standard error over folds.
 
-    How scores were refitted has its columns where one row's were.
+    There are columns for the recalibration where some row has one.
     """
-    refitted = any(row.recalibrate != "none" or row.prior_power > 0 for row in rows)
-    header = (*_SCORING, *_HEADER) if refitted else _HEADER
+    recalibrated = any(row.recalibrate != "none" or row.prior_power > 0 for row in rows)
+    header = (*_SCORING, *_HEADER) if recalibrated else _HEADER
     lines: list[tuple[str, ...]] = [header, ("---",) + ("---:",) * (len(header) - 1)]
     for row in rows:
         baseline = row.alpha is None
         lines.append(
             (
-                *((row.recalibrate, f"{row.prior_power:g}") if refitted else ()),
+                *((row.recalibrate, f"{row.prior_power:g}") if recalibrated else ()),
                 row.variant,
                 "-" if baseline else _word(row.background),
                 "-" if baseline else f"{row.alpha:g}",
-                *(_cell(value) for value in (row.miou_kept, row.miou_all)),
-                *(_cell(value, percent=True) for value in (row.kept, row.wrong, row.coverage)),
-                "-" if baseline else _infinite(row.infinite.mean),
+                *(plus_minus(value, share=False) for value in (row.miou_kept, row.miou_all)),
+                *(plus_minus(value) for value in (row.kept, row.wrong, row.coverage)),
+                "-" if baseline else small_percent(row.infinite.mean),
             )
         )
     return aligned(lines)
-
-
-def _cell(value: Estimate, *, percent: bool = False) -> str:
-    if value.folds == 0:
-        return "-"
-    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
-    se = "?" if math.isnan(value.se) else f"{scale * value.se:.{digits}f}"
-    return f"{scale * value.mean:.{digits}f} ± {se}{unit}"
-
-
-def _infinite(share: float) -> str:
-    """None and a few are different things: only one of them keeps every pixel somewhere."""
-    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def conclusion(rows: Sequence[SweepRow]) -> str:
     """Which settings come first, and what such a choice is worth. Ties go to the earlier row."""
     raw, best = rows[0], max(rows, key=lambda row: row.miou_all.mean)
     enough = [row for row in rows if row.kept.mean >= 0.5 and row.wrong.folds > 0]
-    said = f"Best mIoU over all pixels: {best.name} ({_cell(best.miou_all)}"
-    said += "). " if best is raw else f"; {raw.name} {_cell(raw.miou_all)}). "
+    said = f"Best mIoU over all pixels: {best.name} ({plus_minus(best.miou_all, share=False)}"
+    said += "). " if best is raw else f"; {raw.name} {plus_minus(raw.miou_all, share=False)}). "
     if enough:
         least = min(enough, key=lambda row: row.wrong.mean)
         said += (
             f"Fewest wrong labels with at least half the pixels kept: {least.name} "
-            f"({_cell(least.wrong, percent=True)} of {100 * least.kept.mean:.1f} %). "
+            f"({plus_minus(least.wrong)} of {100 * least.kept.mean:.1f} %). "
         )
     return said + (
-        "A choice made by this table is tuned on these images: certify it, or measure it on others."
+        "A choice made from this table is tuned on these images: certify it, or measure it on others."
     )
 
 
@@ -152,13 +121,13 @@ def infinite_threshold_warning(rows: Sequence[SweepRow]) -> str | None:
         for alpha, names in short.items()
     )
     return (
-        f"in folds thresholds are infinite and let every class in at alpha {', '.join(parts)}; all "
-        "images together may have enough: use more --folds, label more, or drop these alphas"
+        f"in the folds, thresholds are infinite and admit every class at alpha {', '.join(parts)}; "
+        "all images together may be enough: use more --folds, label more, or drop these alphas"
     )
 
 
 def csv_of_sweep(rows: Sequence[SweepRow]) -> str:
-    """All figures at full precision, a line a setting; empty where there is none."""
+    """All figures at full precision, one line per setting; empty where a figure is missing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"{name}{end}" for name in FIGURES for end in ("", "_se", "_folds")]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cpseg._internal import distributed as ranks
 from cpseg.core.metrics import confusion_matrix, mean_iou
+from cpseg.files.masks import VOID
+from cpseg.jobs.estimate import aligned, number, percent
 
 _HEADER = ("rule", "mIoU kept", "mIoU all", "kept", "wrong", "coverage", "set size")
 
@@ -57,7 +59,7 @@ class Tally:
         self._sets = torch.zeros(3, dtype=torch.int64, device=device)  # hits, members, pixels
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Count labels ``[H, W]`` against the truth; 255 is void, or without a label."""
+        """Count labels ``[H, W]`` against the truth; 255 is void, or no label."""
         self._confusion += confusion_matrix(
             predictions, labels, num_classes=self.num_classes, with_ignored=True
         )
@@ -65,7 +67,7 @@ class Tally:
     def update_sets(self, prediction_set: Tensor, labels: Tensor) -> None:
         """Count sets ``[K, H, W]`` against the truth; void pixels do not count."""
         labels = labels.to(torch.int64)
-        valid = labels != 255
+        valid = labels != VOID
         index = labels.masked_fill(~valid, 0).unsqueeze(0)
         hits = prediction_set.gather(0, index).squeeze(0) & valid
         members = (prediction_set & valid).sum()
@@ -112,35 +114,14 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         size = "-" if row.set_size != row.set_size else f"{row.set_size:.2f}"
         shares = (row.kept, row.wrong, row.coverage)
-        miou = (_number(row.miou_kept), _number(row.miou_all))
-        lines.append((row.rule, *miou, *map(_percent, shares), size))
+        miou = (number(row.miou_kept), number(row.miou_all))
+        lines.append((row.rule, *miou, *map(percent, shares), size))
     return aligned(lines)
 
 
 def class_table(rows: Sequence[Row]) -> str:
-    """IoU of every class over all pixels, a column a rule, as a Markdown table."""
+    """IoU of every class over all pixels, one column per rule, as a Markdown table."""
     lines = [("class", *(row.rule for row in rows)), ("---",) + ("---:",) * len(rows)]
     for index, values in enumerate(zip(*(row.iou for row in rows), strict=True)):
-        lines.append((str(index), *map(_number, values)))
+        lines.append((str(index), *map(number, values)))
     return aligned(lines)
-
-
-def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.3f}"
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{100 * share:.1f} %"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a Markdown table whose columns line up."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cpseg import groups
-from cpseg._internal.checks import (
-    message,
-)
-from cpseg.calibration.calibration import Calibration
-from cpseg.core.class_map import parse_class_map
-from cpseg.files.dataset import (
-    Source,
-)
+from cpseg._internal import words
+from cpseg._internal.checks import check_choice, message
+
+FIXED = words.FIXED_VARIANTS
+LEARNED = words.LEARNED_VARIANTS
+
+VARIANTS = (*FIXED, *LEARNED)
 
 
-def with_map_of(source: Source, calibration: Calibration) -> Source:
-    """The source with the class map that the calibration was made with."""
-    recorded = calibration.extra.get("class_map")
-    if recorded is None:
-        return source
-    class_map = parse_class_map(recorded)
-    if source.class_map is not None and source.class_map != class_map:
-        got, fix = "another one", "leave --class-map out: the calibration carries it"
-        raise ValueError(message("class map", "the one that calibrated", got, fix))
-    return replace(source, class_map=class_map)
+@dataclass(frozen=True)
+class Grouping:
+    """How cells of the grid share thresholds.
 
+    Attributes:
+        variant: ``"pixel"``, ``"image"``, ``"blocks"``, ``"kmeans"`` or ``"annuli"``.
+        block: side of a block in cells.
+        num_groups: number of learned groups.
+        group_share: share of the images, drawn with the seed, on which groups are learned and
+            which are then not used for calibration; 0 learns them on the calibration images
+            themselves.
+        grid: height and width of the grid; by default the size of the first listed image.
+    """
 
-LEARNED = ("kmeans", "annuli")
+    variant: str = "pixel"
+    block: int = 32
+    num_groups: int = 8
+    group_share: float = 0.0
+    grid: tuple[int, int] | None = None
 
+    @property
+    def learns(self) -> bool:
+        """Whether the groups are learned from images."""
+        return self.variant in LEARNED
 
-VARIANTS = ("pixel", "image", "blocks", *LEARNED)
+    def check(self, where: str, known: Sequence[str] = VARIANTS) -> None:
+        """Refuse an unknown variant, and a share for learning where nothing is learned.
+
+        Raises:
+            ValueError: either of them.
+        """
+        check_choice(where, self.variant, known, name="a variant")
+        if self.group_share > 0 and not self.learns:
+            expected, fix = "a variant that learns groups for --group-share", "leave it out"
+            raise ValueError(message(where, expected, self.variant, fix))
+
+    def fallbacks(self) -> list[str]:
+        """The coarser groups, finest first, whose thresholds replace infinite ones."""
+        coarser = ["blocks", "image"]
+        return coarser[coarser.index(self.variant) + 1 :] if self.variant in coarser else coarser
 
 
 def fixed_partition(variant: str, grid: tuple[int, int], block: int) -> Tensor:
-    """The partition of the grid for a variant that learns nothing."""
+    """The partition of the grid for a variant that learns nothing.
+
+    Raises:
+        ValueError: an unknown variant, or one that learns its groups.
+    """
+    check_choice("variant", variant, FIXED, name="a variant that learns nothing")
     if variant == "blocks":
         return groups.blocks(grid, block)
     return groups.pixel(grid) if variant == "pixel" else groups.image(grid)
@@ -46,6 +75,11 @@ def fixed_partition(variant: str, grid: tuple[int, int], block: int) -> Tensor:
 def learned_partition(
     variant: str, curves: Tensor, num_groups: int, generator: torch.Generator
 ) -> Tensor:
-    """The partition of the grid for ``"kmeans"`` or ``"annuli"``."""
+    """The partition of the grid that a variant learns from nonconformity curves.
+
+    Raises:
+        ValueError: a variant that learns nothing.
+    """
+    check_choice("variant", variant, LEARNED, name="a variant that learns groups")
     learn = groups.kmeans if variant == "kmeans" else groups.annuli
     return learn(curves, num_groups, generator=generator)

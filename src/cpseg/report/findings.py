@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,8 @@ from cpseg._internal.checks import check_alpha
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.certificate import Certificate
 from cpseg.core.reliability import Reliability
-from cpseg.jobs.sweep import ALPHAS
-from cpseg.jobs.sweep_table import Estimate
+from cpseg.jobs.estimate import Estimate
+from cpseg.jobs.settings import ALPHAS
 from cpseg.jobs.tally import row_of
 from cpseg.report.recommendation import Candidate, Certified, choose_certified, recommend
 
@@ -68,8 +69,13 @@ class Plan:
     @property
     def alphas(self) -> list[float]:
         """Those of the sweep and the one asked for, the largest (strictest) first."""
+        return [float(alpha) for alpha in self.exact_alphas]
+
+    @property
+    def exact_alphas(self) -> list[Fraction]:
+        """The same as exact decimals."""
         exact = {check_alpha("report", alpha) for alpha in (*ALPHAS, self.alpha)}
-        return [float(alpha) for alpha in sorted(exact, reverse=True)]
+        return sorted(exact, reverse=True)
 
     @property
     def asked(self) -> float:
@@ -135,7 +141,7 @@ class Measured:
     certificates: list[Certificate] = field(default_factory=list)
 
     def values(self, name: str) -> list[float]:
-        """A figure of :class:`cpseg.evaluation.Row`, or ``"error"``, in every fold.
+        """A figure of :class:`cpseg.jobs.tally.Row`, or ``"error"``, in every fold.
 
         ``"error"`` is the share of all pixels that do not carry their true label.
         """

@@ -1,37 +1,43 @@
-"""The offline job behind ``cpseg report``: every figure, from labelled images alone.
+"""The job behind ``cpseg report``: every figure, from labelled images alone.
 
-In each fold one part of the images measures. Of the others some refit the scores and set the levels
-of certified rules, the rest calibrates and certifies: nothing is measured on images that made it.
+The folds and the rules that need no certificate are those of :mod:`cpseg.jobs.cross_validation`.
+Here the same images also certify rules, and more is counted on the test images: constant
+confidences, reliability, and labels for the sample images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cpseg import groups
 from cpseg._internal import distributed as ranks
-from cpseg._internal.checks import check_alpha, check_background, message, name_file_in_errors
+from cpseg._internal.checks import check_alpha, check_background, check_choice, message
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.certification.certifier import ALPHAS as LEVELS
 from cpseg.certification.certifier import Certifier
 from cpseg.core.metrics import confusion_matrix
-from cpseg.core.nested_rules import confusion_per_alpha, coverage_counts
+from cpseg.core.nested_rules import confusion_per_alpha
 from cpseg.core.reliability import Reliability
-from cpseg.core.selection import Evidence, evidence
-from cpseg.files.dataset import VOID, Progress, Source, quiet, read_example
+from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.groups.resampling import to_image
-from cpseg.jobs.certify import VARIANTS
-from cpseg.jobs.recalibrate import RecalibrationOptions
-from cpseg.jobs.variants import fixed_partition
+from cpseg.files.masks import VOID
+from cpseg.files.splits import count_of_share, drawn_order
+from cpseg.jobs.cross_validation import (
+    PLAIN,
+    Counts,
+    Fold,
+    FoldFit,
+    Scoring,
+    Tested,
+    Trial,
+    measure_fold,
+)
+from cpseg.jobs.variants import FIXED, fixed_partition
 from cpseg.recalibration.fit import METHODS
 from cpseg.report.findings import (
     CONFIDENCES,
@@ -45,7 +51,7 @@ from cpseg.report.findings import (
     label_with,
 )
 
-Map = Callable[[Tensor], Tensor]
+Certified = dict[tuple[str, int | None, float], Calibration]  # by scores, background and bound
 
 
 @dataclass
@@ -59,43 +65,11 @@ class _Sums:
     absent: set[int] = field(default_factory=set)
 
 
-class _Fold(NamedTuple):
-    fitting: list[Pair]
-    proving: list[Pair]
-    testing: list[Pair]
-
-
-class _Family(NamedTuple):
-    """One fold's rules on scores refitted in one way."""
-
-    refit: Map
-    thresholds: Tensor  # [A, H, W], growing
-    certified: dict[tuple[int | None, float], Calibration]
-
-
-class _Run(NamedTuple):
-    """What every step of the job needs."""
-
-    source: Source
-    plan: Plan
-    paths: dict[Pair, Path]
-    num_classes: int
-    grid: tuple[int, int]
-    progress: Progress
-
-    def images(self, pairs: list[Pair], title: str) -> Iterable[tuple[Pair, Tensor, Tensor]]:
-        """Scores and labels of images, one after the other."""
-        for pair in self.progress(pairs, len(pairs), title):
-            probs, labels = read_example(self.source, pair, self.paths[pair], self.num_classes)
-            with name_file_in_errors(self.paths[pair]):
-                yield pair, probs, labels
-
-
 def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = quiet) -> Findings:
     """Measure every rule of a plan on the labelled images of an id list.
 
     Args:
-        source: the data set and the class scores; evidence will not do.
+        source: the data set and the probabilities; evidence will not do.
         ids: id list of labelled images.
         plan: what to try.
         progress: wraps the loops over images.
@@ -106,30 +80,26 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     """
     _check(plan)
     pairs = read_ids(ids)
-    parts = deal(pairs, plan)
-    paths = source.locate(pairs)
-    first = source.probabilities(paths[pairs[0]])
-    check_background("report", plan.background, len(first))
-    if plan.names is not None and len(plan.names) != len(first):
-        expected, got = f"{len(first)} class names as in the scores", f"{len(plan.names)}"
-        raise ValueError(message("report", expected, got, "write one name a line, in order"))
-    size = plan.grid or (first.shape[-2], first.shape[-1])
-    run = _Run(source, plan, paths, len(first), size, progress)
+    folds = deal(pairs, plan)
+    images = LabelledImages.open(source, pairs, progress=progress)
+    check_background("report", plan.background, images.num_classes)
+    if plan.names is not None and len(plan.names) != images.num_classes:
+        expected, got = f"{images.num_classes} class names as in the scores", f"{len(plan.names)}"
+        raise ValueError(message("report", expected, got, "write one name per line, in order"))
     names = [RAW, *(name for name in plan.methods if name != RAW)]
-    whole = _calibrator(
-        run, fixed_partition(plan.variant, size, plan.block), plan.alpha, len(pairs)
-    )
-    of_class = torch.zeros(len(first), dtype=torch.int64)
+    trial = _trial(plan, names, images)
+    announce(progress, sum(sum(map(len, fold)) + len(fold.recalibrating) for fold in folds))
+    whole = _calibrator(trial, plan.variant, plan.alpha, len(pairs))
+    of_class = torch.zeros(images.num_classes, dtype=torch.int64)
     sums = _Sums({}, {name: [] for name in names}, of_class)
     shown = _samples(pairs, plan.samples)
-    for number, fold in enumerate(parts):
+    for number, fold in enumerate(folds):
         title = f"fold {number + 1}/{plan.folds}"
-        families = _families(run, fold, names, sums, title)
-        _measure(run, fold, families, sums, whole, shown, title)
+        _measure(images, fold, trial, plan, sums, whole, shown, title)
     places = {pair.image: place for place, pair in enumerate(shown)}
     return Findings(
         plan,
-        len(first),
+        images.num_classes,
         len(pairs),
         sums.images_of_class,
         sums.rules,
@@ -137,7 +107,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         whole.compute(),
         sorted(sums.panels, key=lambda panel: places[panel.image]),
         tuple(sorted(sums.absent)),
-        [(len(fold.fitting), len(fold.proving), len(fold.testing)) for fold in parts],
+        [(len(fold.recalibrating), len(fold.calibrating), len(fold.testing)) for fold in folds],
         label_with(plan, sums.rules),
         {error: certified_at(error, sums.rules) for error in plan.bounds},
     )
@@ -154,43 +124,45 @@ def _check(plan: Plan) -> None:
     for name, values in (("max-error", errors), ("recalibrate", plan.methods)):
         if len(set(values)) < len(values):
             raise ValueError(message(where, f"every --{name} once", "one twice", "list it once"))
-    for name, value, known in (
-        ("variant", plan.variant, VARIANTS),
-        *(("recalibrate", method, METHODS) for method in plan.methods),
-    ):
-        if value not in known:
-            expected = f"a {name} among {', '.join(known)}"
-            raise ValueError(message(where, expected, repr(value), "choose among them"))
+    check_choice(where, plan.variant, FIXED, name="a variant", fix="choose among them")
+    for method in plan.methods:
+        check_choice(where, method, METHODS, name="a recalibrate", fix="choose among them")
 
 
-def deal(pairs: list[Pair], plan: Plan) -> list[_Fold]:
-    """The folds of a sweep with the same seed; of a fold's training images a part that refits."""
-    count = len(pairs)
-    if not 2 <= plan.folds <= count:
-        expected = f"2 to {count} folds for {count} labelled images"
-        if count < 2:
-            expected = "at least 2 labelled images"
-        got = f"{plan.folds}" if count >= 2 else f"{count}"
-        fix = "pass another --folds, or label more images"
-        raise ValueError(message("report", expected, got, fix))
+def _trial(plan: Plan, names: list[str], images: LabelledImages) -> Trial:
+    """The rules without a certificate, for the engine."""
+    return Trial(
+        scorings=[Scoring(name, 0.0) for name in names],
+        variants=(plan.variant,),
+        backgrounds=plan.backgrounds,
+        alphas=plan.exact_alphas,
+        num_classes=images.num_classes,
+        size=plan.grid or images.size,
+        block=plan.block,
+        num_groups=0,
+        context=plan.context,
+        scores=plan.scores,
+        seed=plan.seed,
+    )
+
+
+def deal(pairs: list[Pair], plan: Plan) -> list[Fold]:
+    """The folds of a sweep with the same seed; some training images of each recalibrate."""
     generator = torch.Generator().manual_seed(plan.seed)
-    order = torch.randperm(count, generator=generator).tolist()
-    parts = []
+    order = drawn_order("report", len(pairs), plan.folds, generator)
+    folds = []
     for number in range(plan.folds):
         testing = set(order[number :: plan.folds])
         training = [place for place in order if place not in testing]
-        some = round(plan.share * len(training))
-        if not 0 < some < len(training):
-            expected = f"a --recalibrate-share that splits {len(training)} images in two"
-            fix = "choose another share, or label more images"
-            raise ValueError(message("report", expected, f"{plan.share:g}", fix))
+        fix = "choose another share, or label more images"
+        option = "--recalibrate-share"
+        count = count_of_share("report", option, plan.share, len(training), fix)
         shuffled = torch.randperm(len(training), generator=generator).tolist()
-        fitting = {training[place] for place in shuffled[:some]}
-        proving = sorted(set(training) - fitting)
-        parts.append(
-            _Fold(*([pairs[p] for p in sorted(part)] for part in (fitting, proving, testing)))
-        )
-    return parts
+        recalibrating = {training[place] for place in shuffled[:count]}
+        calibrating = set(training) - recalibrating
+        parts = (recalibrating, calibrating, testing)
+        folds.append(Fold([], *([pairs[place] for place in sorted(part)] for part in parts)))
+    return folds
 
 
 def _samples(pairs: list[Pair], count: int) -> list[Pair]:
@@ -200,197 +172,172 @@ def _samples(pairs: list[Pair], count: int) -> list[Pair]:
 
 
 def _calibrator(
-    run: _Run,
-    partition: Tensor,
-    alpha: float | str,
-    images: int,
-    background: int | None = None,
+    trial: Trial, variant: str, alpha: float | str, images: int, background: int | None = None
 ) -> Calibrator:
     return Calibrator(
-        partition,
+        fixed_partition(variant, trial.size, trial.block),
         alpha=alpha,
         background=background,
-        num_classes=run.num_classes,
+        num_classes=trial.num_classes,
         max_images=images,
         ignore_index=VOID,
     )
 
 
-def _families(
-    run: _Run, fold: _Fold, names: Sequence[str], sums: _Sums, title: str
-) -> dict[str, _Family]:
-    """Refit, calibrate and certify on a fold's training images."""
-    plan = run.plan
-    maps, absent = _refit(run, fold, names, title)
-    sums.absent.update(absent)
-    pairs = [(name, background) for name in names for background in plan.backgrounds]
-    strict = max(LEVELS, key=float)
-    setting = {
-        key: _calibrator(run, groups.image(run.grid), strict, len(fold.fitting), key[1])
-        for key in pairs
-    }
-    partition = fixed_partition(plan.variant, run.grid, plan.block)
-    images = len(fold.fitting) + len(fold.proving)
-    making = {name: _calibrator(run, partition, plan.alphas[0], images) for name in names}
-    for pair, probs, labels in run.images(fold.fitting, f"{title}, set levels"):
-        for name, refit in maps.items():
-            refitted = refit(probs)
-            if name == RAW:
-                making[name].update(probs, labels, ids=pair.image)
-            for background in plan.backgrounds:
-                setting[name, background].update(refitted, labels, ids=pair.image)
-    proving = {
-        key: Certifier(setting[key], delta=plan.delta, seed=plan.seed)
-        for key in (pairs if plan.max_errors else [])
-    }
-    for pair, probs, labels in run.images(fold.proving, f"{title}, calibrate"):
-        for name, refit in maps.items():
-            refitted = refit(probs)
-            making[name].update(refitted, labels, ids=pair.image)
-            for background in plan.backgrounds if plan.max_errors else []:
-                proving[name, background].update(refitted, labels, ids=pair.image)
-    families = {}
-    for name, refit in maps.items():
-        thresholds = [making[name].compute(alpha).threshold for alpha in plan.alphas]
-        certified = {
-            (background, error): _at(proving[name, background], error)
-            for background in plan.backgrounds
-            for error in plan.bounds
+class _Certifiers:
+    """One certifier per scoring and background, all bounds at once.
+
+    The images for recalibration set the thresholds, those for calibration certify.
+    """
+
+    def __init__(self, images: LabelledImages, fold: Fold, trial: Trial, plan: Plan) -> None:
+        self._plan = plan
+        self._keys = [(s, b) for s in trial.scorings for b in trial.backgrounds]
+        strict, count = max(LEVELS, key=float), len(fold.recalibrating)
+        self._images, self._setting = images, fold.recalibrating
+        self._calibrators = {
+            (scoring, background): _calibrator(trial, "image", strict, count, background)
+            for scoring, background in self._keys
         }
-        families[name] = _Family(refit, torch.stack(thresholds), certified)
-    return families
+        self._certifiers: dict[tuple[Scoring, int | None], Certifier] = {}
 
+    def set_thresholds(self, fit: FoldFit, title: str) -> None:
+        """From the images for recalibration; needs the fold's recalibrations."""
 
-def _at(certifier: Certifier, max_error: float) -> Calibration:
-    """The losses are those of the images, whatever bound they are held against."""
-    certifier.max_error = max_error
-    return certifier.compute()
+        def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+            for scoring, recalibrate in fit.maps.items():
+                mapped = recalibrate(probs)
+                for background in self._plan.backgrounds:
+                    calibrator = self._calibrators[scoring, background]
+                    calibrator.update(mapped, labels, ids=pair.image)
 
+        self._images.feed(update, self._setting, f"{title}, set levels")
+        self._certifiers = {
+            key: Certifier(self._calibrators[key], delta=self._plan.delta, seed=self._plan.seed)
+            for key in self._keys
+        }
 
-def _refit(
-    run: _Run, fold: _Fold, names: Sequence[str], title: str
-) -> tuple[dict[str, Map], set[int]]:
-    """How every kind of scores is made from the model's."""
-    plan = run.plan
-    made = {
-        name: RecalibrationOptions(name, context=plan.context, scores=plan.scores).recalibrator(
-            run.num_classes, plan.seed
-        )
-        for name in names
-        if name != RAW
-    }
-    if made:
-        for _, probs, labels in run.images(fold.fitting, f"{title}, refit"):
-            for each in made.values():
-                each.update(probs, labels)
-    fitted = {name: each.fit().to(run.source.device) for name, each in made.items()}
-    absent = {k for each in fitted.values() for k in each.absent}
-    return {RAW: lambda probs: probs, **fitted}, absent
+    def update(self, pair: Pair, scoring: Scoring, probs: Tensor, labels: Tensor) -> None:
+        """Take an image for the certificates."""
+        for background in self._plan.backgrounds:
+            self._certifiers[scoring, background].update(probs, labels, ids=pair.image)
+
+    def compute(self) -> Certified:
+        """The losses are those of the images, whatever bound they are compared with."""
+        return {
+            (scoring.recalibrate, background, bound): certifier.compute(max_error=bound)
+            for (scoring, background), certifier in self._certifiers.items()
+            for bound in self._plan.bounds
+        }
 
 
 def _measure(
-    run: _Run,
-    fold: _Fold,
-    families: dict[str, _Family],
+    images: LabelledImages,
+    fold: Fold,
+    trial: Trial,
+    plan: Plan,
     sums: _Sums,
     whole: Calibrator,
-    shown: Sequence[Pair],
+    shown: list[Pair],
     title: str,
 ) -> None:
-    """Count everything on the fold's other images."""
-    plan, width, device = run.plan, run.num_classes, run.source.device
+    """Make a fold's rules and count everything on its test images."""
+    width, device = trial.num_classes, images.source.device
     constants = torch.tensor([1 - c for c in CONFIDENCES], dtype=torch.float64).float().to(device)
+    fit = FoldFit(images, fold, trial, title)
+    fit.recalibrate()
+    sums.absent.update(fit.absent)
+    certified: Certified = {}
+    if plan.max_errors:
+        certifiers = _Certifiers(images, fold, trial, plan)
+        certifiers.set_thresholds(fit, title)
+        rules = fit.calibrate(also=certifiers.update)
+        certified = certifiers.compute()
+    else:
+        rules = fit.calibrate()
     counted: dict[Rule, Tensor] = {}
-    inside = {name: torch.zeros(len(plan.alphas), dtype=torch.int64) for name in families}
-    tallies = {name: Reliability(width, device=device) for name in families}
+    reliability = {s.recalibrate: Reliability(width, device=device) for s in trial.scorings}
 
     def count(rule: Rule, confusion: Tensor) -> None:
         counted[rule] = counted.get(rule, 0) + confusion.cpu()
 
-    for pair, probs, labels in run.images(fold.testing, f"{title}, measure"):
-        truth = labels.to(torch.int64)
-        void = truth == VOID
-        whole.update(probs, labels, ids=pair.image)
-        present = torch.bincount(truth[~void].cpu(), minlength=width) > 0
-        sums.images_of_class += present
-        for name, family in families.items():
-            refitted = family.refit(probs)
-            tallies[name].update(refitted, labels)
-            evidences = {b: evidence(refitted, background=b) for b in plan.backgrounds}
-            plain = evidences[None]
-            raw = confusion_matrix(plain.argmax(), truth, num_classes=width, with_ignored=True)
-            count(Rule(name, "argmax"), raw)
-            for level, one in zip(
-                CONFIDENCES, confusion_per_alpha(plain, truth, constants), strict=True
-            ):
-                count(Rule(name, "confidence", None, level), one)
-            here = to_image(family.thresholds, (truth.shape[0], truth.shape[1]))
-            index = truth.masked_fill(void, 0).unsqueeze(0)
-            p_true = refitted.gather(0, index)[0].masked_fill(void, torch.nan)
-            inside[name] += coverage_counts(p_true, here).cpu()
-            for background, one in evidences.items():
-                for alpha, matrix in zip(
-                    plan.alphas, confusion_per_alpha(one, truth, here), strict=True
-                ):
-                    count(Rule(name, "eq4", background, alpha), matrix)
-            for (background, level), certified in family.certified.items():
-                chosen = certified.pseudo_labels(evidences[background])
-                matrix = confusion_matrix(chosen, truth, num_classes=width, with_ignored=True)
-                count(Rule(name, "certified", background, level), matrix)
-            if pair in shown:
-                _show(sums, pair, truth, name, family, evidences, plan)
-    for name, tally in tallies.items():
+    def also(tested: Tested) -> None:
+        name, truth = tested.scoring.recalibrate, tested.truth
+        if tested.scoring == PLAIN:
+            whole.update(tested.probs, truth, ids=tested.pair.image)
+            present = torch.bincount(truth[truth != VOID].cpu(), minlength=width) > 0
+            sums.images_of_class += present
+        reliability[name].update(tested.probs, truth)
+        by_constant = confusion_per_alpha(tested.evidence[None], truth, constants)
+        for confidence, confusion in zip(CONFIDENCES, by_constant, strict=True):
+            count(Rule(name, "confidence", None, confidence), confusion)
+        for (scores, background, bound), calibration in certified.items():
+            if scores == name:
+                labels = calibration.pseudo_labels(tested.evidence[background])
+                confusion = confusion_matrix(labels, truth, num_classes=width, with_ignored=True)
+                count(Rule(name, "certified", background, bound), confusion)
+        if tested.pair in shown:
+            _show(sums, tested, certified, plan)
+
+    counts = measure_fold(images, fold, trial, rules, title, also)
+    for name, tally in reliability.items():
         sums.reliability[name].append(tally)
-    for rule, confusion in counted.items():
-        _file(sums.rules.setdefault(rule, Measured()), rule, confusion, families, inside, plan)
+    for scoring in trial.scorings:
+        _file(sums, scoring, counts, counted, certified, plan)
 
 
 def _file(
-    measured: Measured,
-    rule: Rule,
-    confusion: Tensor,
-    families: dict[str, _Family],
-    inside: dict[str, Tensor],
-    plan: Plan,
-) -> None:
-    """Add a fold's figures to a rule's."""
-    measured.confusion.append(confusion)
-    hit, infinite = math.nan, math.nan
-    if rule.kind == "eq4":
-        place = plan.alphas.index(rule.level or 0.0)
-        hit = float(inside[rule.scores][place])
-        infinite = float(families[rule.scores].thresholds[place].isposinf().double().mean())
-    measured.inside.append(hit)
-    measured.infinite.append(infinite)
-    if rule.kind == "certified":
-        proven = families[rule.scores].certified[rule.background, rule.level or 0.0].certificate
-        assert proven is not None
-        measured.certificates.append(proven)
-
-
-def _show(
     sums: _Sums,
-    pair: Pair,
-    truth: Tensor,
-    name: str,
-    family: _Family,
-    evidences: dict[int | None, Evidence],
+    scoring: Scoring,
+    counts: Counts,
+    counted: dict[Rule, Tensor],
+    certified: Certified,
     plan: Plan,
 ) -> None:
+    """Add a fold's counts to those of the rules, in the order of the page."""
+
+    def add(
+        rule: Rule, confusion: Tensor, covered: float = math.nan, infinite: float = math.nan
+    ) -> Measured:
+        measured = sums.rules.setdefault(rule, Measured())
+        measured.confusion.append(confusion.cpu())
+        measured.inside.append(covered)
+        measured.infinite.append(infinite)
+        return measured
+
+    name = scoring.recalibrate
+    add(Rule(name, "argmax"), counts.argmax[scoring])
+    for confidence in CONFIDENCES:
+        rule = Rule(name, "confidence", None, confidence)
+        add(rule, counted[rule])
+    for b, background in enumerate(plan.backgrounds):
+        for a, alpha in enumerate(plan.alphas):
+            covered, infinite = counts.covered[scoring][0, a], counts.infinite[scoring][0, a]
+            confusion = counts.eq4[scoring][0, b, a]
+            rule = Rule(name, "eq4", background, alpha)
+            add(rule, confusion, float(covered), float(infinite))
+    for (scores, background, bound), calibration in certified.items():
+        if scores == name and calibration.certificate is not None:
+            rule = Rule(name, "certified", background, bound)
+            add(rule, counted[rule]).certificates.append(calibration.certificate)
+
+
+def _show(sums: _Sums, tested: Tested, certified: Certified, plan: Plan) -> None:
     """Keep the labels of an image that the page will show."""
-    panel = next((panel for panel in sums.panels if panel.image == pair.image), None)
+    panel = next((panel for panel in sums.panels if panel.image == tested.pair.image), None)
     if panel is None:
-        panel = Panel(pair.image, truth.to(torch.uint8).cpu(), {})
+        panel = Panel(tested.pair.image, tested.truth.to(torch.uint8).cpu(), {})
         sums.panels.append(panel)
-    here = to_image(family.thresholds, (truth.shape[0], truth.shape[1]))
-    asked = here[plan.alphas.index(plan.asked)]
-    labels = {Rule(name, "argmax"): evidences[None].argmax()}
-    for level in CONFIDENCES:
-        limit = float(1 - level)
-        labels[Rule(name, "confidence", None, level)] = evidences[None].pseudo_labels(limit)
-    for background, one in evidences.items():
-        labels[Rule(name, "eq4", background, plan.asked)] = one.pseudo_labels(asked)
-    for (background, level), certified in family.certified.items():
-        chosen = certified.pseudo_labels(evidences[background])
-        labels[Rule(name, "certified", background, level)] = chosen
+    name, evidence = tested.scoring.recalibrate, tested.evidence
+    threshold = tested.thresholds[plan.variant][plan.alphas.index(plan.asked)]
+    labels = {Rule(name, "argmax"): evidence[None].argmax()}
+    for confidence in CONFIDENCES:
+        limit = float(1 - confidence)
+        labels[Rule(name, "confidence", None, confidence)] = evidence[None].pseudo_labels(limit)
+    for background, each in evidence.items():
+        labels[Rule(name, "eq4", background, plan.asked)] = each.pseudo_labels(threshold)
+    for (scores, background, bound), calibration in certified.items():
+        if scores == name:
+            chosen = calibration.pseudo_labels(evidence[background])
+            labels[Rule(name, "certified", background, bound)] = chosen
     panel.labels.update({rule: each.to(torch.uint8).cpu() for rule, each in labels.items()})

@@ -16,11 +16,11 @@ from cpseg._version import __version__
 from cpseg.core.reliability import ProperScores
 from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.jobs.calibrate import images_needed
-from cpseg.jobs.sweep_table import Estimate
+from cpseg.jobs.estimate import Estimate, plus_minus, small_percent
 from cpseg.report import plots
 from cpseg.report.findings import RAW, Findings, Measured, Plan, Rule
 from cpseg.report.measure import gather
-from cpseg.report.wording import advice, labels_to_show, percent, plus_minus
+from cpseg.report.wording import advice, labels_to_show
 
 SHARES = tuple(number / 10 for number in range(1, 11))  # rows of the table of the curves
 _STYLE = """
@@ -165,7 +165,7 @@ def _infinite(found: Findings) -> str:
     if not any(share > 0 for share in shares):
         return ""
     return _note(
-        f"In folds up to {percent(max(shares))} of the thresholds at alpha {found.plan.asked:g} "
+        f"In folds up to {small_percent(max(shares))} of the thresholds at alpha {found.plan.asked:g} "
         f"are infinite and let every class in: that needs {images_needed(found.plan.alpha)} scores "
         "each. With all images, or pooled cells, there may be enough."
     )
@@ -193,7 +193,7 @@ def _reliability(found: Findings) -> str:
             "Smaller is better everywhere. Points on the dotted line: of the pixels with that "
             "confidence, just that share is right; bars on points are standard errors over folds. "
             "NLL, Brier score and class-wise calibration error judge the scores divided by their "
-            f"sum; scores below a millionth count as that in NLL ({percent(unlikely)} of pixels "
+            f"sum; scores below a millionth count as that in NLL ({small_percent(unlikely)} of pixels "
             "before refitting). The area is that below the curve of the next section."
         )
     )
@@ -292,7 +292,7 @@ def _thresholds(found: Findings) -> str:
         value, count = float(made.threshold.flatten()[0]), int(made.count.flatten()[0])
         return f"<p>{asked}: one threshold for all cells, {value:.4f}, from {count} scores.</p>"
     range_ = f"{int(made.count.min())} to {int(made.count.max())}"
-    infinite = percent(made.infinite_share)
+    infinite = small_percent(made.infinite_share)
     pictures = [
         _figure(plots.grid_map(values.cpu().numpy(), label=label), f"Map of the {label}.", caption)
         for values, label, caption in (
@@ -333,7 +333,7 @@ def _classes(found: Findings, names: Sequence[str]) -> str:
             header.append("kept share")
     pixels = _total(found.rules[Rule(RAW, "argmax")]).sum(1).tolist()
     rows = [
-        (name, str(int(images)), str(count), *(percent(value) for value in values))
+        (name, str(int(images)), str(count), *(small_percent(value) for value in values))
         for name, images, count, *values in zip(
             names, found.images_of_class, pixels, *parts, strict=True
         )
@@ -371,7 +371,7 @@ def _panels(found: Findings, root: Path, names: Sequence[str]) -> str:
         if photo is not None:
             pictures.insert(0, ("image", photo))
         of_known = (chosen != 255)[truth != 255]
-        share = f" {percent(float(of_known.mean()))} of its labelled pixels keep a label."
+        share = f" {small_percent(float(of_known.mean()))} of its labelled pixels keep a label."
         figures = "\n".join(
             _figure(source, f"{panel.image}: {title}", title) for title, source in pictures
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cpseg.jobs.sweep_table import Estimate
+from cpseg.jobs.estimate import Estimate
 
 
 class Candidate(NamedTuple):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from cpseg.jobs.sweep_table import Estimate
+from cpseg.jobs.estimate import Estimate, plus_minus
 from cpseg.report.findings import RAW, Findings, Rule
 from cpseg.report.recommendation import paired
 
@@ -187,23 +185,6 @@ def _promise(found: Findings) -> str:
     )
 
 
-def percent(share: float) -> str:
-    """A share in per cent; a dash where there is none."""
-    if math.isnan(share):
-        return "-"
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
-
-
 def _rate(value: float) -> str:
     """A rate that was asked for, as short as it was."""
     return f"{100 * value:.4g} %"
-
-
-def plus_minus(value: Estimate, *, share: bool = True, digits: int | None = None) -> str:
-    """Mean ± standard error, in per cent for a share; a dash where no fold has a figure."""
-    if value.folds == 0:
-        return "-"
-    scale, unit = (100, " %") if share else (1, "")
-    digits = digits if digits is not None else 1 if share else 3
-    se = "?" if math.isnan(value.se) else f"{scale * value.se:.{digits}f}"
-    return f"{scale * value.mean:.{digits}f} ± {se}{unit}"

@@ -1,0 +1,15 @@
+"""The words that options and arguments may be, where the command can read them without torch."""
+
+from __future__ import annotations
+
+FIXED_VARIANTS = ("pixel", "image", "blocks")
+LEARNED_VARIANTS = ("kmeans", "annuli")
+UNITS = ("pixel", "image")
+RECALIBRATIONS = ("none", "temperature", "vector", "dirichlet")
+CONTEXTS = ("location", "neighbourhood", "image")
+SCORE_KINDS = ("softmax", "sigmoid")
+CERTIFICATES = ("ltt", "crc")
+PVALUES = ("betting", "hoeffding-bentkus")
+SCORE_DTYPES = ("uint8", "float16")
+AMP_DTYPES = ("bfloat16", "float16")
+ALPHAS = ("0.5", "0.3", "0.2", "0.1", "0.05", "0.02", "0.01")  # those that sweep and report try

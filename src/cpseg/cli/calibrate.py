@@ -1,0 +1,136 @@
+"""``cpseg calibrate``: thresholds from labelled images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpseg._internal.words import FIXED_VARIANTS, LEARNED_VARIANTS, UNITS
+from cpseg.cli import options
+from cpseg.cli.options import Commands, share, whole
+from cpseg.cli.shared import (
+    recalibration_of,
+    save,
+    say,
+    settings_from,
+    source_of,
+    tell_recalibration,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from cpseg.calibration.calibration import Calibration
+
+
+def add(commands: Commands) -> None:
+    """The subcommand's options."""
+    command = commands.add_parser(
+        "calibrate",
+        parents=[
+            options.data(),
+            options.masks(),
+            options.class_map(),
+            options.suppression(),
+            options.recalibration(),
+            options.grouping((*FIXED_VARIANTS, *LEARNED_VARIANTS), "pixel"),
+        ],
+        help="thresholds from labelled images",
+    )
+    add = command.add_argument
+    add(
+        "--recalibrate-share",
+        type=share,
+        default=argparse.SUPPRESS,
+        help="share of the images on which the recalibration is fitted and which are not used "
+        "for calibration (default 0.3)",
+    )
+    add(
+        "--recalibrate-folds",
+        type=whole(2),
+        default=argparse.SUPPRESS,
+        help="recalibrate by this number of folds instead: all images are used for calibration, "
+        "and nothing is promised",
+    )
+    add("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
+    add("--num-groups", type=whole(1), default=8, help="number of learned groups (default 8)")
+    add(
+        "--group-share",
+        type=share,
+        default=0.0,
+        help="share of the images on which groups are learned and which are not used for "
+        "calibration (default 0)",
+    )
+    add("--seed", type=whole(0), default=0, help="seed of all draws (default 0)")
+    add("--per-class", action="store_true", help="separate thresholds for every class")
+    add(
+        "--score",
+        default="lac",
+        help="nonconformity score: lac (default), or for prediction sets alone aps, raps, "
+        "raps:PENALTY:FREE, margin",
+    )
+    add(
+        "--unit",
+        choices=UNITS,
+        default="pixel",
+        help="what is exchangeable in pooled groups; only image gives a promise (default pixel)",
+    )
+    add(
+        "--fallback",
+        action="store_true",
+        help="replace infinite thresholds by that of the block, then by that of the image",
+    )
+    add("-o", "--output", type=Path, required=True, help=".safetensors file to write")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from cpseg.jobs.calibrate import calibrate
+    from cpseg.jobs.settings import CalibrationSettings
+    from cpseg.jobs.variants import Grouping
+
+    settings = settings_from(
+        CalibrationSettings,
+        arguments,
+        grouping=settings_from(Grouping, arguments),
+        recalibration=recalibration_of(arguments),
+    )
+    source = source_of(arguments)
+    calibration = calibrate(source, arguments.ids, settings, progress=arguments.progress)
+    save(calibration, arguments.output)
+    _tell(calibration, arguments)
+
+
+def _tell(calibration: Calibration, arguments: argparse.Namespace) -> None:
+    """What was made, and where it promises less than one may think."""
+    from cpseg.jobs.calibrate import images_needed
+    from cpseg.jobs.estimate import percent
+
+    background = "no background"
+    if calibration.background is not None:
+        background = f"background {calibration.background} suppressed"
+    infinite = percent(calibration.infinite_share)
+    say(
+        f"{arguments.output}: {calibration.variant}{', per class' * arguments.per_class}, "
+        f"alpha {calibration.alpha:g}, {calibration.num_images} images, "
+        f"{calibration.num_classes} classes, {background}, "
+        f"grid {calibration.grid[0]}x{calibration.grid[1]}, {infinite} of thresholds infinite"
+    )
+    levels = calibration.provenance.fallback_shares
+    if levels is not None:
+        parts = (f"{name} {percent(level)}" for name, level in levels.items())
+        say("thresholds by " + ", ".join(parts))
+    tell_recalibration(calibration)
+    learned = calibration.provenance.groups
+    if learned is not None and not learned.disjoint:
+        warn(
+            f"groups were learned on the {learned.learned_on} calibration images: nothing is "
+            "promised; pass --group-share 0.2 to learn them on images of their own"
+        )
+    if calibration.infinite_share > 0:
+        needed = images_needed(arguments.alpha)
+        warn(
+            f"{infinite} of thresholds are infinite and admit every class: alpha "
+            f"{calibration.alpha:g} needs {needed} scores each; label more images, raise --alpha, "
+            "pass --fallback, or pool cells with --variant blocks or image"
+        )

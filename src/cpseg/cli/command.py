@@ -1,0 +1,89 @@
+"""The command: finds the subcommand, runs it, and turns errors into one line.
+
+Exit 0 on success, 2 with one line on bad input, 1 where nothing can be certified. Under
+``torchrun`` the images are shared out over the ranks; the result is the same to the byte.
+
+Nothing here, nor on top of a subcommand's file, imports torch: ``cpseg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+
+from cpseg._version import __version__
+from cpseg.cli import calibrate, certify, compact, demo, evaluate, label, predict, report, sweep
+from cpseg.cli.options import Parser
+from cpseg.cli.progress import Progress
+
+# In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
+SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, sweep, report, compact, predict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    progress = Progress()
+    resumes = False
+    try:
+        arguments = parser().parse_args(argv)
+        resumes = arguments.resumes(arguments)
+        arguments.progress = progress
+        with _Ranks():
+            code: int | None = arguments.run(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        progress.close()
+        then = "run the same command to go on" if resumes else "the same command starts over"
+        print(f"cpseg: interrupted; {then}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        progress.close()
+        print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return code or 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    top = Parser(
+        prog="cpseg",
+        description="Calibrated pseudo-labels from the probabilities of a foundation model.",
+    )
+    top.add_argument("--version", action="version", version=f"cpseg {__version__}")
+    top.set_defaults(resumes=lambda arguments: False)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add(commands)
+    return top
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+class _Ranks:
+    """The process group, where ``torchrun`` started this process."""
+
+    def __enter__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch.distributed as dist
+
+            # Ranks wait for the slowest, which may be hours later than the first.
+            dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or "torch" not in sys.modules:
+            return  # after an error the other ranks may be waiting for this one: torchrun stops them
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

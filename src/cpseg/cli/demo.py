@@ -1,0 +1,28 @@
+"""``cpseg demo``: the whole job on handwritten digits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cpseg.cli.options import Commands, whole
+from cpseg.cli.shared import say
+
+
+def add(commands: Commands) -> None:
+    """The subcommand's options."""
+    command = commands.add_parser("demo", help="the whole job on handwritten digits")
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("demo_out"), help="folder (default demo_out)"
+    )
+    command.add_argument("--seed", type=whole(0), default=0, help="seed (default 0)")
+    command.add_argument(
+        "--steps", type=whole(1), default=1000, help="training steps (default 1000)"
+    )
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from cpseg.demo.demo import demo
+
+    demo(arguments.output, seed=arguments.seed, steps=arguments.steps, say=say)

@@ -1,0 +1,107 @@
+"""``cpseg report``: one page, which rule to use and how far to trust it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from cpseg._internal.words import FIXED_VARIANTS, RECALIBRATIONS
+from cpseg.cli import options
+from cpseg.cli.options import Commands, share, whole, words
+from cpseg.cli.shared import refuse_unused, say, settings_from, source_of
+
+
+def add(commands: Commands) -> None:
+    """The subcommand's options."""
+    command = commands.add_parser(
+        "report",
+        parents=[
+            options.data(),
+            options.masks(),
+            options.class_map(),
+            options.suppression(),
+            options.recalibration_input(),
+            options.grouping(FIXED_VARIANTS, "pixel"),
+        ],
+        help="one page: which rule serves this model, and how far to trust it",
+    )
+    add = command.add_argument
+    add("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
+    add("--folds", type=whole(1), default=5, help="number of folds (default 5)")
+    add("--seed", type=whole(0), default=0, help="seed of all draws (default 0)")
+    add(
+        "--max-error",
+        type=words,
+        default=["0.05", "0.1"],
+        help="bounds on the error to certify, or none (default 0.05,0.1)",
+    )
+    add("--delta", default="0.1", help="1 - confidence of the certificates (default 0.1)")
+    add(
+        "--recalibrate",
+        type=words,
+        default=["none", "dirichlet"],
+        help=f"methods of recalibration, among {','.join(RECALIBRATIONS)} (default none,dirichlet)",
+    )
+    add(
+        "--recalibrate-share",
+        type=share,
+        default=argparse.SUPPRESS,
+        help="share of a fold's training images on which recalibrations are fitted and the "
+        "thresholds of certified rules are set (default 0.3)",
+    )
+    add("--images", type=whole(0), default=4, help="number of images to show (default 4)")
+    add("--names", type=Path, help="file of class names, one per line")
+    add("-o", "--output", type=Path, required=True, help=".html file to write")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from cpseg.foundation.classes import read_classes
+    from cpseg.report.findings import Plan
+    from cpseg.report.page import report
+    from cpseg.report.wording import advice
+
+    certifies = arguments.max_error != ["none"]
+    recalibrates = set(arguments.recalibrate) != {"none"}
+    if not (certifies and hasattr(arguments, "recalibrate_share")):
+        refuse_unused(arguments, recalibrates)
+    plan = settings_from(
+        Plan,
+        arguments,
+        max_errors=tuple(arguments.max_error) if certifies else (),
+        methods=tuple(arguments.recalibrate),
+        samples=arguments.images,
+        names=None if arguments.names is None else read_classes(arguments.names).names,
+        **_share(arguments),
+    )
+    findings = report(
+        source_of(arguments),
+        arguments.ids,
+        plan,
+        arguments.output,
+        made_by=_command(arguments, plan.context, plan.scores, plan.share),
+        progress=arguments.progress,
+    )
+    say("\n\n".join([*advice(findings), f"{arguments.output}: figures, pictures, and how made"]))
+
+
+def _share(arguments: argparse.Namespace) -> dict[str, float]:
+    given = hasattr(arguments, "recalibrate_share")
+    return {"share": arguments.recalibrate_share} if given else {}
+
+
+def _command(
+    arguments: argparse.Namespace, context: str | tuple[str, ...], scores: str, share: float
+) -> str:
+    """The command with all its options, defaults too, so that the page can be made again."""
+    defaults = {"context": context, "scores": scores, "recalibrate_share": share}
+    words = ["cpseg", "report"]
+    for name, value in (vars(arguments) | defaults).items():
+        if name in ("run", "resumes", "progress") or (value is None and name != "background"):
+            continue
+        if isinstance(value, (list, tuple)):
+            joined = ("x" if name == "grid" else ",").join(map(str, value))
+            value = joined or "none"
+        words += [f"--{name.replace('_', '-')}", "none" if value is None else str(value)]
+    return shlex.join(words)

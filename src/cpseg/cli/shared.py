@@ -1,0 +1,140 @@
+"""What the subcommands share once they run: reading the data options, printing, saving."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from cpseg.calibration.calibration import Calibration
+    from cpseg.files.dataset import Source
+    from cpseg.jobs.recalibrate import RecalibrationOptions
+
+Settings = TypeVar("Settings")
+
+
+def settings_from(kind: type[Settings], arguments: argparse.Namespace, **more: Any) -> Settings:
+    """A settings object: its fields are the options of the same names, and ``more``."""
+    names = {field.name for field in fields(kind)} & set(vars(arguments))  # type: ignore[arg-type]
+    values = {name: getattr(arguments, name) for name in names} | more
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def say(text: str) -> None:
+    """Print, on the first rank."""
+    from cpseg._internal.distributed import rank
+
+    if rank() == 0:
+        print(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning beside the output, on the first rank."""
+    from cpseg._internal.distributed import rank
+
+    if rank() == 0:
+        print(f"cpseg: warning: {text}", file=sys.stderr)
+
+
+def source_of(arguments: argparse.Namespace) -> Source:
+    """The data set and the scores that the options name.
+
+    Raises:
+        ValueError: a folder that is none, a bad class map, or an unknown device.
+    """
+    from cpseg._internal.checks import message
+    from cpseg.core.class_map import read_class_map
+    from cpseg.files.dataset import Source
+
+    for option in ("root", "probs"):
+        folder = getattr(arguments, option)
+        if not folder.is_dir():
+            fix = "check the path"
+            raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
+    check_device(arguments.device)
+    maps: dict[str, Any] = {
+        option: read_class_map(path)
+        for option in ("class_map", "mask_map")
+        if (path := getattr(arguments, option, None)) is not None
+    }
+    void = {"void": arguments.void} if hasattr(arguments, "void") else {}
+    return Source(arguments.root, arguments.probs, **maps, **void, device=arguments.device)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not find here."""
+    import torch
+
+    from cpseg._internal.checks import message
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        expected, got = "cpu, or a device of this machine", f"{device} ({reason})"
+        raise ValueError(message("--device", expected, got, "choose another")) from error
+
+
+def refuse_unused(arguments: argparse.Namespace, recalibrates: bool) -> None:
+    """Refuse options of a recalibration where none was asked for, in place of ignoring them.
+
+    These options have no default of their own, so that they are there only where they were given.
+    """
+    from cpseg._internal.checks import message
+
+    options = ("context", "scores", "num_classes", "recalibrate_share", "recalibrate_folds")
+    for name in options if not recalibrates else ():
+        if hasattr(arguments, name):
+            option = f"--{name.replace('_', '-')}"
+            fix = "pass --recalibrate dirichlet too, or leave it out"
+            raise ValueError(message(option, "a recalibration", "--recalibrate none", fix))
+
+
+def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | None:
+    """The recalibration that the options ask for, or None."""
+    from cpseg.jobs.recalibrate import RecalibrationOptions
+
+    recalibrates = arguments.recalibrate != "none" or arguments.prior_power != 0
+    refuse_unused(arguments, recalibrates)
+    if not recalibrates:
+        return None
+    names = {"share": "recalibrate_share", "folds": "recalibrate_folds"}
+    given = {
+        field: getattr(arguments, option)
+        for field, option in names.items()
+        if hasattr(arguments, option)
+    }
+    return settings_from(RecalibrationOptions, arguments, method=arguments.recalibrate, **given)
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write a calibration on the first rank, and its recalibration beside it."""
+    from cpseg._internal.distributed import rank
+
+    if rank() > 0:
+        return
+    calibration.save(path)
+    if calibration.recalibration is not None:
+        stem = path.name.removesuffix(".safetensors")
+        calibration.recalibration.save(path.with_name(f"{stem}.recalibration.safetensors"))
+
+
+def tell_recalibration(calibration: Calibration) -> None:
+    """Say how probabilities were recalibrated, for which classes not, and what it costs."""
+    recalibration = calibration.recalibration
+    if recalibration is None:
+        return
+    say(recalibration.describe())
+    if recalibration.absent:
+        classes = ", ".join(map(str, recalibration.absent))
+        warn(f"no labelled pixel of class {classes} to recalibrate with: left as it is")
+    used = calibration.provenance.recalibration
+    if used is not None and not used.disjoint:
+        how = f"by {used.folds} folds" if used.folds else "on the calibration images"
+        warn(
+            f"the recalibration was fitted {how}: nothing is promised; pass "
+            "--recalibrate-share 0.3 to fit it on images of their own"
+        )
