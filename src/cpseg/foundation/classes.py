@@ -62,7 +62,10 @@ def parse_classes(lines: Sequence[str], *, where: str = "classes") -> Classes:
 
 
 def read_classes(path: str | Path) -> Classes:
-    """Read the classes of a UTF-8 file with lines as in :func:`parse_classes`.
+    """Read the classes of a file with lines as in :func:`parse_classes`.
+
+    Args:
+        path: the file, in UTF-8.
 
     Raises:
         ValueError: the file is not UTF-8, or a line is invalid.
