@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import write_text
+from cpseg.files import write_text
 from paper import PAPER
 from tables import classes_csv_of, csv_of, markdown_of, row_of
 
@@ -172,8 +171,10 @@ def check_settings(job: Job, common: list[str]) -> None:
         other = ", ".join(name for name in names if old.get(name) != wanted.get(name))
         got = f"another {other}" if other else ""
     if got:
-        fix = "choose another --out, or delete it"
-        raise ValueError(message(str(job.out), "a cell of the same settings", got, fix))
+        raise ValueError(
+            f"{job.out}: expected a cell of the same settings, got {got}; "
+            "choose another --out, or delete it"
+        )
     write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
@@ -288,8 +289,8 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
     names = [lists.name for lists in args.lists]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        fix = "rename one, or use another --out"
-        line = message("--lists", "folders of different names", f"two {twice[0]}", fix)
+        line = f"--lists: expected folders of different names, got two {twice[0]}"
+        line += "; rename one, or use another --out"
         print(f"run.py: {line}", file=sys.stderr)
         return 2
     jobs = [

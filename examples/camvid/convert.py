@@ -18,9 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import atomic, write_text
-from cpseg.files.masks import image_size, read_mask, write_mask
+from cpseg.files import atomic, image_size, read_mask, write_mask, write_text
 
 CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
@@ -57,8 +55,10 @@ def find(download: Path, size: tuple[int, int]) -> tuple[list[Frame], list[Frame
     for part in ("train", "val"):
         for folder in (download / part, download / f"{part}annot"):
             if not folder.is_dir():
-                fix = "pass the folder CamVid of the SegNet tutorial"
-                raise FileNotFoundError(message(str(folder), "a folder of PNGs", "none", fix))
+                raise FileNotFoundError(
+                    f"{folder}: expected a folder of PNGs, got none; "
+                    "pass the folder CamVid of the SegNet tutorial"
+                )
         for image in sorted((download / part).glob("*.png")):
             drive = image.name.split("_")[0]
             frame = Frame(image, download / f"{part}annot" / image.name)
@@ -68,19 +68,23 @@ def find(download: Path, size: tuple[int, int]) -> tuple[list[Frame], list[Frame
                 source.append(frame)
     for frame in source + target:
         if not frame.mask.is_file():
-            fix = "download the folder again"
-            raise FileNotFoundError(message(str(frame.mask), "a mask", "no such file", fix))
+            raise FileNotFoundError(
+                f"{frame.mask}: expected a mask, got no such file; download the folder again"
+            )
         for path in frame:
             found = image_size(path)
             if found != (size[1], size[0]):
-                expected, got = f"{size[0]}x{size[1]} pixels", f"{found[1]}x{found[0]}"
-                fix = "take the download as it is, or pass its --size"
-                raise ValueError(message(str(path), expected, got, fix))
+                raise ValueError(
+                    f"{path}: expected {size[0]}x{size[1]} pixels, got {found[1]}x{found[0]}; "
+                    "take the download as it is, or pass its --size"
+                )
     least = HELDOUT + max(BUDGETS) + 1
     for drive, frames, count in ((DRIVE, target, least), (" and ".join(SOURCE), source, 1)):
         if len(frames) < count:
-            expected, got = f"{count} images or more of {drive}", str(len(frames))
-            raise ValueError(message(str(download), expected, got, "download the folder again"))
+            raise ValueError(
+                f"{download}: expected {count} images or more of {drive}, got {len(frames)}; "
+                "download the folder again"
+            )
     return source, target
 
 
@@ -97,9 +101,10 @@ def record(folder: Path, made: dict[str, Any]) -> None:
     old = json.loads(path.read_text(encoding="utf-8"))
     other = sorted(name for name in made.keys() | old.keys() if made.get(name) != old.get(name))
     if other:
-        fix = "choose another folder, or delete this one"
-        got = f"one of another {', '.join(other)}"
-        raise ValueError(message(str(folder), "a new folder, or one made alike", got, fix))
+        raise ValueError(
+            f"{folder}: expected a new folder, or one made alike, "
+            f"got one of another {', '.join(other)}; choose another folder, or delete this one"
+        )
 
 
 @contextlib.contextmanager
@@ -164,8 +169,9 @@ def class_map() -> dict[str, Any]:
 def convert(download: Path, out: Path, *, seed: int, size: tuple[int, int], say: Say) -> None:
     """Write images, masks, lists and the class map to ``out``; what is there stays."""
     if min(size) < 2 or size[0] % 2 or size[1] % 2:
-        got = f"{size[0]}x{size[1]}"
-        raise ValueError(message("--size", "even numbers", got, "pass the download's size"))
+        raise ValueError(
+            f"--size: expected even numbers, got {size[0]}x{size[1]}; pass the download's size"
+        )
     source, target = find(download, size)
     names = [frame.image.name for frame in source + target]
     record(out, {"seed": seed, "size": list(size), "images": names})

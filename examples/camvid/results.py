@@ -20,11 +20,7 @@ from typing import Any
 
 from convert import inside, record
 from cpseg import Calibration
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import write_text
-from cpseg.core.class_map import read_class_map
-from cpseg.files.dataset import Source
-from cpseg.files.id_lists import read_ids
+from cpseg.files import Source, read_class_map, read_ids, write_text
 from runner import DATA, KINDS, Lines, Runner, StoppedError, table
 from students import students
 
@@ -350,8 +346,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the table of every section asked for; 1 if time ran out before the last."""
     scores = args.out / "probs" / "made.json"
     if not scores.is_file():
-        fix = "run examples/camvid/teacher.py first"
-        raise FileNotFoundError(message(str(args.out), "class scores of teacher.py", "none", fix))
+        raise FileNotFoundError(
+            f"{args.out}: expected class scores of teacher.py, got none; "
+            "run examples/camvid/teacher.py first"
+        )
     record(args.out / "results", json.loads(scores.read_text(encoding="utf-8")))
     deadline = time.monotonic() + args.budget_seconds
     code = 0
@@ -382,8 +380,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for section in args.section:
             if section not in SECTIONS:
-                expected, fix = f"one of {', '.join(SECTIONS)}", "choose among them"
-                raise ValueError(message("section", expected, section, fix))
+                raise ValueError(
+                    f"section: expected one of {', '.join(SECTIONS)}, got {section}; "
+                    "choose among them"
+                )
         return run(args)
     except (ValueError, OSError) as error:
         print(f"results.py: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,9 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cpseg._internal.safe_files import write_text
-from cpseg.cli import main
-from cpseg.jobs.tally import aligned
+from cpseg.files import write_text
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DATA = ("--root", ".", "--probs", "probs")
@@ -67,10 +66,17 @@ class Runner:
 
 
 def _cpseg(words: list[str]) -> tuple[int, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = main(words[1:])
-    return code, said.getvalue()
+    """Run ``python -m cpseg``, but in this process, which has loaded torch already."""
+    said, argv = io.StringIO(), sys.argv
+    sys.argv = list(words)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            runpy.run_module("cpseg", run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0), said.getvalue()
+    finally:
+        sys.argv = argv
+    return 0, said.getvalue()
 
 
 def _script(words: list[str]) -> tuple[int, str]:
@@ -80,6 +86,12 @@ def _script(words: list[str]) -> tuple[int, str]:
 
 
 def table(lines: Lines) -> str:
-    """Markdown; the first line is the header."""
+    """Lines of cells as a Markdown table with aligned columns; the first line is the header."""
     rule = ("---", *["---:"] * (len(lines[0]) - 1))
-    return aligned([lines[0], rule, *lines[1:]])
+    lines = [lines[0], rule, *lines[1:]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        rows.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
+    return "\n".join(rows)

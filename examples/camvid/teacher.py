@@ -15,11 +15,7 @@ import numpy as np
 import torch
 
 from cpseg import mean_iou
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import atomic
-from cpseg.files.dataset import Source
-from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.masks import image_size
+from cpseg.files import Pair, Source, atomic, image_size, read_ids
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "segformer"))
 
@@ -105,8 +101,10 @@ def main(argv: list[str] | None = None, say: Say = print) -> int:
     args = parser.parse_args(argv)
     try:
         if not (args.out / "lists" / "teacher").is_dir():
-            fix = "run examples/camvid/convert.py first"
-            raise FileNotFoundError(message(str(args.out), "a folder of convert.py", "none", fix))
+            raise FileNotFoundError(
+                f"{args.out}: expected a folder of convert.py, got none; "
+                "run examples/camvid/convert.py first"
+            )
         with inside(args.out):
             return teach(args, say)
     except (ValueError, OSError) as error:

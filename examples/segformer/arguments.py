@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from cpseg._internal.checks import message
-from cpseg.core.class_map import read_class_map
+from cpseg.files import read_class_map
 from crops import LAYOUTS, Layout
 from pseudo import Rule
 
@@ -86,11 +85,14 @@ def complete(args: argparse.Namespace) -> Layout:
         layout = replace(layout, mask_map=read_class_map(args.mask_map))
     args.classes = args.classes or layout.classes
     if args.classes < 2:
-        got = str(args.classes or "none")
-        raise ValueError(message("--classes", "a number above 1", got, "count the classes"))
+        raise ValueError(
+            f"--classes: expected a number above 1, got {args.classes or 'none'}; count the classes"
+        )
     if layout.mask_map is not None and layout.mask_map.num_classes != args.classes:
-        got, fix = f"a mask map to {layout.mask_map.num_classes}", "change one of them"
-        raise ValueError(message("--classes", f"masks of {args.classes} classes", got, fix))
+        raise ValueError(
+            f"--classes: expected masks of {args.classes} classes, "
+            f"got a mask map to {layout.mask_map.num_classes}; change one of them"
+        )
     known = args.background == "data set's"
     args.background = layout.background if known else _index(args.background)
     args.epochs = tuple(args.epochs or layout.epochs)
@@ -102,20 +104,23 @@ def complete(args: argparse.Namespace) -> Layout:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     share = 2 * world * args.accumulate
     if args.batch % share:
-        fix = f"choose a multiple of {share}"
-        expected = f"halves for {world} ranks in {args.accumulate} passes"
-        raise ValueError(message("--batch", expected, str(args.batch), fix))
+        raise ValueError(
+            f"--batch: expected halves for {world} ranks in {args.accumulate} passes, "
+            f"got {args.batch}; choose a multiple of {share}"
+        )
     needs = args.method.startswith("foundation")
     if needs and (args.probs is None) == (args.pseudo_labels is None):
         got = "neither" if args.probs is None else "both"
-        raise ValueError(message(args.method, "--probs or --pseudo-labels", got, "pass one"))
+        raise ValueError(f"{args.method}: expected --probs or --pseudo-labels, got {got}; pass one")
     if args.certified is not None and (args.constant is not None or "+cp" not in args.method):
         got = args.method if args.constant is None else f"--constant {args.constant:g}"
-        fix = "leave one of them out"
-        raise ValueError(message("--certified", "a calibrated method, +cp", got, fix))
+        raise ValueError(
+            f"--certified: expected a calibrated method, +cp, got {got}; leave one of them out"
+        )
     if args.stage1 is not None and counterpart(args.method) == args.method:
-        fix = "leave it out"
-        raise ValueError(message("--stage1", "a method with a stage II", args.method, fix))
+        raise ValueError(
+            f"--stage1: expected a method with a stage II, got {args.method}; leave it out"
+        )
     return layout
 
 

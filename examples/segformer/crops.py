@@ -13,11 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cpseg import WeakAugmentation
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import write_text
-from cpseg.core.class_map import ClassMap
-from cpseg.files.dataset import Source
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files import ClassMap, Pair, Source, read_ids, write_text
 
 VOID = 255
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)  # of ImageNet
@@ -90,8 +86,10 @@ def write_lists(layout: Layout, given: Lists, out: Path) -> Lists:
             if mask is None and not Path(image).suffix:
                 image, mask = (pattern.format(image) for pattern in layout.locate)
             if mask is None and part != "unlabelled":
-                fix = "write 'image mask', or ids of the data set"
-                raise ValueError(message(str(path), "a mask for every image", image, fix))
+                raise ValueError(
+                    f"{path}: expected a mask for every image, got {image}; "
+                    "write 'image mask', or ids of the data set"
+                )
             lines.append(image if mask is None else f"{image} {mask}")
         made.append(out / f"{part}.txt")
         write_text(made[-1], "".join(f"{line}\n" for line in lines))
@@ -149,8 +147,9 @@ def read_pixels(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        fix = "remove the line or write it anew"
-        raise ValueError(message(str(path), "an image", "an unreadable file", fix)) from error
+        raise ValueError(
+            f"{path}: expected an image, got an unreadable file; remove the line or write it anew"
+        ) from error
     return (torch.from_numpy(values).permute(2, 0, 1).float() / 255 - MEAN) / STD
 
 

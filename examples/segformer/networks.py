@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from cpseg._internal.checks import message
-
 
 class Segformer(nn.Module):
     """SegFormer of transformers with logits at the size of the image."""
@@ -70,8 +68,10 @@ def build(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
     try:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except ImportError as error:
-        fix = 'pip install "cpseg[examples]", or --model unet'
-        raise ImportError(message("--model", "transformers", "none", fix)) from error
+        raise ImportError(
+            "--model: expected transformers, got none; "
+            'pip install "cpseg[examples]", or --model unet'
+        ) from error
     if name != "tiny":
         model = SegformerForSemanticSegmentation.from_pretrained(
             name, num_labels=num_classes, ignore_mismatched_sizes=True

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files import Pair, read_ids
 from crops import Lists, Sample
 
 

@@ -11,16 +11,18 @@ import torch
 import torch.distributed as dist
 
 from cpseg import Calibration, confusion_matrix, mean_iou
-from cpseg._internal.checks import message
-from cpseg._internal.distributed import barrier, rank, shard
-from cpseg.files.dataset import VOID, Source
-from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.masks import image_size, read_mask
-from cpseg.jobs.calibrate import calibrate
-from cpseg.jobs.certify import certify
-from cpseg.jobs.label import label
-from cpseg.jobs.recalibrate import RecalibrationOptions
-from crops import Lists
+from cpseg.files import Pair, Source, image_size, read_ids, read_mask
+from cpseg.jobs import (
+    CalibrationSettings,
+    CertificationSettings,
+    Grouping,
+    RecalibrationOptions,
+    calibrate,
+    certify,
+    label,
+)
+from crops import VOID, Lists
+from ranks import rank, ranks
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def write_labels(source: Source, lists: Lists, rule: Rule, classes: int, out: Pa
     if rank() == 0:
         calibration.save(out.with_suffix(".safetensors"))
     label(source, lists.unlabelled, calibration, out)
-    barrier()
+    if ranks() > 1:
+        dist.barrier()
     return out / "ids.txt"
 
 
@@ -71,45 +74,45 @@ def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
         ValueError: nothing could be certified with so few images.
     """
     context = () if rule.context == "none" else rule.context
-    refit = None
+    recalibration = None
     if rule.recalibrate is not None or rule.prior_power > 0:
-        # Folds: every labelled image fits the map that is kept, and every one calibrates. It is an
-        # approximation without a promise; a certificate has one.
+        # With folds, the recalibration is fitted on all labelled images and all are used for
+        # calibration. This is an approximation without a guarantee; a certificate has one.
         folds = 5 if rule.conformal and rule.max_error is None else 0
-        refit = RecalibrationOptions(
+        recalibration = RecalibrationOptions(
             rule.recalibrate or "none",
-            shard=0.0,
+            share=0.0,
             folds=folds,
             context=context,
             prior_power=rule.prior_power,
             num_classes=classes,
         )
     if rule.max_error is not None:
-        made = certify(
-            source, ids, background=rule.background, max_error=rule.max_error, refit=refit
+        certified = CertificationSettings(
+            background=rule.background, max_error=rule.max_error, recalibration=recalibration
         )
-        assert made.certificate is not None
-        if not made.certificate.certified:
-            raise ValueError(str(made.certificate))
-        return made
-    if rule.conformal or refit is not None:
-        made = calibrate(
-            source,
-            ids,
+        calibration = certify(source, ids, certified)
+        assert calibration.certificate is not None
+        if not calibration.certificate.certified:
+            raise ValueError(str(calibration.certificate))
+        return calibration
+    if rule.conformal or recalibration is not None:
+        share = 0.3 if rule.variant in ("kmeans", "annuli") else 0.0
+        settings = CalibrationSettings(
             alpha=rule.alpha,
             background=rule.background,
-            variant=rule.variant,
-            group_share=0.3 if rule.variant in ("kmeans", "annuli") else 0.0,
-            refit=refit,
+            grouping=Grouping(rule.variant, group_share=share),
+            recalibration=recalibration,
         )
+        calibration = calibrate(source, ids, settings)
         if rule.conformal:
-            return made
+            return calibration
     else:
-        none = torch.zeros(1, 1)
-        made = Calibration(none, none.long(), 0.0, 0, classes, rule.background)
+        zero = torch.zeros(1, 1)
+        calibration = Calibration(zero, zero.long(), 0.0, 0, classes, rule.background)
     threshold = torch.inf if rule.constant is None else rule.constant
-    constant = torch.full_like(made.threshold, threshold)
-    return replace(made, threshold=constant, variant="constant")
+    constant = torch.full_like(calibration.threshold, threshold)
+    return replace(calibration, threshold=constant, variant="constant")
 
 
 def check_labels(folder: Path, unlabelled: list[Pair], classes: int) -> Path:
@@ -119,12 +122,16 @@ def check_labels(folder: Path, unlabelled: list[Pair], classes: int) -> Path:
         rows = list(csv.reader(file))
     found = sum(name.startswith("class_") for name in rows[0])
     if found != classes:
-        fix = "write them with the same class map"
-        raise ValueError(message(str(path), f"labels of {classes} classes", str(found), fix))
+        raise ValueError(
+            f"{path}: expected labels of {classes} classes, got {found}; "
+            "write them with the same class map"
+        )
     missing = sorted({pair.image for pair in unlabelled} - {row[0] for row in rows[1:]})
     if missing:
-        got, fix = f"none of {missing[0]}", "label the same list"
-        raise ValueError(message(str(path), "a label for every unlabelled image", got, fix))
+        raise ValueError(
+            f"{path}: expected a label for every unlabelled image, got none of {missing[0]}; "
+            "label the same list"
+        )
     return folder / "ids.txt"
 
 
@@ -141,7 +148,7 @@ def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int)
     """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     counts = torch.zeros(2, dtype=torch.int64)  # valid, kept
-    for guess, true in zip(shard(pseudo)[0], shard(truth)[0], strict=True):
+    for guess, true in list(zip(pseudo, truth, strict=True))[rank() :: ranks()]:
         pixels = image_size(source.root / true.image)
         found = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
         labels = source.labels(true, classes, pixels)

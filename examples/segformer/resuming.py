@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import atomic
+from cpseg.files import atomic
 
 
 class Trained(Protocol):
@@ -45,12 +44,14 @@ def restore(path: Path, trained: Trained, settings: dict[str, Any]) -> int:
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = state["settings"]
     except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise ValueError(message(str(path), "a checkpoint", "a damaged file", fix)) from error
+        raise ValueError(f"{path}: expected a checkpoint, got a damaged file; {fix}") from error
     names = settings.keys() | old.keys()
     other = sorted(name for name in names if settings.get(name) != old.get(name))
     if other:
-        expected = "a checkpoint of the same settings"
-        raise ValueError(message(str(path), expected, f"another {', '.join(other)}", fix))
+        raise ValueError(
+            f"{path}: expected a checkpoint of the same settings, got another {', '.join(other)}; "
+            f"{fix}"
+        )
     trained.student.load_state_dict(state["student"])
     trained.optimizer.load_state_dict(state["optimizer"])
     trained.scaler.load_state_dict(state["scaler"])

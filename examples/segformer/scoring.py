@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpseg import confusion_matrix, mean_iou
-from cpseg.files.dataset import Source
-from cpseg.files.id_lists import Pair
+from cpseg.files import Pair, Source
 from crops import read_labels, read_pixels
+from ranks import rank, ranks
 
 
 @torch.no_grad()
@@ -26,15 +26,13 @@ def evaluate(
     """Confusion matrix ``[K, K]`` over all images, shared out among the ranks."""
     model.eval()
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    spread = dist.is_initialized()
-    for pair in pairs[dist.get_rank() :: dist.get_world_size()] if spread else pairs:
+    for pair in pairs[rank() :: ranks()]:
         pixels = read_pixels(source.root / pair.image)
         labels = read_labels(source, pair, num_classes, pixels).to(device)
         with torch.autocast(torch.device(device).type, dtype=amp, enabled=amp is not None):
             probs = predict(model, pixels[None].to(device), window)
-        found = probs.argmax(1)
-        total += confusion_matrix(found, labels[None].long(), num_classes=num_classes)
-    if spread:
+        total += confusion_matrix(probs.argmax(1), labels[None].long(), num_classes=num_classes)
+    if ranks() > 1:
         dist.all_reduce(total)
     model.train()
     return total
@@ -48,13 +46,13 @@ def predict(model: nn.Module, pixels: Tensor, window: int | None) -> Tensor:
     total = count = torch.zeros((), device=pixels.device)
     for top in _starts(height, window):
         for left in _starts(width, window):
-            place = (..., slice(top, top + window), slice(left, left + window))
-            probs = model(pixels[place]).float().softmax(1)
+            area = (..., slice(top, top + window), slice(left, left + window))
+            probs = model(pixels[area]).float().softmax(1)
             if total.ndim == 0:
                 total = probs.new_zeros(1, probs.shape[1], height, width)
                 count = probs.new_zeros(1, 1, height, width)
-            total[place] += probs
-            count[place] += 1
+            total[area] += probs
+            count[area] += 1
     return total / count
 
 

@@ -33,16 +33,12 @@ from cpseg import (
     self_reliance_loss,
     self_reliance_weight,
 )
-from cpseg._internal.checks import message
-from cpseg._internal.distributed import rank
-from cpseg._internal.safe_files import write_text
-from cpseg.core.class_map import read_class_map
-from cpseg.files.dataset import Source
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files import Pair, Source, read_class_map, read_ids, write_text
 from crops import VOID, Crops, Lists, read_labels, read_pixels, write_lists
 from networks import build
 from order import Plan, Stage, batches, plan, portion
 from pseudo import check_labels, quality, read_pseudo, write_labels
+from ranks import rank, ranks
 from resuming import restore, save
 from scoring import evaluate, table
 
@@ -59,7 +55,7 @@ class Trainer:
         weight = torch.ones(num_classes) if class_weight is None else class_weight
         # The weight of a label's pixel: void has none.
         self.weight = torch.cat([weight, torch.zeros(VOID + 1 - num_classes)]).to(self.device)
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.world = ranks()
         model = build(args.model, num_classes, seed=args.seed).to(self.device)
         if self.world > 1 and torch.device(self.device).type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -153,13 +149,17 @@ def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, 
     if path.is_file():
         done = restore(path, trainer, settings)
         if args.stage1 is not None and done < made.switch:
-            expected, fix = f"step {made.switch} or later with --stage1", "leave --stage1 out"
-            raise ValueError(message(str(path), expected, f"step {done}", fix))
+            raise ValueError(
+                f"{path}: expected step {made.switch} or later with --stage1, got step {done}; "
+                "leave --stage1 out"
+            )
     elif args.stage1 is not None:
         done = restore(args.stage1, trainer, settings | {"method": counterpart(args.method)})
         if done != made.switch:
-            expected, fix = f"the end of stage I, step {made.switch}", "pass its stage1.pt"
-            raise ValueError(message(str(args.stage1), expected, f"step {done}", fix))
+            raise ValueError(
+                f"{args.stage1}: expected the end of stage I, step {made.switch}, got step {done}; "
+                "pass its stage1.pt"
+            )
     if done:
         say(f"goes on after step {done} of {made.steps}")
     first = made.stages[0].steps
@@ -187,8 +187,10 @@ def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, 
         if now % args.every == 0 or now == made.steps:
             mean, pace = float(total) / (now - since), (time.monotonic() - start) / (now - done)
             if not math.isfinite(mean):
-                fix = "lower --lr, or go on from the last checkpoint"
-                raise ValueError(message("training", "a finite loss", f"{mean} at step {now}", fix))
+                raise ValueError(
+                    f"training: expected a finite loss, got {mean} at step {now}; "
+                    "lower --lr, or go on from the last checkpoint"
+                )
             if rank() == 0:
                 save(path, trainer, settings, now)
             part = "II" if stage.halves else "I"

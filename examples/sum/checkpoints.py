@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import atomic
+from cpseg.files import atomic
 
 
 def train(
@@ -46,8 +45,10 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss = backward(step).detach()
         if not bool(loss.isfinite()):
-            fix = "lower --lr, or look at the data"
-            raise ValueError(message(title, "a finite loss", f"{loss.item()} at step {step}", fix))
+            raise ValueError(
+                f"{title}: expected a finite loss, got {loss.item()} at step {step}; "
+                "lower --lr, or look at the data"
+            )
         optimizer.step()
         total += float(loss)
         if (step + 1) % every == 0 or step + 1 == steps:
@@ -70,11 +71,13 @@ def restore(
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = state["settings"]
     except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise ValueError(message(str(path), "a checkpoint", "a damaged file", fix)) from error
+        raise ValueError(f"{path}: expected a checkpoint, got a damaged file; {fix}") from error
     if old != settings:
         other = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
-        expected = "a checkpoint of the same settings"
-        raise ValueError(message(str(path), expected, f"another {', '.join(other)}", fix))
+        raise ValueError(
+            f"{path}: expected a checkpoint of the same settings, got another {', '.join(other)}; "
+            f"{fix}"
+        )
     modules.load_state_dict(state["modules"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])

@@ -9,10 +9,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from cpseg._internal.safe_files import atomic, write_tensors, write_text
-from cpseg.demo.scenes import VOID, scenes
-from cpseg.files.id_lists import write_ids
-from cpseg.files.masks import write_mask
+from cpseg.demo import digit_scenes
+from cpseg.files import VOID, atomic, write_ids, write_mask, write_tensors, write_text
 
 
 def make(folder: Path, counts: dict[str, int], seed: int) -> None:
@@ -25,7 +23,7 @@ def make(folder: Path, counts: dict[str, int], seed: int) -> None:
     for number, (part, count) in enumerate(sorted(counts.items())):
         rng = np.random.default_rng([seed, number])
         digits = "test" if part == "val" else "train"
-        images, labels = scenes(count, domain="source", seed=seed + number, digits=digits)
+        images, labels = digit_scenes(count, domain="source", seed=seed + number, digits=digits)
         lines = []
         for k, (image, label) in enumerate(zip(images, labels, strict=True)):
             name = f"{part}_{k:04d}"

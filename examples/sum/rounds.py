@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import SamModel
 
 from cpseg import TaskPrompt, centre_point, interactive_iou, sample_prompts, sum_loss
-from cpseg.core.metrics import InteractiveIoU
 from sam_data import VOID, Example
 from sam_model import Prompted, encode, enlarge, frame_size, pick, predict
 
@@ -97,7 +96,7 @@ def _losses(logits: Tensor, masks: Tensor, unsure: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     model: SamModel, task_prompt: TaskPrompt | None, example: Example, task: int
-) -> InteractiveIoU:
+) -> tuple[Tensor, Tensor]:
     """Mean IoU and mean boundary IoU of an image's masks after 1..6 point prompts, each ``[6]``.
 
     The first point lies farthest from the boundary of the mask, the next ones farthest from that of

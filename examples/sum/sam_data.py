@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from cpseg import centre_point
-from cpseg._internal.checks import message, shape
-from cpseg._internal.safe_files import read_tensors
-from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.masks import read_mask
-from cpseg.files.run_folder import output_path
+from cpseg.files import Pair, output_path, read_ids, read_mask, read_tensors
 
 VOID = 255
 MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # SAM's, of 0..255
@@ -72,9 +68,10 @@ def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Examp
         return example
     logits, points = _read_coarse(folder, pair.image, full, size, example.size)
     if len(logits) < kept[-1]:
-        expected = f"coarse logits of {kept[-1]} masks, as its labels are"
-        fix = "write one channel a label"
-        raise ValueError(message(pair.image, expected, str(len(logits)), fix))
+        raise ValueError(
+            f"{pair.image}: expected coarse logits of {kept[-1]} masks, as its labels are, "
+            f"got {len(logits)}; write one channel a label"
+        )
     index = torch.tensor(kept) - 1
     own = example.points if points is None else points[index]
     return example._replace(coarse=logits[index], points=own)
@@ -87,14 +84,15 @@ def read_objects(folder: Path, pair: Pair, size: int) -> tuple[Example, list[int
     labels = read_mask(where, num_classes=255, size=full)
     values = [int(v) for v in labels.unique() if v not in (0, VOID)]
     if not values:
-        raise ValueError(message(str(where), "at least one object", "none", "remove the line"))
+        raise ValueError(f"{where}: expected at least one object, got none; remove the line")
     small = interpolate(labels[None, None].float(), size=bare.size, mode="nearest-exact")[0, 0]
     small = _pad(small[None], size, VOID)[0]
     # An object may vanish when the image shrinks.
     kept = [v for v in values if bool((small == v).any())]
     if not kept:
-        fix = "remove the line"
-        raise ValueError(message(str(where), f"an object that {size} pixels show", "none", fix))
+        raise ValueError(
+            f"{where}: expected an object that {size} pixels show, got none; remove the line"
+        )
     masks = torch.stack([(small == v).to(torch.uint8) for v in kept])
     masks = masks.masked_fill(small == VOID, VOID)
     return bare._replace(masks=masks, points=centre_point(masks == 1).points), kept, full
@@ -108,8 +106,9 @@ def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
     masks = (logits > 0) & inside
     kept = masks.flatten(1).any(1)
     if not bool(kept.any()):
-        fix = "remove the line"
-        raise ValueError(message(pair.image, "a coarse mask with a pixel", "none", fix))
+        raise ValueError(
+            f"{pair.image}: expected a coarse mask with a pixel, got none; remove the line"
+        )
     masks = masks[kept]
     own = centre_point(masks).points if points is None else points[kept]
     targets = masks.to(torch.uint8).masked_fill(~inside, VOID)
@@ -133,9 +132,10 @@ def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
         if not empty:
             left.append(pair)
     if not left:
-        fix = "lower --min-iou or --min-stability"
-        expected = "an image with a coarse mask"
-        raise ValueError(message(str(folder / "unlabelled.txt"), expected, "none", fix))
+        raise ValueError(
+            f"{folder / 'unlabelled.txt'}: expected an image with a coarse mask, got none; "
+            "lower --min-iou or --min-stability"
+        )
     return left
 
 
@@ -153,8 +153,9 @@ def _read_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        fix = "remove the line or write it anew"
-        raise ValueError(message(str(path), "an image", "an unreadable file", fix)) from error
+        raise ValueError(
+            f"{path}: expected an image, got an unreadable file; remove the line or write it anew"
+        ) from error
 
 
 def _frame(image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
@@ -179,16 +180,18 @@ def _read_coarse(
     fix = "store float 'logits' [M, h, w] of the whole image, and 'points' [M, 2] if you have them"
     logits, points = tensors.get("logits"), tensors.get("points")
     if logits is None or logits.ndim != 3 or 0 in logits.shape or not logits.is_floating_point():
-        got = "none" if logits is None else f"{logits.dtype} {shape(logits)}"
-        raise ValueError(message(str(path), "'logits' [M, h, w]", got, fix))
+        got = "none" if logits is None else f"{logits.dtype} {list(logits.shape)}"
+        raise ValueError(f"{path}: expected 'logits' [M, h, w], got {got}; {fix}")
     if not bool(logits.isfinite().all()):
-        raise ValueError(message(str(path), "finite 'logits'", "inf or NaN", "clamp them"))
+        raise ValueError(f"{path}: expected finite 'logits', got inf or NaN; clamp them")
     small = interpolate(logits[None].float(), size=inner, mode="bilinear", align_corners=False)[0]
     logits = _pad(small, size, min(float(small.min()), -1.0))
     if points is None:
         return logits, None
     if points.shape != (len(logits), 2):
-        raise ValueError(message(str(path), f"'points' [{len(logits)}, 2]", shape(points), fix))
+        raise ValueError(
+            f"{path}: expected 'points' [{len(logits)}, 2], got {list(points.shape)}; {fix}"
+        )
     return logits, move_points(points.float(), full, inner)
 
 

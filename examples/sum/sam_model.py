@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import SamConfig, SamModel
 
-from cpseg._internal.checks import message
-
 
 class Prompted(NamedTuple):
     """All prompts so far of R masks, in pixels of the frame.
@@ -40,8 +38,10 @@ def load(name: str, seed: int) -> SamModel:
             return _freeze_waves(SamModel.from_pretrained(name))
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
-            fix = "pass a SAM checkpoint, its folder, or tiny"
-            raise OSError(message("--model", "a SAM model", f"{name} ({reason})", fix)) from error
+            raise OSError(
+                f"--model: expected a SAM model, got {name} ({reason}); "
+                "pass a SAM checkpoint, its folder, or tiny"
+            ) from error
     size, patch, width = 128, 8, 64
     vision = {
         "hidden_size": 32,

@@ -18,10 +18,7 @@ import coarse as sam_masks
 import digits_data
 from checkpoints import digest, restore, train
 from cpseg import TaskPrompt
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import read_tensors, write_tensors
-from cpseg.files.id_lists import Pair
-from cpseg.files.run_folder import output_path
+from cpseg.files import Pair, output_path, read_tensors, write_tensors
 from refinement import good_pairs, map_metadata, refinement_loss, uncertainty_of
 from rounds import backward, evaluate
 from sam_data import (
@@ -89,8 +86,9 @@ class Run:
     def __init__(self, args: argparse.Namespace, say: Callable[[str], None]) -> None:
         self.args, self.say = args, say
         if not 0 < args.nms <= 1:
-            fix = "it is an IoU, not percent"
-            raise ValueError(message("--nms", "a share in (0, 1]", str(args.nms), fix))
+            raise ValueError(
+                f"--nms: expected a share in (0, 1], got {args.nms}; it is an IoU, not percent"
+            )
         tiny = args.model == "tiny"
         self.lr = args.lr if args.lr is not None else (3e-3 if tiny else 1e-5)
         self.steps = args.steps or (400 if tiny else 6000)
@@ -149,8 +147,10 @@ class Run:
         """The same, where it must be there."""
         path = self.map_file(pair)
         if not path.is_file():
-            fix = "run uncertainty with the same --uncertainty"
-            raise FileNotFoundError(message(str(path), "an uncertainty map", "none", fix))
+            raise FileNotFoundError(
+                f"{path}: expected an uncertainty map, got none; "
+                "run uncertainty with the same --uncertainty"
+            )
         return path
 
 
@@ -174,8 +174,10 @@ def coarse(run: Run) -> None:
             if path.is_file():
                 tensors, made = read_tensors(path)
                 if made.get("kind") != "coarse":
-                    expected, got = "coarse masks of this command, or none", "others"
-                    raise ValueError(message(str(path), expected, got, "move that folder away"))
+                    raise ValueError(
+                        f"{path}: expected coarse masks of this command, or none, got others; "
+                        "move that folder away"
+                    )
             if not path.is_file() or made != own:
                 find = _coarse_labelled if part == "labelled" else _coarse_unlabelled
                 tensors = find(run, pair, filters, run.draw(number, 0))
@@ -234,9 +236,10 @@ def refine(run: Run) -> None:
     pairs = read_list(run.folder, "labelled")
     good = [(p, k) for p in pairs if len(k := good_pairs(run.labelled(p, coarse=True))) > 0]
     if not good:
-        fix = "check that channel k - 1 of the logits is label k, or lower coarse's filters"
-        expected = "a coarse mask with an IoU of at least 0.7"
-        raise ValueError(message(str(run.folder / "labelled.txt"), expected, "none", fix))
+        raise ValueError(
+            f"{run.folder / 'labelled.txt'}: expected a coarse mask with an IoU of at least 0.7, "
+            "got none; check that channel k - 1 of the logits is label k, or lower coarse's filters"
+        )
     run.say(f"refine: {sum(len(k) for _, k in good)} masks of {len(good)} images")
 
     def learn(step: int) -> Tensor:
@@ -271,11 +274,13 @@ def uncertainty(run: Run) -> None:
     if kind == "sum":
         path = run.args.out / "refine.pt"
         if not path.is_file():
-            raise FileNotFoundError(message(str(path), "a refinement module", "none", "run refine"))
+            raise FileNotFoundError(f"{path}: expected a refinement module, got none; run refine")
         done = restore(path, nn.ModuleDict({"sam": run.model}), settings)
         if done < run.refine_steps:
-            got = f"{done} of {run.refine_steps} steps"
-            raise ValueError(message(str(path), "a finished module", got, "run refine again"))
+            raise ValueError(
+                f"{path}: expected a finished module, got {done} of {run.refine_steps} steps; "
+                "run refine again"
+            )
         refined = digest([path])
     written = 0
     pairs = run.unlabelled()
@@ -355,8 +360,10 @@ def _map_of(run: Run, pair: Pair, example: Example) -> Tensor | None:
     path = run.written_map(pair)
     found = read_tensors(path)[0]["uncertainty"].float().to(run.args.device)
     if len(found) != len(example.masks):
-        expected, got = f"{len(example.masks)} maps", str(len(found))
-        raise ValueError(message(str(path), expected, got, "delete it and run uncertainty"))
+        raise ValueError(
+            f"{path}: expected {len(example.masks)} maps, got {len(found)}; "
+            "delete it and run uncertainty"
+        )
     return enlarge(found[:, None], run.size)[:, 0].clamp(0, 1)
 
 

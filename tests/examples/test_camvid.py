@@ -19,8 +19,7 @@ from PIL import Image
 from tests.support.folders import files
 
 from cpseg import Calibration
-from cpseg.cli import options
-from cpseg.cli.main import _RUNS
+from cpseg.cli import command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = [str(EXAMPLES / name) for name in ("camvid", "segformer", "ablation")]
@@ -454,7 +453,7 @@ def test_every_section_asks_for_what_there_is(example, taught, tmp_path, monkeyp
     out = tmp_path / "out"
     (out / "probs").mkdir(parents=True)
     shutil.copy(taught.out / "probs" / "made.json", out / "probs")
-    parser, asked = options.parser(_RUNS), []
+    parser, asked = command.parser(), []
 
     def answer(words: list[str]) -> tuple[int, str]:
         args = parser.parse_args(words[1:])

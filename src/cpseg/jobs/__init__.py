@@ -7,10 +7,16 @@ from cpseg.jobs.evaluate import evaluate
 from cpseg.jobs.label import label
 from cpseg.jobs.predict import predict
 from cpseg.jobs.recalibrate import RecalibrationOptions
+from cpseg.jobs.settings import CalibrationSettings, CertificationSettings, SweepSettings
 from cpseg.jobs.sweep import sweep
+from cpseg.jobs.variants import Grouping
 
 __all__ = [
+    "CalibrationSettings",
+    "CertificationSettings",
+    "Grouping",
     "RecalibrationOptions",
+    "SweepSettings",
     "calibrate",
     "certify",
     "compact",
