@@ -217,6 +217,7 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Calibration.pseudo_labels: (["self", "probs"], ["dtype="]),
     Calibration.save: (["self", "path"], []),
     Calibration.load: (["path"], []),
+    Calibration.from_parts: (["tensors", "metadata"], ["where="]),
     Evidence.pseudo_labels: (["self", "threshold"], ["ignore_index=", "dtype="]),
     Evidence.score_of: (["self", "labels"], ["ignore_index="]),
     Evidence.argmax: (["self"], []),

@@ -204,7 +204,8 @@ def test_every_rank_holds_what_one_pass_gives(said: list[dict[str, Any]], store:
 
 
 def test_a_second_sync_and_updates_after_it_are_refused(said: list[dict[str, Any]]) -> None:
-    late = "expected updates before sync, got one after it; sync after the last update, or start"
+    late = "expected updates and merges before sync, got one after it; "
+    late += "sync after the last update, or start"
     for rank, result in enumerate(said):
         for world in range(rank + 1, 4):
             second, update, scores, _, nothing = result[f"unbounded/uneven/{world}/later"]
@@ -226,15 +227,23 @@ def test_a_synced_calibrator_can_be_merged_into_a_new_one(said: list[dict[str, A
 
 
 def test_settings_that_differ_are_refused_on_every_rank(said: list[dict[str, Any]]) -> None:
-    same = (
-        "Calibrator.sync: expected the same settings on all ranks, got ranks with other ones; "
-        "build alike"
-    )
+    values = {
+        "alpha": "1/5 and 1/10",
+        "grid": "[4, 3] and [3, 4]",
+        "background": "None and 1",
+        "per_class": "False and True",
+        "max_images": "None and 99",
+        "ignore_index": "255 and 254",
+    }
     for result in said:
         heard = result["disagreed"]
-        for name in ("alpha", "groups", "grid", "background", "per_class", "max_images"):
-            assert heard[name] == same, name
-        assert heard["ignore_index"] == same
+        for name, got in values.items():
+            assert heard[name] == (
+                f"Calibrator.sync: expected the same {name} on all ranks, got {got}; "
+                "build all alike"
+            )
+        assert heard["groups"] == said[0]["disagreed"]["groups"]
+        assert heard["groups"].startswith("Calibrator.sync: expected the same groups on all ranks")
         assert heard["classes"] == (
             "Calibrator.sync: expected the same number of classes on all ranks, got [3, 4]; "
             "use one model"

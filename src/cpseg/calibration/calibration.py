@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from cpseg._internal import words
-from cpseg._internal.checks import check_alpha, check_background, check_probs, message, shape
+from cpseg._internal.checks import (
+    check_alpha,
+    check_background,
+    check_probs,
+    is_whole,
+    message,
+    shape,
+)
+from cpseg._internal.fields import Valid, among, or_none, read_fields, text, truth, whole
 from cpseg._internal.safe_files import read_tensors, write_tensors
 from cpseg._version import __version__
 from cpseg.calibration.certificate import Certificate
@@ -29,10 +37,12 @@ from cpseg.groups.fixed import check_size
 from cpseg.groups.resampling import to_image
 from cpseg.recalibration.recalibration import Recalibration
 
+_FIX = "run cpseg calibrate anew"
 UNITS = words.UNITS
 
 _FORMAT = 1
-_MAP = "recalibration."  # before the names of its tensors in a file
+_RECALIBRATION = "recalibration."  # prefix of the names of its tensors in a file
+_TENSORS = ("threshold", "count", "level", "class_threshold")
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,28 +162,22 @@ class Calibration:
             tensor([[0.1000, 0.1000, 0.2000, 0.2000]])
         """
         size = check_size("Calibration.resize", size)
-        return replace(
-            self,
-            threshold=to_image(self.threshold, size),
-            count=to_image(self.count, size),
-            level=None if self.level is None else to_image(self.level, size),
-            class_threshold=(
-                None if self.class_threshold is None else to_image(self.class_threshold, size)
-            ),
-        )
+        return self._each_tensor(lambda values: to_image(values, size))
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same calibration on another device."""
-        return replace(
-            self,
-            threshold=self.threshold.to(device),
-            count=self.count.to(device),
-            level=None if self.level is None else self.level.to(device),
-            recalibration=None if self.recalibration is None else self.recalibration.to(device),
-            class_threshold=(
-                None if self.class_threshold is None else self.class_threshold.to(device)
-            ),
-        )
+        recalibration = None if self.recalibration is None else self.recalibration.to(device)
+        moved = self._each_tensor(lambda values: values.to(device))
+        return replace(moved, recalibration=recalibration)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names of their fields; None is left out."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return {name: values for name, values in tensors.items() if values is not None}
+
+    def _each_tensor(self, function: Callable[[Tensor], Tensor]) -> Calibration:
+        tensors = {name: function(values) for name, values in self._tensors().items()}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     def prediction_set(self, probs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """:func:`cpseg.prediction_set` with this threshold and score at the size of ``probs``.
@@ -282,14 +286,11 @@ class Calibration:
         }
         if self.certificate is not None:
             metadata["certificate"] = self.certificate.to_json()
-        tensors = {"threshold": self.threshold, "count": self.count}
-        if self.level is not None:
-            tensors["level"] = self.level
-        if self.class_threshold is not None:
-            tensors["class_threshold"] = self.class_threshold
+        tensors = self._tensors()
         if self.recalibration is not None:
             metadata["recalibration"] = self.recalibration.metadata()
-            tensors |= {_MAP + name: part for name, part in self.recalibration.tensors().items()}
+            parts = self.recalibration.tensors().items()
+            tensors |= {_RECALIBRATION + name: part for name, part in parts}
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -301,82 +302,70 @@ class Calibration:
             FileNotFoundError: there is no such file.
         """
         tensors, metadata = read_tensors(path)
+        return cls.from_parts(tensors, metadata, where=str(path))
+
+    @classmethod
+    def from_parts(
+        cls,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+        *,
+        where: str = "Calibration.from_parts",
+    ) -> Calibration:
+        """The calibration that the tensors and the metadata of a file describe.
+
+        Args:
+            tensors: thresholds, counts and what else :meth:`save` writes.
+            metadata: the table; further entries are ignored.
+            where: who asks, for messages: a file's name.
+
+        Raises:
+            ValueError: a part is missing, damaged, of a later format or does not fit the others.
+        """
         got = f"kind {metadata.get('kind')!r} of format {metadata.get('format')}"
         if metadata.get("kind") != "calibration" or metadata.get("format") != _FORMAT:
-            fix = "run cpseg calibrate with this version"
-            raise ValueError(message(str(path), f"a calibration of format {_FORMAT}", got, fix))
-        fields = ["alpha", "num_images", "num_classes", "background", "score", "ignore_index"]
-        fields += ["variant", "extra"]
-        try:
-            values = {name: metadata[name] for name in fields}
-            values |= {name: metadata[name] for name in ("unit", "randomized") if name in metadata}
-            values |= {name: tensors.get(name) for name in ("level", "class_threshold")}
-            values["extra"] = Provenance.from_json(metadata["extra"], where=str(path))
-            calibration = cls(tensors["threshold"], tensors["count"], **values)
-            if "certificate" in metadata:
-                proven = Certificate.from_json(metadata["certificate"], where=str(path))
-                calibration = replace(calibration, certificate=proven)
-            if "recalibration" in metadata or any(name.startswith(_MAP) for name in tensors):
-                parts = {k.removeprefix(_MAP): v for k, v in tensors.items() if k.startswith(_MAP)}
-                facts = metadata.get("recalibration")
-                if not isinstance(facts, dict):
-                    expected, got = "the facts of its recalibration", repr(facts)[:80]
-                    fix = "run cpseg calibrate anew"
-                    raise ValueError(message(str(path), expected, got, fix))
-                made = Recalibration.from_parts(parts, facts, where=str(path))
-                calibration = replace(calibration, recalibration=made)
-        except KeyError as error:
-            fix = "run cpseg calibrate with this version"
-            raise ValueError(message(str(path), f"{error} in it", "nothing", fix)) from error
-        calibration._check_loaded(str(path), metadata.get("grid"))
+            raise ValueError(message(where, f"a calibration of format {_FORMAT}", got, _FIX))
+        for name in ("threshold", "count"):
+            if name not in tensors:
+                raise ValueError(message(where, f"{name!r} in it", "nothing", _FIX))
+        fields = read_fields(where, {**_DEFAULTS, **metadata}, _FIELDS, fix=_FIX)
+        check_score(where, fields["score"])
+        check_alpha(where, fields["alpha"])
+        check_background(where, fields["background"], fields["num_classes"] or 2**15)
+        grid = check_size(where, fields.pop("grid"), name="grid")
+        fields["extra"] = Provenance.from_json(fields["extra"], where=where)
+        if "certificate" in metadata:
+            fields["certificate"] = Certificate.from_json(metadata["certificate"], where=where)
+        calibration = cls(
+            **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+            **fields,
+            recalibration=_recalibration(where, tensors, metadata),
+        )
+        calibration._check_tensors(where, grid)
         return calibration
 
-    def _check_loaded(self, path: str, recorded: object) -> None:
-        """Every value is one, and tensors and metadata belong together."""
-        fix = "run cpseg calibrate anew"
-        check_score(path, self.score)
-        check_alpha(path, self.alpha)
-        grid = check_size(path, recorded, name="grid")  # type: ignore[arg-type]
-        whole: dict[str, tuple[object, int]] = {
-            "num_images": (self.num_images, 1),
-            "ignore_index": (self.ignore_index, -(2**31)),
-            **({} if self.num_classes is None else {"num_classes": (self.num_classes, 1)}),
-        }
-        for name, (value, least) in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(message(path, f"a whole number as {name}", repr(value), fix))
-        if not isinstance(self.variant, str):
-            raise ValueError(message(path, "a name as variant", repr(self.variant), fix))
-        check_background(path, self.background, self.num_classes or 2**15)
-        allowed = (grid, (self.num_classes, *grid))
-        float32 = self.threshold.dtype == torch.float32
-        if (
-            tuple(self.threshold.shape) not in allowed
-            or not float32
-            or self.threshold.isnan().any()
-        ):
-            got = f"{self.threshold.dtype} {shape(self.threshold)}"
-            expected = f"float32 thresholds of the grid {list(grid)}"
-            raise ValueError(message(path, expected, got, fix))
-        if self.count.shape != self.threshold.shape or self.count.dtype != torch.int64:
-            got = f"{self.count.dtype} {shape(self.count)}"
-            raise ValueError(message(path, f"int64 counts {shape(self.threshold)}", got, fix))
-        if self.recalibration is not None and self.recalibration.num_classes != self.num_classes:
-            got = f"{self.recalibration.num_classes}"
-            expected = f"a recalibration onto {self.num_classes} classes"
-            raise ValueError(message(path, expected, got, fix))
-        if self.unit not in UNITS or not isinstance(self.randomized, bool):
-            got = f"{self.unit!r} and {self.randomized!r}"
-            raise ValueError(message(path, f"a unit among {UNITS} and a truth value", got, fix))
+    def _check_tensors(self, where: str, grid: tuple[int, int]) -> None:
+        """Tensors and metadata belong together."""
+        per_class = (self.num_classes, *grid)
+        threshold = self.threshold
+        if tuple(threshold.shape) not in (grid, per_class) or not _is_threshold(threshold):
+            expected, got = f"float32 thresholds of the grid {list(grid)}", _kind(threshold)
+            raise ValueError(message(where, expected, got, _FIX))
+        if self.count.shape != threshold.shape or self.count.dtype != torch.int64:
+            expected, got = f"int64 counts {shape(threshold)}", _kind(self.count)
+            raise ValueError(message(where, expected, got, _FIX))
+        recalibration = self.recalibration
+        if recalibration is not None and recalibration.num_classes != self.num_classes:
+            expected = f"a recalibration to {self.num_classes} classes"
+            raise ValueError(message(where, expected, f"{recalibration.num_classes}", _FIX))
         level = self.level
-        if level is not None and (level.shape, level.dtype) != (self.count.shape, torch.uint8):
-            got = f"{level.dtype} {shape(level)}"
-            raise ValueError(message(path, f"uint8 levels {shape(self.threshold)}", got, fix))
-
-        own, wanted = self.class_threshold, ((self.num_classes, *grid), torch.float32)
-        if own is not None and ((own.shape, own.dtype) != wanted or own.isnan().any()):
-            got = f"{own.dtype} {shape(own)}"
-            raise ValueError(message(path, "float32 thresholds of every class", got, fix))
+        if level is not None and (level.shape, level.dtype) != (threshold.shape, torch.uint8):
+            expected = f"uint8 fallback levels {shape(threshold)}"
+            raise ValueError(message(where, expected, _kind(level), _FIX))
+        of_class = self.class_threshold
+        if of_class is not None and (of_class.shape != per_class or not _is_threshold(of_class)):
+            expected, got = "float32 thresholds of every class", _kind(of_class)
+            raise ValueError(message(where, expected, got, _FIX))
 
     @property
     def num_source(self) -> int | None:
@@ -393,3 +382,46 @@ class Calibration:
 
 def _which_map(fingerprint: str | None) -> str:
     return "no recalibration" if fingerprint is None else f"recalibration {fingerprint}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {shape(tensor)}"
+
+
+def _is_threshold(values: Tensor) -> bool:
+    return values.dtype == torch.float32 and not bool(values.isnan().any())
+
+
+def _recalibration(
+    where: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> Recalibration | None:
+    """The recalibration in the file of a calibration, or None."""
+    parts = {
+        name.removeprefix(_RECALIBRATION): values
+        for name, values in tensors.items()
+        if name.startswith(_RECALIBRATION)
+    }
+    if not parts and "recalibration" not in metadata:
+        return None
+    facts = metadata.get("recalibration")
+    if not isinstance(facts, dict):
+        got = repr(facts)[:80]
+        raise ValueError(message(where, "the facts of its recalibration", got, _FIX))
+    return Recalibration.from_parts(parts, facts, where=where)
+
+
+# Metadata that older files lack, and what each entry must be.
+_DEFAULTS: dict[str, Any] = {"unit": "pixel", "randomized": False}
+_FIELDS: dict[str, Valid] = {
+    "alpha": lambda value: True,  # check_alpha says more
+    "num_images": whole,
+    "num_classes": or_none(whole),
+    "background": lambda value: True,
+    "score": text,
+    "ignore_index": lambda value: is_whole(value, -(2**31)),
+    "variant": text,
+    "extra": lambda value: True,
+    "unit": among(UNITS),
+    "randomized": truth,
+    "grid": lambda value: True,
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -31,6 +30,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
+from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import UNITS, Calibration
 from cpseg.calibration.provenance import Provenance
 from cpseg.calibration.score_stores import BinnedScores, ClassScores, TopScores
@@ -326,15 +326,12 @@ class Calibrator:
                 ``max_images`` together, an id on two ranks, or a second call.
         """
         where = "Calibrator.sync"
-        if not ranks.active():
+        if not begin_sync(where, self._synced):
             return
-        if self._synced:
-            fix = "sync once, after the last update"
-            raise ValueError(message(where, "one call", "a second one", fix))
         device = self._bad_batches.device
         if self._store is None:
             device = ranks.device_without_data(process_group)
-        if self._check_ranks_agree(where, device, process_group):
+        if self._check_ranks_agree(where, process_group):
             self._ensure_store(device).sync(process_group)
             for pooled in self._coarser:
                 pooled.sync(process_group)
@@ -468,9 +465,8 @@ class Calibrator:
 
     def _check_room(self, where: str, images: int, device: torch.device) -> None:
         """A batch fits: not after ``sync``, on the device of those before, not too many images."""
-        if self._synced:
-            fix = "sync after the last update, or start a new calibrator and merge"
-            raise ValueError(message(where, "updates before sync", "one after it", fix))
+        fix = "sync after the last update, or start a new calibrator and merge"
+        refuse_after_sync(where, self._synced, fix=fix)
         if self._store is not None and device != self._bad_batches.device:
             expected = f"tensors on {self._bad_batches.device} as before"
             raise ValueError(message(where, expected, str(device), "move them with .to(device)"))
@@ -553,34 +549,23 @@ class Calibrator:
             "ignore_index": self.ignore_index,
         }
 
-    def _check_ranks_agree(
-        self, where: str, device: torch.device, group: dist.ProcessGroup | None
-    ) -> bool:
+    def _check_ranks_agree(self, where: str, group: dist.ProcessGroup | None) -> bool:
         """Raise on every rank alike unless all can be merged; whether there is any image."""
-        settings = json.dumps({**self._settings(), "num_classes": None}).encode()
-        digest = int.from_bytes(hashlib.sha256(settings).digest()[:7], "big")
-        classes = 0 if self.num_classes is None else self.num_classes
-        each = ranks.all_gather_ints(
-            [digest, classes, self.num_images, len(self.ids)], device, group
-        )
-        if len({values[0] for values in each}) > 1:
-            got = "ranks with other ones"
-            raise ValueError(message(where, "the same settings on all ranks", got, "build alike"))
-        known = {values[1] for values in each} - {0}
+        settings = {**self._settings(), "num_classes": None}
+        state = (self.num_classes, self.num_images, sorted(self.ids))
+        classes, images, ids = zip(*gather_alike(where, settings, state, group), strict=True)
+        known = {number for number in classes if number is not None}
         if len(known) > 1:
             expected, got = "the same number of classes on all ranks", str(sorted(known))
             raise ValueError(message(where, expected, got, "use one model"))
-        images = sum(values[2] for values in each)
-        if self.max_images is not None and images > self.max_images:
-            expected, got = f"at most max_images={self.max_images} images", f"{images} on all ranks"
-            raise ValueError(message(where, expected, got, "build it with a larger max_images"))
+        if self.max_images is not None and sum(images) > self.max_images:
+            expected = f"at most max_images={self.max_images} images"
+            got, fix = f"{sum(images)} on all ranks", "build it with a larger max_images"
+            raise ValueError(message(where, expected, got, fix))
+        names = [name for each in ids for name in each]
+        self.ids = set(check_image_ids(where, names, len(names), set()) or ())
         self.num_classes = known.pop() if known else None
-        if any(values[3] for values in each):
-            everyone: list[list[str]] = [[] for _ in each]
-            dist.all_gather_object(everyone, sorted(self.ids), group=group)
-            names = [name for part in everyone for name in part]
-            self.ids = set(check_image_ids(where, names, len(names), set()) or ())
-        return images > 0
+        return any(images)
 
 
 def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cpseg._internal import words
 from cpseg._internal.checks import message
+from cpseg._internal.fields import (
+    Valid,
+    among,
+    list_of,
+    or_none,
+    rate,
+    read_fields,
+    share,
+    table_of,
+    truth,
+    whole,
+)
 
 METHODS = words.CERTIFICATES
 PVALUES = words.PVALUES
@@ -127,10 +139,7 @@ class Certificate:
             got = str(sorted(value)) if isinstance(value, dict) else repr(value)
             expected = "a certificate with its fields and no others"
             raise ValueError(message(where, expected, got[:80], fix))
-        for name, right in _RIGHT.items():
-            if not right(value[name]):
-                got = " ".join(repr(value[name]).split())[:80]
-                raise ValueError(message(where, f"a sound {name} in the certificate", got, fix))
+        read_fields(where, value, _FIELDS, fix=fix)
         # Only what belongs together makes a sentence.
         tests = value["method"] == "ltt"
         if (value["pvalue"] is None, value["delta"] is None) != (not tests, not tests):
@@ -146,57 +155,22 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.3g} %"
 
 
-def _is_rate(value: object) -> bool:
-    return isinstance(value, float) and 0 < value < 1
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, float) and 0 <= value <= 1
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _or_none(right: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or right(value)
-
-
-def _row_of(columns: Mapping[str, Callable[[object], bool]]) -> Callable[[object], bool]:
-    return lambda value: (
-        isinstance(value, dict)
-        and set(value) == set(columns)
-        and all(right(value[name]) for name, right in columns.items())
-    )
-
-
-_SEEN: dict[str, Callable[[object], bool]] = {
-    "certified": lambda value: isinstance(value, bool),
-    "alpha": _or_none(_is_rate),
-    "mean_error": _or_none(_is_share),
-    "kept": _is_share,
-    "p_value": _or_none(_is_share),
+_ROW: dict[str, Valid] = {
+    "certified": truth,
+    "alpha": or_none(rate),
+    "mean_error": or_none(share),
+    "kept": share,
+    "p_value": or_none(share),
 }
-_is_class_row = _row_of(_SEEN)
-_RIGHT: dict[str, Callable[[object], bool]] = {
-    **_SEEN,
-    "method": lambda value: value in METHODS,
-    "pvalue": lambda value: value is None or value in PVALUES,
-    "max_error": _is_rate,
-    "delta": _or_none(_is_rate),
-    "num_images": _is_whole,
-    "beside": _or_none(
-        _row_of(
-            {
-                "pvalue": lambda value: value in PVALUES,
-                "alpha": _or_none(_is_rate),
-                "kept": _is_share,
-            }
-        )
-    ),
-    "classes": _or_none(
-        lambda value: isinstance(value, (list, tuple)) and all(map(_is_class_row, value))
-    ),
-    "needed_images": _or_none(_is_whole),
-    "lowest_error": _or_none(_is_rate),
+_FIELDS: dict[str, Valid] = {
+    **_ROW,
+    "method": among(METHODS),
+    "pvalue": or_none(among(PVALUES)),
+    "max_error": rate,
+    "delta": or_none(rate),
+    "num_images": whole,
+    "beside": or_none(table_of({"pvalue": among(PVALUES), "alpha": or_none(rate), "kept": share})),
+    "classes": or_none(list_of(table_of(_ROW))),
+    "needed_images": or_none(whole),
+    "lowest_error": or_none(rate),
 }

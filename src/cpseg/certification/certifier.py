@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import (
     SCORES_FIX,
     check_alike,
@@ -29,6 +29,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
+from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.certificate import METHODS, PVALUES, Certificate
@@ -182,9 +183,7 @@ class Certifier:
             TypeError: wrong dtypes.
         """
         where = "Certifier.update"
-        if self._synced:
-            fix = "sync after the last update"
-            raise ValueError(message(where, "updates before sync", "one after it", fix))
+        refuse_after_sync(where, self._synced)
         check_probs(where, probs)
         check_labels(where, labels, probs)
         if probs.shape[-3] != self._base.num_source:
@@ -223,9 +222,7 @@ class Certifier:
         """
         where = "Certifier.merge"
         check_other(where, self, other)
-        if self._synced or other._synced:
-            fix = "sync last: a merge afterwards would count images twice"
-            raise ValueError(message(where, "certifiers before sync", "one after it", fix))
+        refuse_after_sync(where, self._synced or other._synced)
         check_alike(where, self._settings(), other._settings())
         self._take(where, other._images)
 
@@ -239,19 +236,11 @@ class Certifier:
                 rank), or a second call.
         """
         where = "Certifier.sync"
-        if not ranks.active():
+        if not begin_sync(where, self._synced):
             return
-        if self._synced:
-            fix = "sync once, after the last update"
-            raise ValueError(message(where, "one call", "a second one", fix))
-        mine = (self._settings(), self._images)
-        everyone: list[Any] = [None] * dist.get_world_size(process_group)
-        dist.all_gather_object(everyone, mine, group=process_group)
-        if any(settings != everyone[0][0] for settings, _ in everyone):
-            got = "ranks with other ones"
-            raise ValueError(message(where, "the same settings on all ranks", got, "build alike"))
+        everyone = gather_alike(where, self._settings(), self._images, process_group)
         self._images, self._named = [], None
-        for _, images in everyone:
+        for images in everyone:
             self._take(where, images)
         self._synced = True
 
@@ -446,12 +435,14 @@ def _lowest(
 ) -> float | None:
     """The lowest bound in thousandths at which some class's strictest level is certified."""
     strictest = losses[..., :1]
-    low, high = math.floor(1000 * max_error), 1000
-    while high - low > 1:  # a larger bound is certified wherever a smaller one is
-        middle = (low + high) // 2
-        levels, _ = choose(strictest, middle / 1000, delta, method, pvalue)
-        low, high = (low, middle) if (levels >= 0).any() else (middle, high)
-    return high / 1000 if high < 1000 else None
+
+    def certified(bound: int) -> bool:  # a larger bound is certified wherever a smaller one is
+        levels, _ = choose(strictest, bound / 1000, delta, method, pvalue)
+        return bool((levels >= 0).any())
+
+    bounds = range(math.floor(1000 * max_error) + 1, 1000)
+    first = bisect_left(bounds, True, key=certified)
+    return bounds[first] / 1000 if first < len(bounds) else None
 
 
 def _at(counts: Integers, levels: Integers) -> Integers:

@@ -6,6 +6,7 @@ Arrays are ``[n, ...]``: images first, then anything that is tested side by side
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -103,14 +104,12 @@ def images_needed(max_error: float, delta: float, pvalue: str) -> int:
     high = 2 * low + 20
     if low > 10**6:  # a bound is enough to say that this is hopeless
         return low
-    while low < high:
-        middle = (low + high) // 2
-        zeros: Floats = np.zeros(middle)
-        if p_values(zeros, max_error, delta=delta, pvalue=pvalue) <= delta:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+
+    def rejects(images: int) -> bool:
+        zeros: Floats = np.zeros(images)
+        return bool(p_values(zeros, max_error, delta=delta, pvalue=pvalue) <= delta)
+
+    return low + bisect_left(range(low, high), True, key=rejects)
 
 
 def fixed_sequence(p: npt.NDArray[Any], delta: float) -> npt.NDArray[np.int64]:

@@ -12,6 +12,11 @@ from cpseg._internal.checks import is_compiling
 _TILE = 2**21  # class scores that a step on the CPU holds in cache
 
 
+def class_dtype(num_classes: int) -> torch.dtype:
+    """The smallest dtype of a class index: uint8, or int16 above 255 classes."""
+    return torch.uint8 if num_classes <= 255 else torch.int16
+
+
 def best_of_classes(
     probs: Tensor, background: int | None, threshold: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -63,7 +68,8 @@ def _tiled(
     ``amax``, an equality pass over the tile still in cache and an ``amax`` over bytes cost a third.
     """
     batch, num_classes, height, width = probs.shape
-    code_dtype, top = (torch.uint8, 255) if num_classes <= 255 else (torch.int16, 2**15 - 1)
+    code_dtype = class_dtype(num_classes)
+    top = torch.iinfo(code_dtype).max
     # The lowest class has the largest code, so that ties go to it.
     codes = torch.arange(top, top - num_classes, -1).to(code_dtype).reshape(-1, 1, 1)
     if background is not None:

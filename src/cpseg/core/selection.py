@@ -15,7 +15,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
-from cpseg.core.argmax import best_of_classes
+from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.nonconformity import check_drawing, check_score, nonconformity_map_unchecked
 
 
@@ -265,7 +265,7 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
     best, best_class, back = _find(probs, background, None)
     # A copy: evidence that held a view would hold all scores.
     back = None if back is None else back.clone()
-    best_class = best_class.to(torch.uint8 if probs.shape[-3] <= 255 else torch.int16)
+    best_class = best_class.to(class_dtype(probs.shape[-3]))
     return Evidence(best, best_class, back, background, probs.shape[-3])
 
 

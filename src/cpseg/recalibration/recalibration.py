@@ -19,11 +19,13 @@ from cpseg._internal.checks import (
     check_probs,
     check_same_device,
     is_compiling,
+    is_share,
     message,
     shape,
 )
+from cpseg._internal.fields import Valid, among, list_of, read_fields, text, whole
 from cpseg._internal.safe_files import read_tensors, write_tensors
-from cpseg.core.argmax import best_of_classes
+from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.selection import Evidence
 from cpseg.recalibration.features import (
     CONTEXTS,
@@ -124,7 +126,7 @@ class Recalibration:
     @cached_property
     def fingerprint(self) -> str:
         """What tells this map from others, prior power included."""
-        parts = [self.weight, self.bias, self.prior]
+        parts = self.tensors().values()
         content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
         facts = f"{self.scores} {self.context} {self.num_source} {self.prior_power}"
         return hashlib.sha256(content + facts.encode()).hexdigest()[:16]
@@ -182,7 +184,7 @@ class Recalibration:
         check_background(where, background, self.num_classes)
         size, device = (len(batch), *batch.shape[-2:]), probs.device
         best = torch.empty(size, device=device)
-        kind = torch.uint8 if self.num_classes <= 255 else torch.int16
+        kind = class_dtype(self.num_classes)
         best_class = torch.empty(size, dtype=kind, device=device)
         back = None if background is None else torch.empty(size, device=device)
         for image, rows, tile in self._tiles(batch):
@@ -209,12 +211,8 @@ class Recalibration:
 
     def to(self, device: torch.device | str) -> Recalibration:
         """The same map on another device."""
-        return replace(
-            self,
-            weight=self.weight.to(device),
-            bias=self.bias.to(device),
-            prior=self.prior.to(device),
-        )
+        tensors = {name: values.to(device) for name, values in self.tensors().items()}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
         """For every target class the source classes that speak most for it.
@@ -272,11 +270,7 @@ class Recalibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps as tensors."""
-        return {
-            "weight": self.weight,
-            "bias": self.bias,
-            "prior": self.prior,
-        }
+        return {name: getattr(self, name) for name in _TENSORS}
 
     def metadata(self) -> dict[str, Any]:
         """What a file keeps as JSON."""
@@ -318,13 +312,9 @@ class Recalibration:
             raise ValueError(message(where, f"a recalibration of format {_FORMAT}", got, fix))
         try:
             parts = {name: tensors[name] for name in _TENSORS}
-            facts = {name: metadata[name] for name in _FACTS}
         except KeyError as error:
             raise ValueError(message(where, f"{error} in it", "nothing", fix)) from error
-        for name, fits in _FACTS.items():
-            if not fits(facts[name]):
-                got = " ".join(repr(facts[name]).split())[:80]
-                raise ValueError(message(where, f"a {name} that fits", got, fix))
+        facts = read_fields(where, metadata, _FIELDS, fix=fix)
         context, cv = tuple(facts.pop("context")), tuple(facts.pop("cv"))
         images = tuple(facts.pop("images"))
         weight, prior = parts["weight"], parts["prior"]
@@ -441,8 +431,7 @@ class Recalibration:
 
 
 def _check_power(where: str, tau: object) -> None:
-    number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
-    if not number or not 0 <= tau <= 1:  # type: ignore[operator]
+    if not is_share(tau):
         fix = "0 leaves the scores, 1 divides the whole prior out"
         raise ValueError(message(where, "a prior power in [0, 1]", repr(tau), fix))
 
@@ -460,24 +449,15 @@ def _is_context(value: Any) -> bool:
     return isinstance(value, list) and value == [part for part in CONTEXTS if part in value]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_share(value: Any, most: float) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= most
-
-
 # The metadata of a file, and what each entry must be.
-_FACTS: dict[str, Any] = {
-    "method": lambda value: value in METHODS,
-    "scores": lambda value: value in SCORES,
+_FIELDS: dict[str, Valid] = {
+    "method": among(METHODS),
+    "scores": among(SCORES),
     "context": _is_context,
-    "num_source": _is_whole,
-    "num_images": _is_whole,
-    "strength": lambda value: _is_share(value, math.inf),
-    "prior_power": lambda value: _is_share(value, 1),
-    "cv": lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value),
-    "images": lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
+    "num_source": whole,
+    "num_images": whole,
+    "strength": lambda value: is_share(value, math.inf),
+    "prior_power": is_share,
+    "cv": list_of(lambda row: isinstance(row, dict)),
+    "images": list_of(text),
 }

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import (
     SCORES_FIX,
     check_alike,
@@ -24,6 +23,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
+from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.recalibration.features import (
     CONTEXTS,
     columns,
@@ -187,9 +187,7 @@ class Recalibrator:
             TypeError: wrong dtypes.
         """
         where = "Recalibrator.update"
-        if self._synced:
-            fix = "sync after the last update"
-            raise ValueError(message(where, "updates before sync", "one after it", fix))
+        refuse_after_sync(where, self._synced)
         check_probs(where, probs)
         check_labels(where, labels, probs)
         num_source = probs.shape[-3]
@@ -221,9 +219,7 @@ class Recalibrator:
         """
         where = "Recalibrator.merge"
         check_other(where, self, other)
-        if self._synced or other._synced:
-            fix = "sync last: a merge afterwards would count images twice"
-            raise ValueError(message(where, "recalibrators before sync", "one after it", fix))
+        refuse_after_sync(where, self._synced or other._synced)
         self._take(where, [(other._settings(), other._reservoir.samples, other.ids)])
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
@@ -238,15 +234,11 @@ class Recalibrator:
             ValueError: settings differ between ranks, or a second call.
         """
         where = "Recalibrator.sync"
-        if not ranks.active():
+        if not begin_sync(where, self._synced):
             return
-        if self._synced:
-            fix = "sync once, after the last update"
-            raise ValueError(message(where, "one call", "a second one", fix))
-        everyone: list[Any] = [None] * dist.get_world_size(process_group)
-        dist.all_gather_object(
-            everyone, (self._settings(), self._reservoir.samples, self.ids), group=process_group
-        )
+        settings = self._settings()
+        state = (settings, self._reservoir.samples, self.ids)
+        everyone = gather_alike(where, {**settings, "num_source": None}, state, process_group)
         self._reservoir, self.ids = PixelSample(self.budget), set()
         self._take(where, everyone)
         self._synced = True
