@@ -13,21 +13,16 @@ import pytest
 import torch
 from PIL import Image
 from tests.support import folders
-from tests.support.folders import DataSet, complains, files, nearest, newer, select
+from tests.support.folders import DataSet, complains, newer
 
-from cpseg import Calibration, Evidence, evidence
-from cpseg._internal.hashing import digest
+from cpseg import Calibration, evidence
 from cpseg._internal.safe_files import (
     read_tensors,
     write_tensors,
 )
 from cpseg.core.class_map import ClassMap
 from cpseg.files.dataset import Source
-from cpseg.files.id_lists import (
-    read_ids,
-)
 from cpseg.files.score_files import (
-    read_scores,
     write_evidence,
 )
 from cpseg.jobs.calibrate import calibrate, images_needed
@@ -471,158 +466,3 @@ def test_a_calibration_is_applied_to_its_class_count_alone(
         loaded.pseudo_labels(evidence(scores, background=1))
     with pytest.raises(ValueError, match="background"):
         loaded.pseudo_labels(evidence(scores, background=None))
-
-
-# Evaluate
-
-
-def iou(predictions: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    union = [((predictions == k) | (truth == k)).sum() for k in range(num_classes)]
-    both = [((predictions == k) & (truth == k)).sum() for k in range(num_classes)]
-    return np.array([b / u if u else np.nan for b, u in zip(both, union, strict=True)])
-
-
-def figures(
-    data: DataSet, rule: str, calibration: Calibration, constant: float
-) -> dict[str, object]:
-    """The figures of a rule over all pixels at once, in NumPy."""
-    chosen, truths, sets = [], [], []
-    for image in data.images:
-        probs, truth = data.scores[image], data.labels[image]
-        limit = nearest(calibration.threshold.numpy(), truth.shape)
-        chosen.append(
-            {
-                "raw argmax": lambda p=probs: p.argmax(0).astype(np.uint8),
-                "pixel": lambda p=probs, t=limit: select(p, t, None),
-                "pixel, suppressed": lambda p=probs, t=limit: select(p, t, 0),
-                "constant": lambda p=probs: select(p, constant, 0),
-            }[rule]().ravel()
-        )
-        truths.append(truth.ravel())
-        sets.append(((np.float32(1) - probs) <= limit).reshape(len(probs), -1))
-    predictions, truth, inside = np.concatenate(chosen), np.concatenate(truths), np.hstack(sets)
-    known = truth != 255
-    predictions, truth, inside = predictions[known], truth[known], inside[:, known]
-    kept = predictions != 255
-    covered = inside[truth, np.arange(len(truth))].mean()
-    has_sets = rule.startswith("pixel")
-    return {
-        "miou_kept": np.nanmean(iou(predictions[kept], truth[kept], 4)),
-        "miou_all": np.nanmean(iou(predictions, truth, 4)),
-        "kept": kept.mean(),
-        "wrong": (predictions[kept] != truth[kept]).mean(),
-        "coverage": covered if has_sets else np.nan,
-        "set_size": inside.sum(0).mean() if has_sets else np.nan,
-        "iou": iou(predictions, truth, 4),
-    }
-
-
-@pytest.mark.parametrize("background", [0, None])
-def test_figures_agree_with_numpy(mixed: DataSet, background: int | None) -> None:
-    calibration = calibrate(source(mixed), mixed.ids, alpha=0.3, background=background)
-    rows = evaluate(source(mixed), mixed.ids, calibration, constant=0.5)
-    names = [row.rule for row in rows]
-    suppressed = ["pixel, suppressed"] if background == 0 else []
-    assert names == ["raw argmax", "pixel", *suppressed, "constant 0.5"]
-    for row in rows:
-        rule = row.rule.removesuffix(" 0.5")
-        if rule == "constant" and background is None:
-            continue  # select() above suppresses 0
-        for name, value in figures(mixed, rule, calibration, 0.5).items():
-            np.testing.assert_allclose(
-                getattr(row, name), value, rtol=1e-9, err_msg=f"{row.rule}, {name}"
-            )
-
-
-def test_figures_from_evidence_are_those_of_the_scores(data: DataSet, tmp_path: Path) -> None:
-    calibration = calibrate(source(data), data.ids, alpha=0.3, background=0)
-    compact(source(data), data.ids, tmp_path / "evidence", background=0)
-    rows = {row.rule: row for row in evaluate(source(data), data.ids, calibration)}
-    short = evaluate(Source(data.root, tmp_path / "evidence"), data.ids, calibration)
-    assert [row.rule for row in short] == ["raw argmax", "pixel, suppressed"]
-    for row in short:
-        assert math.isnan(row.coverage)
-        assert math.isnan(row.set_size)
-        whole = replace(rows[row.rule], coverage=math.nan, set_size=math.nan)
-        assert str(row) == str(whole)
-
-
-# Compact
-
-
-def test_compact_writes_the_evidence_of_every_image(data: DataSet, tmp_path: Path) -> None:
-    ids = data.list_ids("images.txt", data.images, masks=False)
-    out = tmp_path / "evidence"
-    assert compact(source(data), ids, out, background=0) == 12
-    wanted = [str(Path(image).with_suffix(".safetensors")) for image in data.images]
-    assert sorted(files(out)) == sorted([*wanted, "run.json"])
-    for image, name in zip(data.images, wanted, strict=True):
-        found = read_scores(out / name)
-        made = evidence(torch.from_numpy(data.scores[image]), background=0)
-        assert isinstance(found, Evidence)
-        assert torch.equal(found.best, made.best)
-        assert torch.equal(found.best_class, made.best_class)
-        assert found.background_score is not None
-        assert torch.equal(found.background_score, made.background_score)
-
-
-def test_compact_goes_on_where_it_stopped(data: DataSet, tmp_path: Path) -> None:
-    out = tmp_path / "evidence"
-    compact(source(data), data.list_ids("some.txt", data.images[:5]), out, background=0)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    (out / "images" / ".07.safetensors.abc.part").write_bytes(b"half")
-    assert compact(source(data), data.ids, out, background=0) == 7
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert not list(out.rglob("*.part"))
-    assert compact(source(data), data.ids, out, background=0) == 0
-
-
-def test_compact_refuses_the_folder_of_another_run(data: DataSet, tmp_path: Path) -> None:
-    out = tmp_path / "evidence"
-    compact(source(data), data.ids, out, background=0)
-    before = files(out)
-    others: list[tuple[Source, int | None]] = [
-        (source(data), None),
-        (source(data), 1),
-        (source(data, class_map=ClassMap((0, 1, 2, 2))), 0),
-    ]
-    for other, background in others:
-        with pytest.raises(ValueError, match="another run") as caught:
-            compact(other, data.ids, out, background=background)
-        complains(caught.value, out, "choose another with -o")
-    assert files(out) == before
-
-
-def test_compact_applies_the_class_map(data: DataSet, tmp_path: Path) -> None:
-    class_map = ClassMap((1, 0, None, 1))
-    compact(source(data, class_map=class_map), data.ids, tmp_path / "e", background=0)
-    image = data.images[0]
-    found = read_scores(tmp_path / "e" / Path(image).with_suffix(".safetensors"))
-    made = evidence(class_map(torch.from_numpy(data.scores[image])), background=0)
-    assert isinstance(found, Evidence)
-    assert found.num_classes == 2
-    assert torch.equal(found.best, made.best)
-
-
-@pytest.mark.parametrize("where", ["absolute", "above"])
-def test_compact_writes_nothing_outside_its_folder(
-    data: DataSet, tmp_path: Path, where: str
-) -> None:
-    image = data.images[0]
-    listed = str(data.root / image) if where == "absolute" else f"../../data/{image}"
-    ids = data.root / "outside.txt"
-    ids.write_text(f"{listed}\n")
-    data.score_file(image).rename(data.probs / "00.npy")  # a flat folder, found by name
-    before = files(tmp_path)
-    with pytest.raises(ValueError, match="below the root"):
-        compact(source(data), ids, tmp_path / "out" / "e", background=0)
-    assert files(tmp_path) == before
-
-
-def test_a_digest_depends_on_content_not_on_order() -> None:
-    assert digest({"a": 1, "b": None}) == digest({"b": None, "a": 1})
-    assert digest({"a": 1}) != digest({"a": 2})
-
-
-def test_lists_of_the_helper_are_read_as_written(data: DataSet) -> None:
-    assert [pair.image for pair in read_ids(data.ids)] == data.images

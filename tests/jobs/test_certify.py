@@ -158,7 +158,8 @@ def test_evaluate_warns_of_images_that_made_the_calibration(
         result = command(capsys, "evaluate", *data.options(ids=late, calibration=calibration))
         assert result.code == 0
         assert result.err == (
-            "cpseg: warning: 1 of these images were used for the calibration, for example images/35.png: "
+            "cpseg: warning: 1 of these images were used for the calibration, for example "
+            "images/35.png: "
             "figures on them are too good; evaluate on other labelled images\n"
         )
 

@@ -233,7 +233,10 @@ def test_what_voids_the_promise_is_said(
     assert "the recalibration was fitted " in warning
     assert ": nothing is promised; pass --recalibrate-share 0.3" in warning
     said = done(command(capsys, "evaluate", *data.options(calibration=tmp_path / "c.safetensors")))
-    assert "promised: nothing: the probabilities were recalibrated on the calibration images" in said.out
+    assert (
+        "promised: nothing: the probabilities were recalibrated on the calibration images"
+        in said.out
+    )
 
 
 def test_certificates_refit_on_the_images_that_set_thresholds(
@@ -295,7 +298,10 @@ def test_a_certifier_measures_through_the_map(data: DataSet) -> None:
     [
         ({"recalibrate_share": 0.01}, "a --recalibrate-share that splits 24 images in two"),
         ({"recalibrate_share": 1}, "a --recalibrate-share that splits 24 images in two"),
-        ({"recalibrate_folds": 25}, "2 to 24 folds for 24 labelled images, got 25; pass another --recalibrate-folds"),
+        (
+            {"recalibrate_folds": 25},
+            "2 to 24 folds for 24 labelled images, got 25; pass another --recalibrate-folds",
+        ),
         ({"recalibrate": "isotonic"}, "invalid choice: 'isotonic'"),
         ({"recalibrate": "temperature", "context": "location"}, "no context for 'temperature'"),
         ({"context": "weather"}, "expected auto, none or a list of location"),

@@ -577,7 +577,10 @@ def test_estimates_leave_out_folds_without_a_figure() -> None:
         ({"alphas": [0.1, 1.5]}, "alpha in (0, 1), got 1.5"),
         ({"alphas": []}, "alphas, each once, got none"),
         ({"alphas": [0.1, "0.10"]}, "alphas, each once, got one twice"),
-        ({"variants": ["pixel", "voxel"]}, "'pixel', 'image', 'blocks', 'kmeans', 'annuli', got 'voxel'"),
+        (
+            {"variants": ["pixel", "voxel"]},
+            "'pixel', 'image', 'blocks', 'kmeans', 'annuli', got 'voxel'",
+        ),
         ({"variants": []}, "variants, each once, got none"),
         ({"backgrounds": []}, "backgrounds, each once, got none"),
         ({"backgrounds": [2, 2]}, "backgrounds, each once, got one twice"),

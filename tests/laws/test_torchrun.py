@@ -63,7 +63,8 @@ def test_torchrun_gives_the_bytes_of_one_process(
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        said = [line for line in done.stderr.splitlines() if "were used for the calibration" not in line]
+        used = "were used for the calibration"
+        said = [line for line in done.stderr.splitlines() if used not in line]
         assert not any("cpseg" in line for line in said), done.stderr
         printed += done.stdout
     assert printed == wanted

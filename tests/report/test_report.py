@@ -300,7 +300,7 @@ def test_recalibration_is_recommended_where_it_mends_the_scores(tmp_path: Path) 
     assert "use argmax, recalibrated scores (dirichlet)" in advice(found)[0]
     cautious = advice(replace(found, label_with=ARGMAX))[0]
     assert "stay with the raw argmax" in cautious
-    assert "Where pixels count more than rare classes: argmax, recalibrated" in cautious
+    assert "If pixels matter more than rare classes: argmax, recalibrated" in cautious
 
 
 def test_raw_argmax_stays_where_nothing_is_to_be_mended(tmp_path: Path) -> None:
@@ -602,3 +602,22 @@ def test_several_ranks_are_refused(
     with pytest.raises(ValueError, match="torchrun") as caught:
         report(Source(data.root, data.probs), data.ids, PLAN, tmp_path / "r.html")
     complains(caught.value, "report", "one process")
+
+
+def test_an_error_while_an_image_is_counted_names_its_file(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was bare: the file was named around a `yield`, out of the consumer's reach."""
+    calls = iter(range(99))
+    score = sys.modules["cpseg.core.nonconformity"].nonconformity
+
+    def third_fails(*tensors: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 2:
+            raise ValueError("here: expected this, got that; do so")
+        return score(*tensors)
+
+    monkeypatch.setattr("cpseg.jobs.cross_validation.nonconformity", third_fails)
+    with pytest.raises(ValueError, match="here: expected this") as caught:
+        gather(Source(data.root, data.probs), data.ids, Plan(None, folds=3))
+    path = Path(str(caught.value).partition(": here: ")[0])
+    assert path in [data.score_file(image) for image in data.images]

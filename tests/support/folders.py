@@ -117,10 +117,12 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Result:
 def done(result: Result) -> Result:
     """The command succeeded and complained about nothing.
 
-    Most tests have one small data set and measure on what calibrated: that warning may stand.
+    Most tests have one small data set and measure on the calibration images: that warning is
+    allowed.
     """
     assert result.code == 0, result.err
-    warned = [line for line in result.err.splitlines() if "images were used for the calibration" not in line]
+    used = "images were used for the calibration"
+    warned = [line for line in result.err.splitlines() if used not in line]
     assert warned == []
     return result
 

@@ -82,7 +82,7 @@ class _Ranks:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None or "torch" not in sys.modules:
-            return  # after an error the other ranks may be waiting for this one: torchrun stops them
+            return  # after an error other ranks may be waiting for this one: torchrun stops them
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized():

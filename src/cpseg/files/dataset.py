@@ -1,4 +1,4 @@
-"""A data set on disk with a model's scores, and what a run over it shares among its ranks."""
+"""A data set on disk: images, masks and the scores of a model."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Source:
     Attributes:
         root: the folder that id lists are relative to.
         probs: the folder of score files.
-        class_map: from the model's classes to the data set's, or None if they are the same.
-        mask_map: from the values in masks to the data set's classes, if they are not the same.
-        void: the value of void pixels in masks; the job works with 255.
-        device: where tensors are worked on.
+        class_map: from the model's classes to the data set's, or None where they are the same.
+        mask_map: from the values in masks to the data set's classes, where they differ.
+        void: the value of void pixels in masks; labels have 255 there.
+        device: the device of the tensors.
     """
 
     root: Path
@@ -69,14 +69,14 @@ class Source:
         return replace(self, class_map=class_map)
 
     def facts(self) -> dict[str, Any]:
-        """What a calibration records of the data set."""
-        found: dict[str, Any] = {}
+        """What the provenance of a calibration records of the data set, as JSON."""
+        facts: dict[str, Any] = {}
         if self.class_map is not None:
-            found["class_map"] = self.class_map.to_json()
+            facts["class_map"] = self.class_map.to_json()
         if self.mask_map is not None or self.void != VOID:
             masks = None if self.mask_map is None else self.mask_map.to_json()
-            found["masks"] = {"void": self.void, "map": masks}
-        return found
+            facts["masks"] = {"void": self.void, "map": masks}
+        return facts
 
     def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Path]:
         """The score file of every image, before any work is done.
@@ -99,25 +99,25 @@ class Source:
 
     def scores(self, path: Path) -> Tensor | Evidence:
         """The scores in a file, in the classes of the data set."""
-        found = read_scores(path, device=self.device)
-        if isinstance(found, Evidence):
-            if found.class_map != fingerprint(self.class_map):
+        scores = read_scores(path, device=self.device)
+        if isinstance(scores, Evidence):
+            if scores.class_map != fingerprint(self.class_map):
                 expected = f"evidence made with {'this' if self.class_map else 'no'} class map"
-                got = f"evidence made with {'another' if found.class_map else 'no'} class map"
+                got = f"evidence made with {'another' if scores.class_map else 'no'} class map"
                 fix = "run cpseg compact with the calibration's"
                 raise ValueError(message(str(path), expected, got, fix))
-            return found
+            return scores
         if self.class_map is None:
-            return found
+            return scores
         with name_file_in_errors(path):
-            return self.class_map(found)
+            return self.class_map(scores)
 
     def probabilities(self, path: Path) -> Tensor:
-        """Class scores ``[K, H, W]``: evidence will not do."""
-        found = self.scores(path)
-        if isinstance(found, Evidence):
+        """The probabilities ``[K, H, W]`` in a file; evidence is refused."""
+        scores = self.scores(path)
+        if isinstance(scores, Evidence):
             raise no_probabilities(path)
-        return found
+        return scores
 
     def shape(self, path: Path) -> tuple[int, int, int]:
         """Classes, height and width of the probabilities in a file, from its header alone."""

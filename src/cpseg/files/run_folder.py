@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from cpseg._internal.checks import message
 from cpseg._internal.distributed import barrier, rank
 from cpseg._internal.safe_files import write_text
 from cpseg._version import __version__
+from cpseg.files.id_lists import Pair
 
 
 def is_up_to_date(made: Path, *inputs: Path) -> bool:
-    """Whether a file is there and no older than what it was made of."""
+    """Whether a file exists and is no older than the files it was made from."""
     if not made.exists():
         return False
     when = made.stat().st_mtime_ns
@@ -20,7 +22,7 @@ def is_up_to_date(made: Path, *inputs: Path) -> bool:
 
 
 def output_path(out: Path, image: str, suffix: str) -> Path:
-    """Where in a run's folder a file about an image lies.
+    """The path of an image's file in the folder of a run.
 
     Raises:
         ValueError: the image does not lie below the root.
@@ -32,11 +34,32 @@ def output_path(out: Path, image: str, suffix: str) -> Path:
     return out / relative
 
 
-def open_run_folder(out: Path, fingerprint: str) -> None:
-    """Open a folder for a run, or go on with the same one; remove what a killed one left open.
+def output_paths(
+    where: str, out: Path, pairs: Sequence[Pair], suffix: str, *, kind: str
+) -> dict[Pair, Path]:
+    """The output file of every image; ``kind`` says what the files are.
 
     Raises:
-        ValueError: the folder holds another run's files, or somebody's.
+        ValueError: two images would share one, or an image does not lie below the root.
+    """
+    paths: dict[Pair, Path] = {}
+    owner: dict[Path, str] = {}
+    for pair in pairs:
+        path = output_path(out, pair.image, suffix)
+        if path in owner:
+            expected = "image names that differ before the suffix"
+            got, fix = f"{owner[path]} and {pair.image}", f"rename one: their {kind} share a file"
+            raise ValueError(message(where, expected, got, fix))
+        owner[path] = pair.image
+        paths[pair] = path
+    return paths
+
+
+def open_run_folder(out: Path, fingerprint: str) -> None:
+    """Open a folder for a new run or to resume it; remove unfinished files of a killed run.
+
+    Raises:
+        ValueError: the folder holds the files of another run, or other files.
     """
     if rank() == 0:
         path = out / "run.json"

@@ -23,6 +23,7 @@ from cpseg._internal.safe_files import (
     read_tensors,
     write_tensors,
 )
+from cpseg.core.argmax import class_dtype
 from cpseg.core.selection import Evidence
 
 T = TypeVar("T")
@@ -41,19 +42,19 @@ def find_scores(folder: str | Path, image: str) -> Path:
     stem = Path(image).with_suffix("")
     for place in (Path(folder) / stem, Path(folder) / stem.name):
         names = [place.with_name(place.name + suffix) for suffix in SUFFIXES]
-        found = [path for path in names if path.is_file()]
-        if len(found) > 1:
-            got = " and ".join(path.name for path in found)
+        files = [path for path in names if path.is_file()]
+        if len(files) > 1:
+            got = " and ".join(path.name for path in files)
             raise ValueError(message(str(place), "one score file", got, "remove all but one"))
-        if found:
-            return found[0]
+        if files:
+            return files[0]
     expected = f"{stem}{' | '.join(SUFFIXES)}"
     fix = "write the class scores of every listed image"
     raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
 
 
 def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor | Evidence:
-    """Class scores ``[K, H, W]`` of one image, or :class:`Evidence`, whichever the file holds.
+    """The probabilities ``[K, H, W]`` of one image, or :class:`Evidence`, as the file holds.
 
     Args:
         path: ``.npy``, ``.npz`` (key ``probs``, or its only array) or ``.safetensors`` (key
@@ -125,7 +126,7 @@ def _shape_from_numpy(path: Path) -> Sequence[int]:
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
         if isinstance(loaded, np.ndarray):
-            return loaded.shape
+            return tuple(loaded.shape)
         with loaded:
             name = _only(path, {name: name for name in loaded.files})
             with loaded.zip.open(f"{name}.npy") as file:
@@ -206,7 +207,7 @@ def _as_evidence(
         raise ValueError(message(str(path), expected, got, fix))
     return Evidence(
         best.to(device),
-        best_class.to(device, torch.uint8 if num_classes <= 255 else torch.int16),
+        best_class.to(device, class_dtype(num_classes)),
         None if back is None else back.to(device),
         background,
         num_classes,

@@ -1,4 +1,4 @@
-"""The job ``cpseg certify``: thresholds from some labelled images, a certificate from the others."""
+"""The job ``cpseg certify``: thresholds from some images, a certificate from the others."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
 from cpseg.files.dataset import Progress, Source, fingerprint, quiet
 from cpseg.files.id_lists import read_ids
-from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path
+from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 
 
@@ -53,7 +53,7 @@ def compact(
     if recalibration is not None:
         settings["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)
-    outputs = {pair: output_path(out, pair.image, ".safetensors") for pair in pairs}
+    outputs = output_paths("compact", out, pairs, ".safetensors", kind="evidence")
     open_run_folder(out, digest({**settings, "probs": str(source.probs.resolve())}))
     written = 0
     for pair in progress(*shard(pairs), "compact"):

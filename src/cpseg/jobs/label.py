@@ -21,7 +21,7 @@ from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
-from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path
+from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path, output_paths
 
 
 def label(
@@ -61,7 +61,7 @@ def label(
         got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
         raise ValueError(message("label", f"at most {VOID} classes", got, fix))
     pairs = read_ids(ids, columns=1)
-    masks = _mask_paths(pairs, out)
+    masks = output_paths("label", out / "masks", pairs, ".png", kind="masks")
     known = [] if labelled is None else read_ids(labelled)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     check_ids(out, listed)  # before the work, not after it
@@ -115,23 +115,6 @@ def _true_masks(
             write_mask(path, source.labels(pair, calibration.num_classes or VOID, size))
         lines.append((pair.image, _listed(path, source.root)))
     return lines
-
-
-def _mask_paths(pairs: Sequence[Pair], out: Path) -> dict[Pair, Path]:
-    paths: dict[Pair, Path] = {}
-    owner: dict[Path, str] = {}
-    for pair in pairs:
-        path = output_path(out / "masks", pair.image, ".png")
-        if path in owner:
-            expected, got = (
-                "image names that differ before the suffix",
-                f"{owner[path]} and {pair.image}",
-            )
-            fix = "rename one: their masks would be the same"
-            raise ValueError(message("label", expected, got, fix))
-        owner[path] = pair.image
-        paths[pair] = path
-    return paths
 
 
 def _listed(mask: Path, root: Path) -> str:

@@ -1,4 +1,4 @@
-"""The job that asks a segmenter about images and writes its class scores as files."""
+"""The job ``cpseg predict``: score files from a foundation model."""
 
 from __future__ import annotations
 
@@ -13,33 +13,21 @@ from torch import Tensor
 from cpseg._internal import words
 from cpseg._internal.checks import (
     check_background,
+    check_choice,
+    check_count,
     check_unit_interval,
     message,
     name_file_in_errors,
     shape,
 )
-from cpseg._internal.distributed import (
-    barrier,
-    broadcast_from_rank0,
-    rank,
-    shard,
-)
-from cpseg._internal.hashing import (
-    digest,
-)
+from cpseg._internal.distributed import barrier, broadcast_from_rank0, rank, shard
+from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import atomic, write_text
 from cpseg.core.selection import evidence as evidence_of
-from cpseg.files.dataset import (
-    Progress,
-    quiet,
-)
+from cpseg.files.dataset import Progress, quiet
 from cpseg.files.id_lists import Pair, check_ids
 from cpseg.files.masks import image_size
-from cpseg.files.run_folder import (
-    is_up_to_date,
-    open_run_folder,
-    output_path,
-)
+from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
 
@@ -64,24 +52,26 @@ def predict(
     device: torch.device | str = "cpu",
     progress: Progress = quiet,
 ) -> int:
-    """Write the class scores of images, skipping those that are there; ranks share the images.
+    """Write the probabilities of images, except those already written; ranks share the images.
 
-    Next to the score files lies ``classes.txt``, the names of the channels.
+    The folder also gets ``classes.txt``, the names of the channels.
 
     Args:
-        segmenter: images to class scores, on ``device``.
+        segmenter: turns images into probabilities, on ``device``.
         root: the folder that the images are relative to.
         pairs: the images; their masks are not read.
         out: the folder to write, laid out like the images.
-        names: of the segmenter's classes.
-        made: what the scores depend on, in JSON's types: a folder of others is refused.
-        dtype: how scores are kept, ``"uint8"`` (p = u/255) or ``"float16"``.
-        evidence: write evidence in place of the scores. It is taken from scores as ``dtype`` would
-            keep them, so that scores and evidence are of one score function.
+        names: names of the segmenter's classes.
+        made: everything that the probabilities depend on, in JSON's types; a folder written with
+            another value is refused.
+        dtype: dtype of the files, ``"uint8"`` (p = u/255) or ``"float16"``.
+        evidence: write evidence in place of the probabilities. It is made from probabilities
+            rounded to ``dtype``, so that both kinds of files give the same labels.
         background: index of the dominant class that selection will suppress, for evidence.
-        batch: images of one size that go through the model together. They are taken in the
-            order of their sizes then; more than 1 may round differently.
-        device: where the segmenter works.
+        batch: number of images of one size that go through the model together. With more than
+            1, images are processed in the order of their sizes, and results may differ in the
+            last digits.
+        device: the device of the segmenter.
         progress: wraps the loop over images.
 
     Returns:
@@ -103,14 +93,13 @@ def predict(
         1
     """
     root, out = Path(root), Path(out)
-    if dtype not in DTYPES:
-        expected = f"a dtype among {', '.join(DTYPES)}"
-        raise ValueError(message("predict", expected, dtype, "choose one"))
-    if batch < 1:
-        raise ValueError(message("predict", "batch >= 1", str(batch), "pass 1"))
+    check_choice("predict", dtype, DTYPES, name="a dtype")
+    check_count("predict", batch, name="batch", fix="pass 1")
     if evidence:
         check_background("predict", background, len(names))
-    places = _places(pairs, out, ".safetensors" if evidence else ".npz")
+    check_ids("predict", [(pair.image, pair.image) for pair in pairs])
+    suffix = ".safetensors" if evidence else ".npz"
+    paths = output_paths("predict", out, pairs, suffix, kind="scores")
     for pair in pairs:
         if not (root / pair.image).is_file():
             raise FileNotFoundError(
@@ -122,7 +111,7 @@ def predict(
     if rank() == 0:
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
     left = broadcast_from_rank0(
-        [pair for pair in pairs if not is_up_to_date(places[pair], root / pair.image)]
+        [pair for pair in pairs if not is_up_to_date(paths[pair], root / pair.image)]
     )
     mine = list(shard(left)[0])
     if batch > 1:
@@ -132,23 +121,23 @@ def predict(
         probs = segmenter(images)
         wanted = [len(group), len(names), *images.shape[-2:]]
         if list(probs.shape) != wanted:
-            fix = "return one score a class and pixel, and name every class"
+            fix = "return one score per class and pixel, and name every class"
             raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
         for (pair, _), scores in zip(group, probs, strict=True):
             with name_file_in_errors(root / pair.image):
                 kept = _kept(scores, dtype)
                 if evidence:
                     read = kept.to(torch.float32) / 255 if dtype == "uint8" else kept
-                    write_evidence(places[pair], evidence_of(read, background=background))
+                    write_evidence(paths[pair], evidence_of(read, background=background))
                     continue
-            with atomic(places[pair]) as file:
+            with atomic(paths[pair]) as file:
                 np.savez_compressed(file, probs=kept.cpu().numpy())
     barrier()
     return len(mine)
 
 
 def _kept(scores: Tensor, dtype: str) -> Tensor:
-    """Scores as a file holds them."""
+    """Probabilities in the dtype of the file."""
     fix = "return probabilities; where mixed precision overflowed, try bfloat16 or none"
     check_unit_interval("predict", scores, name="class scores", fix=fix)
     if dtype == "uint8":
@@ -157,7 +146,7 @@ def _kept(scores: Tensor, dtype: str) -> Tensor:
 
 
 def _batches(pairs: Iterable[Pair], root: Path, most: int) -> Iterator[list[tuple[Pair, Tensor]]]:
-    """Images of one size, at most ``most`` together."""
+    """Groups of at most ``most`` images of one size."""
     group: list[tuple[Pair, Tensor]] = []
     for pair in pairs:
         image = read_image(root / pair.image)
@@ -172,24 +161,8 @@ def _batches(pairs: Iterable[Pair], root: Path, most: int) -> Iterator[list[tupl
         yield group
 
 
-def _places(pairs: Sequence[Pair], out: Path, suffix: str) -> dict[Pair, Path]:
-    """The file of every image; images that would share one are refused."""
-    check_ids("predict", [(pair.image, pair.image) for pair in pairs])
-    places: dict[Pair, Path] = {}
-    owner: dict[Path, str] = {}
-    for pair in pairs:
-        path = output_path(out, pair.image, suffix)
-        if path in owner:
-            expected, got = "image names that differ before the suffix", owner[path]
-            fix = "rename one: their scores would be the same file"
-            raise ValueError(message("predict", expected, f"{got} and {pair.image}", fix))
-        owner[path] = pair.image
-        places[pair] = path
-    return places
-
-
 def find_images(folder: str | Path) -> list[Pair]:
-    """Every image below a folder, by path, hidden files and folders left out.
+    """Every image below a folder, by path, without hidden files and folders.
 
     Raises:
         ValueError: there is none, or ``folder`` is no folder.
@@ -198,8 +171,8 @@ def find_images(folder: str | Path) -> list[Pair]:
     if not folder.is_dir():
         fix = "pass a folder, or a list of images with --root and --ids"
         raise ValueError(message("--images", "a folder", f"{folder}, which is none", fix))
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    images = [path for path in found if path.suffix.lower() in _IMAGES]
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    images = [path for path in files if path.suffix.lower() in _IMAGES]
     shown = [path for path in images if not any(part.startswith(".") for part in path.parts)]
     if not shown:
         expected, got = f"images ({', '.join(_IMAGES)})", "none"
@@ -211,7 +184,7 @@ def read_image(path: str | Path) -> Tensor:
     """An image as uint8 RGB ``[3, H, W]``, as stored: EXIF rotation is not applied.
 
     Raises:
-        ValueError: not an image of 8 bits a channel.
+        ValueError: not an image of 8 bits per channel.
         FileNotFoundError: there is no such file.
     """
     from PIL import Image
@@ -227,6 +200,6 @@ def read_image(path: str | Path) -> Tensor:
         got = f"an unreadable one ({reason})"
         raise ValueError(message(str(path), "an image", got, "mend or remove it")) from error
     if values is None:
-        expected, fix = "an image of 8 bits a channel", "convert it to RGB"
+        expected, fix = "an image of 8 bits per channel", "convert it to RGB"
         raise ValueError(message(str(path), expected, f"mode {mode}", fix))
     return torch.from_numpy(values).permute(2, 0, 1)

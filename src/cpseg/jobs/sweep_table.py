@@ -102,7 +102,8 @@ def conclusion(rows: Sequence[SweepRow]) -> str:
             f"({plus_minus(least.wrong)} of {100 * least.kept.mean:.1f} %). "
         )
     return said + (
-        "A choice made from this table is tuned on these images: certify it, or measure it on others."
+        "A choice made from this table is tuned on these images: certify it, or measure it on "
+        "others."
     )
 
 

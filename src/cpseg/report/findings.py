@@ -1,4 +1,4 @@
-"""What a report finds: rules, their figures over folds, and which of them it recommends."""
+"""What a report finds: rules, their figures over folds, and the rules it recommends."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ class Plan:
     """What a report tries.
 
     Attributes:
-        background: index of the dominant class that suppression would be for, or None.
+        background: index of the dominant class that suppression is tried for, or None.
         alpha: miscoverage rate of eq. 4.
         variant: how cells share its thresholds, ``"pixel"``, ``"image"`` or ``"blocks"``.
         block: side of a block in cells.
         folds: number of parts, each measured once.
         seed: of all draws.
-        max_errors: bounds on the mean error of an image to certify, each for itself.
-        delta: 1 - confidence of these.
-        methods: how scores are refitted; ``"none"`` is always measured.
-        context: ``"auto"``, or what else the refitting sees, see :class:`Recalibrator`.
+        max_errors: bounds on the mean error of an image, each certified separately.
+        delta: 1 - confidence of each certificate.
+        methods: methods of recalibration; ``"none"`` is always measured.
+        context: ``"auto"`` or parts of the context, see :class:`cpseg.Recalibrator`.
         scores: the model's, ``"softmax"`` or ``"sigmoid"``.
-        share: of a fold's training images, those that refit the scores and set certified levels.
+        share: share of a fold's training images on which recalibrations are fitted and the
+            thresholds of certified rules are set.
         samples: number of images to show.
         grid: height and width of the grid; by default the size of the first listed image.
         names: names of the classes; by default their numbers.
@@ -89,7 +90,7 @@ class Plan:
 
     @property
     def bounds(self) -> list[float]:
-        """The bounds on the error."""
+        """The bounds on the error as numbers."""
         return [float(check_alpha("report", error, name="max_error")) for error in self.max_errors]
 
 
@@ -97,7 +98,7 @@ class Rule(NamedTuple):
     """A way to choose labels.
 
     Attributes:
-        scores: ``"none"`` for the model's own, else how they were refitted.
+        scores: ``"none"`` for the model's own probabilities, or the method of recalibration.
         kind: ``"argmax"``, ``"confidence"``, ``"eq4"`` or ``"certified"``.
         background: the class that selection suppresses, or None.
         level: the least confidence, alpha, or the bound on the error; None for ``"argmax"``.
@@ -129,10 +130,10 @@ class Measured:
     """What a rule did in every fold.
 
     Attributes:
-        confusion: int64 ``[K, K + 1]`` a fold; the last column counts pixels without a label.
-        inside: pixels whose class is in the prediction set, a fold; NaN for rules without sets.
-        infinite: share of thresholds that are +inf, a fold; NaN for rules without thresholds.
-        certificates: those of a certified rule, a fold.
+        confusion: int64 ``[K, K + 1]`` per fold; the last column counts pixels without a label.
+        inside: per fold, pixels whose class is in the prediction set; NaN for rules without sets.
+        infinite: per fold, share of thresholds that are +inf; NaN for rules without thresholds.
+        certificates: those of a certified rule, one per fold.
     """
 
     confusion: list[Tensor] = field(default_factory=list)
@@ -147,12 +148,12 @@ class Measured:
         """
         if name == "error":
             return [float(1 - c.diagonal().sum() / c.sum().double()) for c in self.confusion]
-        found = []
+        figures = []
         for confusion, inside in zip(self.confusion, self.inside, strict=True):
             pixels = 0.0 if math.isnan(inside) else float(confusion.sum())
             sets = torch.tensor([inside, math.nan, pixels], dtype=torch.float64)
-            found.append(float(getattr(row_of("", confusion, sets), name)))
-        return found
+            figures.append(float(getattr(row_of("", confusion, sets), name)))
+        return figures
 
     def estimate(self, name: str) -> Estimate:
         """Its mean and standard error over folds."""
@@ -177,11 +178,12 @@ class Findings:
         images: images measured, each once.
         images_of_class: int64 ``[K]``, how many of them show a class.
         rules: every rule measured.
-        reliability: sums of a fold, by how its scores were refitted.
+        reliability: one per fold, by method of recalibration.
         calibration: eq. 4 on all images, for its threshold map.
         panels: images to show.
-        absent: classes that the refitting images of some fold do not show.
-        used: images that refit or set levels, that calibrate and certify, and that measure, a fold.
+        absent: classes that the images for recalibration do not show in some fold.
+        used: per fold, the number of images for (recalibration and threshold setting, calibration
+            and certification, testing).
         label_with: the rule recommended to label with.
         keep: for every bound on the error the certified rule recommended, None where there is none.
     """

@@ -80,16 +80,16 @@ def report(
         OSError: a file that cannot be read or written.
     """
     plots.require()
-    found = gather(source, ids, plan, progress=progress)
-    write_text(out, page(found, root=source.root, made_by=made_by))
-    return found
+    findings = gather(source, ids, plan, progress=progress)
+    write_text(out, page(findings, root=source.root, made_by=made_by))
+    return findings
 
 
-def page(found: Findings, *, root: str | Path, made_by: str = "") -> str:
+def page(findings: Findings, *, root: str | Path, made_by: str = "") -> str:
     """The report as HTML: no script, nothing to fetch, the same text for the same findings.
 
     Args:
-        found: what the job measured.
+        findings: what the job measured.
         root: the folder of the images; one that cannot be opened is left out.
         made_by: the command, to be shown.
 
@@ -97,16 +97,16 @@ def page(found: Findings, *, root: str | Path, made_by: str = "") -> str:
         ImportError: matplotlib is missing; names the extra.
     """
     plots.require()
-    named = found.plan.names or [f"class {k}" for k in range(found.num_classes)]
+    named = findings.plan.names or [f"class {k}" for k in range(findings.num_classes)]
     sections = [
-        ("Recommendation", _recommendation(found)),
-        ("Rules", _rules(found)),
-        ("Reliability of the scores", _reliability(found)),
-        ("Error against the share kept", _curves(found)),
-        ("Thresholds", _thresholds(found)),
-        ("Classes", _classes(found, named)),
-        ("Images", _panels(found, Path(root), named)),
-        ("How this was made", _making(found, made_by)),
+        ("Recommendation", _recommendation(findings)),
+        ("Rules", _rules(findings)),
+        ("Reliability of the scores", _reliability(findings)),
+        ("Error against the share kept", _curves(findings)),
+        ("Thresholds", _thresholds(findings)),
+        ("Classes", _classes(findings, named)),
+        ("Images", _panels(findings, Path(root), named)),
+        ("How this was made", _making(findings, made_by)),
     ]
     body = "\n".join(
         f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections
@@ -120,15 +120,15 @@ def page(found: Findings, *, root: str | Path, made_by: str = "") -> str:
     )
 
 
-def _recommendation(found: Findings) -> str:
-    return "\n".join(f"<p>{escape(text)}</p>" for text in advice(found))
+def _recommendation(findings: Findings) -> str:
+    return "\n".join(f"<p>{escape(text)}</p>" for text in advice(findings))
 
 
-def _rules(found: Findings) -> str:
-    chosen = {found.label_with, *(rule for rule in found.keep.values() if rule is not None)}
+def _rules(findings: Findings) -> str:
+    chosen = {findings.label_with, *(rule for rule in findings.keep.values() if rule is not None)}
     rows = []
-    for rule, measured in found.rules.items():
-        if not _listed(rule, found):
+    for rule, measured in findings.rules.items():
+        if not _listed(rule, findings):
             continue
         cells = [
             plus_minus(measured.estimate(name), share=False) for name in ("miou_all", "miou_kept")
@@ -137,52 +137,55 @@ def _rules(found: Findings) -> str:
             plus_minus(measured.estimate(name)) for name in ("error", "kept", "wrong", "coverage")
         ]
         rows.append((rule.name + (" (recommended)" if rule in chosen else ""), *cells))
-    header = ("rule", "mIoU all", "mIoU kept", "not right", "kept", "wrong", "coverage")
+    header = ("rule", "mIoU all", "mIoU kept", "error", "kept", "wrong", "coverage")
     return (
         _table(header, rows)
         + _note(
             "Mean ± standard error over folds. mIoU all: over all pixels, those without a label "
-            "counted as wrong; mIoU kept: over pixels that carry one. Not right: share of all "
-            "pixels that do not carry their true label; kept: share that carries a label; wrong: "
+            "counted as wrong; mIoU kept: over pixels with a label. Error: share of all pixels "
+            "without their true label; kept: share that carries a label; wrong: "
             "share of these that are wrong; coverage: share of pixels whose class is in the "
             "prediction set, where a rule has sets. Folds share training images, so true standard "
             "errors are somewhat larger."
         )
-        + _infinite(found)
+        + _infinite(findings)
     )
 
 
-def _listed(rule: Rule, found: Findings) -> bool:
-    """The other alphas and confidences are for the picture."""
+def _listed(rule: Rule, findings: Findings) -> bool:
+    """Whether a rule has a row; the other alphas and confidences are only in the picture."""
     if rule.kind == "eq4":
-        return rule.level == found.plan.asked
+        return rule.level == findings.plan.asked
     return rule.kind != "confidence" or rule.level in (0.9, 0.7)
 
 
-def _infinite(found: Findings) -> str:
-    asked = [rule for rule in found.rules if rule.kind == "eq4" and rule.level == found.plan.asked]
-    shares = [Estimate.over(found.rules[rule].infinite).mean for rule in asked]
+def _infinite(findings: Findings) -> str:
+    asked = [
+        rule for rule in findings.rules if rule.kind == "eq4" and rule.level == findings.plan.asked
+    ]
+    shares = [Estimate.over(findings.rules[rule].infinite).mean for rule in asked]
     if not any(share > 0 for share in shares):
         return ""
+    plan = findings.plan
     return _note(
-        f"In folds up to {small_percent(max(shares))} of the thresholds at alpha {found.plan.asked:g} "
-        f"are infinite and let every class in: that needs {images_needed(found.plan.alpha)} scores "
-        "each. With all images, or pooled cells, there may be enough."
+        f"In folds, up to {small_percent(max(shares))} of the thresholds at alpha {plan.asked:g} are "
+        f"infinite and admit every class: this alpha needs {images_needed(plan.alpha)} scores for "
+        "each threshold. All images together, or pooled cells, may be enough."
     )
 
 
-def _reliability(found: Findings) -> str:
+def _reliability(findings: Findings) -> str:
     rows, figures = [], []
-    for place, (name, folds) in enumerate(found.reliability.items()):
+    for place, (name, folds) in enumerate(findings.reliability.items()):
         scores = [fold.scores() for fold in folds]
         cells = [
             plus_minus(Estimate.over([getattr(each, field) for each in scores]), share=False)
             for field in ProperScores._fields
         ]
         rows.append((_scores_name(name), *cells))
-        figures.append(_diagram(found, name, place))
+        figures.append(_diagram(findings, name, place))
     header = ("scores", "NLL", "Brier", "class-wise ECE", "ECE", "area, error against kept")
-    first = next(iter(found.reliability.values()))
+    first = next(iter(findings.reliability.values()))
     unlikely = sum(fold.unlikely for fold in first) / max(sum(fold.pixels for fold in first), 1)
     return (
         '<div class="plots">\n'
@@ -190,17 +193,18 @@ def _reliability(found: Findings) -> str:
         + "\n</div>\n"
         + _table(header, rows)
         + _note(
-            "Smaller is better everywhere. Points on the dotted line: of the pixels with that "
-            "confidence, just that share is right; bars on points are standard errors over folds. "
+            "Smaller is better everywhere. For points on the dotted line the share of right pixels "
+            "equals their confidence; bars on points are standard errors over folds. "
             "NLL, Brier score and class-wise calibration error judge the scores divided by their "
-            f"sum; scores below a millionth count as that in NLL ({small_percent(unlikely)} of pixels "
-            "before refitting). The area is that below the curve of the next section."
+            "sum; scores below a millionth count as that in NLL "
+            f"({small_percent(unlikely)} of pixels before recalibration). The area is that below "
+            "the curve of the next section."
         )
     )
 
 
-def _diagram(found: Findings, name: str, place: int) -> str:
-    folds = [fold.diagram() for fold in found.reliability[name]]
+def _diagram(findings: Findings, name: str, place: int) -> str:
+    folds = [fold.diagram() for fold in findings.reliability[name]]
     pixels = torch.stack([fold.pixels for fold in folds]).double()
     weights = pixels / pixels.sum(0)
     each = torch.stack([fold.accuracy for fold in folds])
@@ -212,7 +216,7 @@ def _diagram(found: Findings, name: str, place: int) -> str:
     share = (pixels.sum(0) / pixels.sum()).cpu().numpy()
     source = plots.reliability(confidence, accuracy, np.array(spread), share, style=place)
     title = _scores_name(name)
-    ece = Estimate.over([fold.scores().ece for fold in found.reliability[name]]).mean
+    ece = Estimate.over([fold.scores().ece for fold in findings.reliability[name]]).mean
     return _figure(
         source,
         f"Reliability diagram of the {title}: share of right pixels against confidence in 15 bins, "
@@ -221,9 +225,9 @@ def _diagram(found: Findings, name: str, place: int) -> str:
     )
 
 
-def _curves(found: Findings) -> str:
-    families = list(found.reliability)
-    series = [*_lines(found), *_points(found)]
+def _curves(findings: Findings) -> str:
+    families = list(findings.reliability)
+    series = [*_lines(findings), *_points(findings)]
     highest = max(1.35 * max(float(np.nanmax(one.y)) for one in series if one.kind == "line"), 0.02)
     highest = min(highest, 1.0)
     above = sum(int((one.y > highest).sum()) for one in series)
@@ -237,7 +241,7 @@ def _curves(found: Findings) -> str:
     )
     tables = [
         _over_folds([fold.error_at(torch.tensor(SHARES)).tolist() for fold in folds])
-        for folds in found.reliability.values()
+        for folds in findings.reliability.values()
     ]
     cells = [
         (f"{100 * share:.0f} %", *map(plus_minus, row))
@@ -248,11 +252,11 @@ def _curves(found: Findings) -> str:
     return f'<div class="plots">\n{picture}\n<div>{table}{note}</div>\n</div>\n'
 
 
-def _lines(found: Findings) -> list[plots.Series]:
+def _lines(findings: Findings) -> list[plots.Series]:
     """For each kind of scores the error rate of the most confident pixels, with its band."""
     shares = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     made = []
-    for place, (name, folds) in enumerate(found.reliability.items()):
+    for place, (name, folds) in enumerate(findings.reliability.items()):
         estimates = _over_folds([fold.error_at(shares).tolist() for fold in folds])
         mean, se, _ = np.array(estimates).T
         title = f"{_scores_name(name)}, most confident first"
@@ -260,11 +264,11 @@ def _lines(found: Findings) -> list[plots.Series]:
     return made
 
 
-def _points(found: Findings) -> list[plots.Series]:
-    """The other rules, each at the share it keeps; what keeps nothing has no error rate."""
+def _points(findings: Findings) -> list[plots.Series]:
+    """The other rules, each at the share it keeps; without kept pixels there is no error rate."""
     titles: dict[tuple[str, int, str], list[tuple[Estimate, Estimate]]] = {}
-    families = list(found.reliability)
-    for rule, measured in found.rules.items():
+    families = list(findings.reliability)
+    for rule, measured in findings.rules.items():
         place, by = families.index(rule.scores), _scores_name(rule.scores)
         if rule.kind == "confidence":
             key = (f"constant confidence, {by}", place, "points")
@@ -285,10 +289,10 @@ def _points(found: Findings) -> list[plots.Series]:
     return made
 
 
-def _thresholds(found: Findings) -> str:
-    made = found.calibration
+def _thresholds(findings: Findings) -> str:
+    made = findings.calibration
     asked = f"Eq. 4 at alpha {made.alpha:g} on the raw scores of all {made.num_images} images"
-    if found.plan.variant == "image":
+    if findings.plan.variant == "image":
         value, count = float(made.threshold.flatten()[0]), int(made.count.flatten()[0])
         return f"<p>{asked}: one threshold for all cells, {value:.4f}, from {count} scores.</p>"
     range_ = f"{int(made.count.min())} to {int(made.count.max())}"
@@ -308,22 +312,22 @@ def _thresholds(found: Findings) -> str:
         .quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), interpolation="nearest")
     )
     return (
-        f"<p>{asked}, {found.plan.variant}: a class is in the set of a pixel where 1 − score is "
+        f"<p>{asked}, {findings.plan.variant}: a class is in the set of a pixel where 1 − score is "
         f"at most the threshold. Deciles 1, 5 and 9 of the thresholds: {low}, {middle}, {high}."
         '</p>\n<div class="plots">\n' + "\n".join(pictures) + "\n</div>"
     )
 
 
-def _classes(found: Findings, names: Sequence[str]) -> str:
+def _classes(findings: Findings, names: Sequence[str]) -> str:
     columns = [("raw argmax", Rule(RAW, "argmax"), False)]
-    if found.label_with != columns[0][1]:
-        columns.append(("recommended labels", found.label_with, False))
-    kept = labels_to_show(found)
+    if findings.label_with != columns[0][1]:
+        columns.append(("recommended labels", findings.label_with, False))
+    kept = labels_to_show(findings)
     columns.append(("labels kept", kept, True))
     header = ["class", "images", "labelled pixels"]
     parts = []
     for title, rule, with_kept in columns:
-        confusion = _total(found.rules[rule])
+        confusion = _total(findings.rules[rule])
         right = confusion.diagonal().double()
         parts.append((right / confusion[:, :-1].sum(0)).tolist())
         parts.append((right / confusion.sum(1)).tolist())
@@ -331,11 +335,11 @@ def _classes(found: Findings, names: Sequence[str]) -> str:
         if with_kept:
             parts.append((1 - confusion[:, -1] / confusion.sum(1).double()).tolist())
             header.append("kept share")
-    pixels = _total(found.rules[Rule(RAW, "argmax")]).sum(1).tolist()
+    pixels = _total(findings.rules[Rule(RAW, "argmax")]).sum(1).tolist()
     rows = [
         (name, str(int(images)), str(count), *(small_percent(value) for value in values))
         for name, images, count, *values in zip(
-            names, found.images_of_class, pixels, *parts, strict=True
+            names, findings.images_of_class, pixels, *parts, strict=True
         )
     ]
     return _table(header, rows) + _note(
@@ -349,16 +353,16 @@ def _total(measured: Measured) -> torch.Tensor:
     return torch.stack(measured.confusion).sum(0)
 
 
-def _panels(found: Findings, root: Path, names: Sequence[str]) -> str:
-    kept = labels_to_show(found)
+def _panels(findings: Findings, root: Path, names: Sequence[str]) -> str:
+    kept = labels_to_show(findings)
     parts = []
-    for panel in found.panels:
+    for panel in findings.panels:
         truth = panel.truth.numpy()
         raw = Rule(RAW, "argmax")
         shown = [("raw argmax", panel.labels[raw].numpy(), False)]
-        if found.label_with not in (raw, kept):
-            labels = panel.labels[found.label_with].numpy()
-            shown.append((f"labels: {found.label_with.name}", labels, True))
+        if findings.label_with not in (raw, kept):
+            labels = panel.labels[findings.label_with].numpy()
+            shown.append((f"labels: {findings.label_with.name}", labels, True))
         chosen = panel.labels[kept].numpy()
         shown.append((f"labels kept: {kept.name}", chosen, True))
         pictures = [
@@ -382,31 +386,31 @@ def _panels(found: Findings, root: Path, names: Sequence[str]) -> str:
         for name, (r, g, b) in zip(names, plots.class_colours(len(names)).tolist(), strict=True)
     )
     note = _note(
-        "Colours as in mask files. Grey stripes: no label; white: truth not known. Mistakes: wrong "
-        "labels black, right ones light grey. Labels are those of a fold that had not seen the "
-        "image."
+        "Colours as in mask files. Grey stripes: no label; white: true label unknown. Mistakes: "
+        "wrong labels are black, right ones light grey. The labels are those of a fold that did "
+        "not use the image."
     )
     return f'<ul class="key">\n{key}\n</ul>\n{note}' + "\n".join(parts)
 
 
-def _making(found: Findings, made_by: str) -> str:
-    plan = found.plan
+def _making(findings: Findings, made_by: str) -> str:
+    plan = findings.plan
     background = "none" if plan.background is None else str(plan.background)
     context = plan.context if isinstance(plan.context, str) else ", ".join(plan.context)
-    absent = ", ".join(map(str, found.absent))
+    absent = ", ".join(map(str, findings.absent))
     bounds = ", ".join(f"{bound:g}" for bound in plan.bounds) or "none"
-    fitting, proving, testing = (sorted(set(each)) for each in zip(*found.used, strict=True))
+    fitting, proving, testing = (sorted(set(each)) for each in zip(*findings.used, strict=True))
     packages = [("Python", platform.python_version()), ("cpseg", __version__)]
     packages += [(name, version(name)) for name in ("torch", "numpy", "scipy", "matplotlib")]
     facts = [
-        ("images", f"{found.images}, each measured once"),
+        ("images", f"{findings.images}, each measured once"),
         ("folds", f"{plan.folds}, seed {plan.seed}"),
         ("images of a fold that refit scores and set certified levels", _range(fitting)),
         ("that calibrate and certify", _range(proving)),
         ("that measure", _range(testing)),
         ("alpha, variant", f"{plan.asked:g}, {plan.variant}"),
         ("background", background),
-        ("recalibration", ", ".join(found.reliability)),
+        ("recalibration", ", ".join(findings.reliability)),
         ("context", context or "none"),
         ("scores of the model", plan.scores),
         ("classes that refitting images of some fold lack", absent or "none"),
@@ -418,10 +422,10 @@ def _making(found: Findings, made_by: str) -> str:
         command
         + _table(("", ""), facts)
         + _note(
-            "Nothing on this page was measured on images that made it: no image tests scores that "
-            "it refitted, thresholds that it set, or a certificate that it is part of. Eq. 4 on "
-            "raw scores is calibrated on both training parts, on recalibrated ones on the second. "
-            "The threshold map alone is of all images."
+            "No figure on this page was measured on images that were used to make the rule: not to "
+            "recalibrate, not to set thresholds, not for its certificate. With raw scores, eq. 4 "
+            "is calibrated on both training parts of a fold; with recalibrated scores, on the "
+            "second. Only the threshold map is made from all images."
         )
     )
 
@@ -431,7 +435,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _over_folds(values: Sequence[Sequence[float]]) -> list[Estimate]:
-    """From a row a fold to an estimate a column."""
+    """One estimate per column, from one row per fold."""
     return [Estimate.over(column) for column in zip(*values, strict=True)]
 
 
