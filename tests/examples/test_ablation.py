@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from tests.support.helpers import modules
 
 NAMES = ("paper", "tables", "run")
 CLASSES = 4
+PROCESS = subprocess.run  # a process of its own, where the fixture in_process takes none
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> folders.DataSet:
     return made
 
 
+@pytest.fixture
+def in_process(example, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of ``train.py`` in this process, with what they say in their log."""
+    with modules("segformer", ("train",)) as segformer:
+
+        def ran(command, *, stdout, **options):
+            assert Path(command[1]) == Path(segformer.train.__file__)
+            with contextlib.redirect_stderr(stdout):
+                code = segformer.train.main(command[2:], lambda line: print(line, file=stdout))
+            return SimpleNamespace(returncode=code)
+
+        monkeypatch.setattr(example.run.subprocess, "run", ran)
+        yield
+
+
 def words(data: folders.DataSet, table: str, out: Path, *more: str) -> list[str]:
     common = {"dataset": "folder", "root": data.root, "probs": data.probs, "out": out}
     common |= {"classes": CLASSES, "model": "unet", "crop": 16, "device": "cpu"}
@@ -46,7 +64,9 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_a_table_is_written_and_goes_on(example, data, tmp_path: Path, monkeypatch) -> None:
+def test_a_table_is_written_and_goes_on(
+    example, data, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     args = words(data, "table9", tmp_path, "--background", "0")
     assert example.run.main(args, said.append) == 0
@@ -72,11 +92,10 @@ def test_a_table_is_written_and_goes_on(example, data, tmp_path: Path, monkeypat
     lost = next(path for path in stamps if "seed0" in str(path))
     lost.unlink()
     calls: list[list[str]] = []
-    original = example.run.subprocess.run
 
     def counted(command, **options):
         calls.append(command)
-        return original(command, **options)
+        return PROCESS(command, **options)
 
     monkeypatch.setattr(example.run.subprocess, "run", counted)
     assert example.run.main(args, said.append) == 0
@@ -248,7 +267,9 @@ def test_rows_of_ones_own(example, tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().err == "run.py: expected a --row with rows, got none; write one\n"
 
 
-def test_table11_measures_labels_and_trains_nothing(example, data, tmp_path: Path) -> None:
+def test_table11_measures_labels_and_trains_nothing(
+    example, data, tmp_path: Path, in_process: None
+) -> None:
     assert example.run.main(words(data, "table11", tmp_path), lambda line: None) == 0
     assert not list(tmp_path.rglob("checkpoint.pt"))
     rows = cells((tmp_path / "table11.md").read_text())
@@ -275,7 +296,7 @@ def test_means_and_spreads(example) -> None:
 
 
 def test_a_cell_that_fails_is_named_and_the_rest_is_done(
-    example, data, tmp_path: Path, capsys
+    example, data, tmp_path: Path, capsys, in_process: None
 ) -> None:
     args = words(data, "table11", tmp_path, "--certified", "0.01")
     assert example.run.main(args, lambda line: None) == 2

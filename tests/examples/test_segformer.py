@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ NAMES = (
     "resuming",
     "scoring",
     "order",
+    "ranks",
     "arguments",
     "train",
 )
@@ -80,7 +83,18 @@ def run(example, data, out: Path, method: str, *more: str) -> SimpleNamespace:
     assert code == 0
     state = torch.load(out / "checkpoint.pt", weights_only=True)["student"]
     result = json.loads((out / "result.json").read_text())
-    return SimpleNamespace(said=said, state=state, result=result)
+    return SimpleNamespace(out=out, said=said, state=state, result=result)
+
+
+@pytest.fixture(scope="module")
+def whole(example, data, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs without a stop, each of them once for all tests."""
+
+    @cache
+    def get(method: str, *more: str) -> SimpleNamespace:
+        return run(example, data, tmp_path_factory.mktemp("whole"), method, *more)
+
+    return get
 
 
 def refused(capsys, example, data, out: Path, *more: str) -> str:
@@ -138,9 +152,9 @@ def test_tiny_segformer_trains(example, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["self-training", "foundation+cp+sr"])
 @pytest.mark.parametrize("kill", [1, 3, 5, 7])
 def test_a_run_that_is_killed_ends_with_the_same_weights(
-    example, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, kill: int
+    example, data, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, kill: int
 ) -> None:
-    whole = run(example, data, tmp_path / "whole", method, "--variant", "image")
+    expected = whole(method, "--variant", "image")
     step, calls = example.train.Trainer.step, Counter()
 
     def killed(*args):
@@ -155,31 +169,28 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     monkeypatch.undo()
     again = run(example, data, tmp_path / "killed", method, "--variant", "image")
     assert ("goes on" in " ".join(again.said)) == (kill >= 2)
-    assert same(whole.state, again.state)
-    assert whole.result["miou"] == again.result["miou"]
-    other = run(example, data, tmp_path / "other", method, "--variant", "image", "--seed", "1")
-    assert not same(whole.state, other.state)
+    assert same(expected.state, again.state)
+    assert expected.result["miou"] == again.result["miou"]
+    other = whole(method, "--variant", "image", "--seed", "1")
+    assert not same(expected.state, other.state)
 
 
 @pytest.mark.parametrize(
     ("method", "first"), [("foundation+sr", "foundation"), ("self-training", "label-only")]
 )
 def test_stage_two_goes_on_from_the_end_of_stage_one(
-    example, data, tmp_path: Path, method: str, first: str
+    example, data, whole, tmp_path: Path, method: str, first: str
 ) -> None:
-    whole = run(example, data, tmp_path / "whole", method)
-    run(example, data, tmp_path / "base", first)
-    stage1 = ("--stage1", str(tmp_path / "base" / "stage1.pt"))
+    stage1 = ("--stage1", str(whole(first).out / "stage1.pt"))
     again = run(example, data, tmp_path / "again", method, *stage1)
     assert "goes on after step 4 of 8" in again.said[0]
-    assert same(whole.state, again.state)
+    assert same(whole(method).state, again.state)
 
 
 def test_stage_two_starts_at_the_end_of_its_own_stage_one_only(
-    example, data, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    example, data, whole, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, scores = tmp_path / "base", ("--probs", str(data.probs))
-    run(example, data, base, "foundation")
+    base, scores = whole("foundation").out, ("--probs", str(data.probs))
 
     def said(out: str, method: str, file: str = "stage1.pt") -> str:
         more = ("--method", method, *scores, "--stage1", str(base / file))
@@ -230,9 +241,9 @@ def test_weights_and_rates_of_every_step(
     assert [weight for _, weight, _ in seen[first:]] == pytest.approx(wanted)
 
 
-def test_labels_of_cpseg_label_serve_as_they_are(example, data, tmp_path: Path) -> None:
-    own = run(example, data, tmp_path / "own", "foundation+cp", "--variant", "image")
-    given = tmp_path / "own" / "labels"
+def test_labels_of_cpseg_label_serve_as_they_are(example, data, whole, tmp_path: Path) -> None:
+    own = whole("foundation+cp", "--variant", "image")
+    given = own.out / "labels"
     more = ("--pseudo-labels", str(given), "--method", "foundation+cp", "--variant", "image")
     said: list[str] = []
     assert example.train.main(words(data, tmp_path / "given", *more), said.append) == 0
@@ -241,35 +252,49 @@ def test_labels_of_cpseg_label_serve_as_they_are(example, data, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", ["foundation", "foundation+sr"])
-def test_passes_of_a_batch_add_up_to_it(example, data, tmp_path: Path, method: str) -> None:
-    one = run(example, data, tmp_path / "one", method)
+def test_passes_of_a_batch_add_up_to_it(example, data, whole, tmp_path: Path, method: str) -> None:
+    one = whole(method)
     two = run(example, data, tmp_path / "two", method, "--accumulate", "2")
     for name, value in one.state.items():
         torch.testing.assert_close(two.state[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["foundation+cp", "foundation+cp+sr"])
-def test_two_ranks_train_as_one(example, data, tmp_path: Path, method: str) -> None:
-    one = run(example, data, tmp_path / "one", method)
+TWO_RANKS = ("foundation+cp", "foundation+cp+sr")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks of every method, by the method's name; both by one start of torchrun."""
+    out = tmp_path_factory.mktemp("ranks")
+    script, scores = out / "both.py", ["--probs", str(data.probs)]
+    calls = [words(data, out / "two" / name, "--method", name, *scores) for name in TWO_RANKS]
+    lines = ["import train", *(f"assert train.main({call!r}) == 0" for call in calls)]
+    script.write_text("\n".join(lines), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    launcher += ["--master-port", str(free_port()), str(FOLDER / "train.py")]
-    more = ["--method", method, "--probs", str(data.probs)]
+    launcher += ["--master-port", str(free_port()), str(script)]
     done = subprocess.run(
-        [*launcher, *words(data, tmp_path / "two", *more)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        launcher,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), *sys.path])},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    state = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["student"]
+    return out / "two"
+
+
+@pytest.mark.parametrize("method", TWO_RANKS)
+def test_two_ranks_train_as_one(example, data, two_ranks: Path, method: str) -> None:
+    one = run(example, data, two_ranks.parent / "one" / method, method)
+    two = two_ranks / method
+    state = torch.load(two / "checkpoint.pt", weights_only=True)["student"]
     for name, value in one.state.items():
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
     for name in ("labels.safetensors", "labels/ids.txt", "labels/summary.csv"):
-        here = (tmp_path / "one" / name).read_text(encoding="latin1")
-        there = (tmp_path / "two" / name).read_text(encoding="latin1")
+        here = (one.out / name).read_text(encoding="latin1")
+        there = (two / name).read_text(encoding="latin1")
         assert here.replace("/one/", "/two/") == there
-    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    result = json.loads((two / "result.json").read_text())
     assert result["pseudo_labels"] == one.result["pseudo_labels"]
     assert result["miou"] == pytest.approx(one.result["miou"], abs=3e-3)
     assert result["iou"] == pytest.approx(one.result["iou"], abs=6e-3)  # of all images

@@ -288,12 +288,13 @@ def test_nms_is_a_share(example, tmp_path, capsys, share):
     assert not any(tmp_path.iterdir())
 
 
-def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
+def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(example.train, "table", lambda *given: None)  # measures, and takes long
     ends = {"sum": weights(finished.out / "finetune-sum.pt")}
     for kind in ("confidence", "discrepancy", "none"):
         out = tmp_path / kind
         shutil.copytree(finished.out / "digits", out / "digits")
-        more = ["--uncertainty", kind, "--no-task-prompt", "--out", str(out)]
+        more = ["--uncertainty", kind, "--no-task-prompt", "--steps", "2", "--out", str(out)]
         assert example.train.main(["all", *SHORT, *more], lambda line: None) == 0
         assert not (out / "refine.pt").exists()
         assert (out / f"uncertainty-{kind}").is_dir() == (kind != "none")
