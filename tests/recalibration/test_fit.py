@@ -208,10 +208,20 @@ def test_windows_are_in_units_of_the_image() -> None:
 
 def test_columns_of_a_chosen_context() -> None:
     stored = ("location", "neighbourhood", "image")
-    assert features.columns(2, stored, ()).tolist() == [0, 1]
-    assert features.columns(2, stored, ("image",)).tolist() == [0, 1, 10, 11]
-    assert features.columns(2, stored, stored).tolist() == list(range(12))
-    assert features.columns(2, ("image",), ("image",)).tolist() == [0, 1, 2, 3]
+    layout = features.Layout(2, "softmax", stored)
+    assert layout.indices(()).tolist() == [0, 1]
+    assert layout.indices(("image",)).tolist() == [0, 1, 10, 11]
+    assert layout.indices(stored).tolist() == list(range(12))
+    assert layout.columns == {
+        "location": slice(2, 6),
+        "neighbourhood": slice(6, 10),
+        "image": slice(10, 12),
+    }
+    alone = features.Layout(2, "softmax", ("image",))
+    assert alone.indices(("image",)).tolist() == [0, 1, 2, 3]
+    sigmoid = features.Layout(2, "sigmoid", ("location", "image"))
+    assert (sigmoid.own, sigmoid.width, layout.width, alone.width) == (4, 12, 12, 4)
+    assert sigmoid.indices(("image",)).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
 
 
 # The reservoir

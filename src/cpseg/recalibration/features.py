@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,17 +80,44 @@ def location(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack([x, y, x * x, y * y], -1)
 
 
-def width(part: str, own: int) -> int:
-    """Number of features of a part of the context, where the pixel's own scores give ``own``."""
-    return {"location": 4, "neighbourhood": 2 * own, "image": own}[part]
+@dataclass(frozen=True)
+class Layout:
+    """The order of the feature columns: the pixel's own log scores, then each context part.
 
+    Attributes:
+        num_source: number of source classes S.
+        scores: ``"softmax"`` or ``"sigmoid"``.
+        context: the context parts in use, in the order of :data:`CONTEXTS`.
+    """
 
-def columns(own: int, stored: Sequence[str], chosen: Sequence[str]) -> Tensor:
-    """The columns of the own scores and of the chosen context, where more may be stored."""
-    kept = [torch.arange(own)]
-    start = own
-    for part in stored:
-        if part in chosen:
-            kept.append(torch.arange(start, start + width(part, own)))
-        start += width(part, own)
-    return torch.cat(kept)
+    num_source: int
+    scores: str
+    context: tuple[str, ...]
+
+    @property
+    def own(self) -> int:
+        """Number of features of the pixel's own scores."""
+        return self.num_source * (2 if self.scores == "sigmoid" else 1)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """The columns of each context part."""
+        columns, start = {}, self.own
+        for part in self.context:
+            columns[part] = slice(start, start + self._size(part))
+            start += self._size(part)
+        return columns
+
+    @property
+    def width(self) -> int:
+        """Number of all features."""
+        return self.own + sum(map(self._size, self.context))
+
+    def _size(self, part: str) -> int:
+        return {"location": 4, "neighbourhood": 2 * self.own, "image": self.own}[part]
+
+    def indices(self, chosen: Sequence[str]) -> Tensor:
+        """Column indices of the pixel's own features and of the chosen context parts."""
+        index = torch.arange(self.width)
+        kept = [self.columns[part] for part in self.context if part in chosen]
+        return torch.cat([index[columns] for columns in (slice(self.own), *kept)])

@@ -29,10 +29,10 @@ from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.selection import Evidence
 from cpseg.recalibration.features import (
     CONTEXTS,
+    Layout,
     log_scores,
     places,
     radii,
-    width,
     window_means,
 )
 from cpseg.recalibration.fit import (
@@ -318,8 +318,7 @@ class Recalibration:
         context, cv = tuple(facts.pop("context")), tuple(facts.pop("cv"))
         images = tuple(facts.pop("images"))
         weight, prior = parts["weight"], parts["prior"]
-        own = facts["num_source"] * (1 + (facts["scores"] == "sigmoid"))
-        wide = own + sum(width(part, own) for part in context)
+        wide = Layout(facts["num_source"], facts["scores"], context).width
         num_classes = len(weight) if weight.ndim else 0
         for name, size, dtype in (
             ("weight", (max(2, num_classes), wide), torch.float32),
@@ -381,14 +380,13 @@ class Recalibration:
                 rows = slice(start, min(start + step, height))
                 yield index, rows, self._tile(image, rows, offset)[0]
 
-    def _own(self) -> int:
-        return self.num_source * (2 if self.scores == "sigmoid" else 1)
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.num_source, self.scores, self.context)
 
-    def _part(self, part: str) -> Tensor:
-        """The columns of the weight that belong to a part of the context."""
-        own = self._own()
-        before = self.context[: self.context.index(part)]
-        return self.weight.narrow(1, own + sum(width(p, own) for p in before), width(part, own))
+    def _weight_of(self, part: str) -> Tensor:
+        """The columns of the weight that belong to a context part."""
+        return self.weight[:, self._layout.columns[part]]
 
     def _offset(self, images: Tensor) -> Tensor:
         """What every pixel of an image adds to z: ``[B, K, 1]``, -inf for absent classes."""
@@ -398,23 +396,23 @@ class Recalibration:
         if "image" not in self.context:
             return bias.reshape(1, -1, 1)
         mean = images.mean((-2, -1), dtype=torch.float64).to(torch.float32)
-        return (log_scores(mean, self.scores) @ self._part("image").T + bias).unsqueeze(-1)
+        return (log_scores(mean, self.scores) @ self._weight_of("image").T + bias).unsqueeze(-1)
 
     def _tile(self, images: Tensor, rows: slice, offset: Tensor) -> Tensor:
         """Class probabilities ``[B, K, rows, W]`` of some rows."""
         height, across = images.shape[-2:]
         part = images[..., rows, :]
         own = log_scores(part, self.scores).flatten(2)
-        weight = self.weight[:, : self._own()].expand(len(images), -1, -1)
+        weight = self.weight[:, : self._layout.own].expand(len(images), -1, -1)
         z = torch.baddbmm(offset, weight, own)
         if "neighbourhood" in self.context:
-            weights = self._part("neighbourhood").chunk(2, 1)
+            weights = self._weight_of("neighbourhood").chunk(2, 1)
             for radius, weight in zip(radii(height, across), weights, strict=True):
                 means = log_scores(window_means(images, rows, radius), self.scores).flatten(2)
                 z = torch.baddbmm(z, weight.expand(len(images), -1, -1), means)
         z = z.reshape(*z.shape[:2], *part.shape[-2:])
         if "location" in self.context:
-            x1, y1, x2, y2 = self._part("location").unbind(1)
+            x1, y1, x2, y2 = self._weight_of("location").unbind(1)
             y = places(height, rows, images.device)
             x = places(across, slice(0, across), images.device)
             z = z + (y1[:, None] * y + y2[:, None] * y * y).unsqueeze(-1)

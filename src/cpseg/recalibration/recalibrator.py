@@ -26,12 +26,11 @@ from cpseg._internal.checks import (
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.recalibration.features import (
     CONTEXTS,
-    columns,
+    Layout,
     location,
     log_scores,
     places,
     radii,
-    width,
     window_means,
 )
 from cpseg.recalibration.fit import (
@@ -260,8 +259,8 @@ class Recalibrator:
         if len(present) < 2 and self.method != "none":
             expected, got = "at least 2 labelled classes", f"class {int(present[0])} alone"
             raise ValueError(message(where, expected, got, "label images of other classes too"))
-        own = self.num_source * (2 if self.scores == "sigmoid" else 1)
-        base = self._base(prior, present, own)
+        own = self._layout.own
+        base = self._base(prior, present)
         if self.method == "none":
             return self._result(base, (), 0.0, prior, present, ())
         pixels = self._pixels(samples, present)
@@ -269,8 +268,8 @@ class Recalibrator:
             got = "the same scores at every labelled pixel"
             fix = "check how they were written: there is nothing to learn"
             raise ValueError(message(where, "scores that differ between pixels", got, fix))
-        context, strength, table = self._choose(samples, present, base, own)
-        kept = columns(own, self._stored, context)
+        context, strength, table = self._choose(samples, present, base)
+        kept = self._layout.indices(context)
         fitted = fit_map(
             pixels._replace(features=pixels.features[:, kept]),
             Map(base.weight[:, kept], base.bias),
@@ -279,6 +278,12 @@ class Recalibrator:
             own=own,
         )
         return self._result(fitted, context, strength, prior, present, table)
+
+    @property
+    def _layout(self) -> Layout:
+        """The columns of the features that are kept of a pixel."""
+        assert self.num_source is not None
+        return Layout(self.num_source, self.scores, self._stored)
 
     def _draw(self, image: Tensor, labels: Tensor) -> Sample:
         """Some pixels of one image ``[S, H, W]``, with what the context needs."""
@@ -326,11 +331,10 @@ class Recalibrator:
             torch.cat([torch.full_like(s.labels, number) for number, s in enumerate(samples)]),
         )
 
-    def _base(self, prior: Tensor, present: Tensor, own: int) -> Map:
+    def _base(self, prior: Tensor, present: Tensor) -> Map:
         """What the fit shrinks to: the scores themselves, or the prior where classes differ."""
         assert self.num_source is not None
-        wide = own + sum(width(part, own) for part in self._stored)
-        weight = torch.zeros(len(present), wide, dtype=torch.float64)
+        weight = torch.zeros(len(present), self._layout.width, dtype=torch.float64)
         if self.num_source != self.num_classes:
             return Map(weight, prior[present].log())
         rows = torch.arange(len(present))
@@ -340,7 +344,7 @@ class Recalibrator:
         return Map(weight, torch.zeros(len(present), dtype=torch.float64))
 
     def _choose(
-        self, samples: Sequence[Sample], present: Tensor, base: Map, own: int
+        self, samples: Sequence[Sample], present: Tensor, base: Map
     ) -> tuple[tuple[str, ...], float, tuple[dict[str, Any], ...]]:
         """Context and strength by cross-validation over images, and the table of candidates."""
         contexts = [self._stored]
@@ -358,12 +362,12 @@ class Recalibrator:
         table: list[dict[str, Any]] = []
         best: list[tuple[float, Tensor, float]] = []  # of every context
         for context in contexts:
-            kept = columns(own, self._stored, context)
+            kept = self._layout.indices(context)
             part = pixels._replace(features=pixels.features[:, kept])
             start = Map(base.weight[:, kept], base.bias)
             found: list[tuple[float, Tensor, float]] = []
             for strength, losses in fold_losses(
-                part, start, self.method, strengths, own=own, folds=folds
+                part, start, self.method, strengths, own=self._layout.own, folds=folds
             ):
                 found.append((float(losses.mean()), losses, strength))
                 error = float(losses.std() / math.sqrt(folds))
