@@ -264,22 +264,34 @@ TWO_RANKS = ("foundation+cp", "foundation+cp+sr")
 
 @pytest.fixture(scope="module")
 def two_ranks(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on two ranks of every method, by the method's name; both by one start of torchrun."""
+    """A run on two ranks of every method, by the method's name; each rank is one process.
+
+    They get what torchrun gives: the variables of the environment. Every run has a port of its own.
+    """
     out = tmp_path_factory.mktemp("ranks")
-    script, scores = out / "both.py", ["--probs", str(data.probs)]
-    calls = [words(data, out / "two" / name, "--method", name, *scores) for name in TWO_RANKS]
-    lines = ["import train", *(f"assert train.main({call!r}) == 0" for call in calls)]
-    script.write_text("\n".join(lines), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    launcher += ["--master-port", str(free_port()), str(script)]
-    done = subprocess.run(
-        launcher,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    lines = ["import os, train"]
+    for name in TWO_RANKS:
+        more = ("--method", name, "--probs", str(data.probs))
+        lines.append(f"os.environ['MASTER_PORT'] = '{free_port()}'")
+        lines.append(f"assert train.main({words(data, out / 'two' / name, *more)!r}) == 0")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *sys.path])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", "\n".join(lines)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
     return out / "two"
 
 
