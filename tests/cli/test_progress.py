@@ -104,6 +104,20 @@ def test_an_option_of_a_recalibration_that_is_not_asked_for_is_refused(
     assert not out.exists()
 
 
+def test_a_report_without_recalibration_refuses_its_options_but_for_the_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same share sets the thresholds of certified rules."""
+    data = make(tmp_path / "data", count=9)
+    words = ["report", *data.options(background="none", recalibrate="none", folds=3), "-o"]
+    page = str(tmp_path / "r.html")
+    refused(command(capsys, *words, page, "--context", "none"), "--context: expected a recal")
+    share = ["--recalibrate-share", "0.5"]
+    never = [*share, "--max-error", "none"]
+    refused(command(capsys, *words, page, *never), "--recalibrate-share: expected a recalibration")
+    done(command(capsys, *words, page, *share))
+
+
 def test_an_interrupted_command_says_whether_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

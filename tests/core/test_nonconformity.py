@@ -11,6 +11,7 @@ from tests.support import oracles
 from tests.support.helpers import FLOATS, INTEGERS, exact, raises, same, seeded
 from torch import Tensor
 
+import cpseg
 from cpseg import nonconformity, nonconformity_map
 
 
@@ -45,6 +46,10 @@ def test_one_image_without_a_batch_axis() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_the_old_name_of_the_map_is_an_alias() -> None:
+    assert cpseg.class_scores is cpseg.nonconformity_map
+
+
 def test_class_scores_at_the_true_class_are_the_nonconformity(dtype: torch.dtype) -> None:
     probs, labels = case(dtype)
     scores = nonconformity_map(probs)

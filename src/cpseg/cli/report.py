@@ -63,9 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.report.wording import advice
 
     certifies = arguments.max_error != ["none"]
-    recalibrates = set(arguments.recalibrate) != {"none"}
-    if not (certifies and hasattr(arguments, "recalibrate_share")):
-        refuse_unused(arguments, recalibrates)
+    certificates_use = ("recalibrate_share",) if certifies else ()
+    refuse_unused(arguments, set(arguments.recalibrate) != {"none"}, but=certificates_use)
     plan = settings_from(
         Plan,
         arguments,

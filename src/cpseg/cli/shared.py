@@ -78,16 +78,21 @@ def check_device(device: str) -> None:
         raise ValueError(message("--device", expected, got, "choose another")) from error
 
 
-def refuse_unused(arguments: argparse.Namespace, recalibrates: bool) -> None:
+_OF_A_RECALIBRATION = ("context", "scores", "num_classes", "recalibrate_share", "recalibrate_folds")
+
+
+def refuse_unused(
+    arguments: argparse.Namespace, recalibrates: bool, *, but: tuple[str, ...] = ()
+) -> None:
     """Refuse options of a recalibration where none was asked for, in place of ignoring them.
 
-    These options have no default of their own, so that they are there only where they were given.
+    These options have no default of their own, so they are there only if they were given. Those in
+    ``but`` have another use too.
     """
     from cpseg._internal.checks import message
 
-    options = ("context", "scores", "num_classes", "recalibrate_share", "recalibrate_folds")
-    for name in options if not recalibrates else ():
-        if hasattr(arguments, name):
+    for name in _OF_A_RECALIBRATION if not recalibrates else ():
+        if hasattr(arguments, name) and name not in but:
             option = f"--{name.replace('_', '-')}"
             fix = "pass --recalibrate dirichlet too, or leave it out"
             raise ValueError(message(option, "a recalibration", "--recalibrate none", fix))
