@@ -45,11 +45,11 @@ def test_one_image_without_a_batch_axis() -> None:
     assert same(nonconformity_map(probs[0]), nonconformity_map(probs)[0])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
 def test_the_old_name_of_the_map_is_an_alias() -> None:
     assert cpseg.class_scores is cpseg.nonconformity_map
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_class_scores_at_the_true_class_are_the_nonconformity(dtype: torch.dtype) -> None:
     probs, labels = case(dtype)
     scores = nonconformity_map(probs)
