@@ -237,7 +237,7 @@ def check_unit_interval(
 ) -> None:
     """Raise where a value is NaN or lies outside [0, 1]. Synchronises on an accelerator.
 
-    ``interval`` names the range that [0, 1] stands for, if values were brought into it.
+    ``interval`` names the original range of values that were scaled to [0, 1].
     """
     # Non-negative floats sort like their bits, and NaN lies above 1: integers need no care for
     # NaN and are read once and faster. What fails here (-0.0 too) is looked at again below.

@@ -1,4 +1,4 @@
-"""What the streaming stores need of ``torch.distributed``."""
+"""Helpers around ``torch.distributed``; without a process group there is one rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def active() -> bool:
 
 
 def device_without_data(group: dist.ProcessGroup | None) -> torch.device:
-    """Where a rank that has no tensor yet must put what it sends."""
+    """The device on which a rank without any tensor must send."""
     if dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

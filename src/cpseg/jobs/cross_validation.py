@@ -121,7 +121,7 @@ class FoldFit:
     Args:
         images: all labelled images.
         fold: what they are used for.
-        trial: what is compared.
+        trial: the rules to compare.
         title: the fold's name, for progress bars and errors.
     """
 

@@ -26,9 +26,9 @@ class Rule(NamedTuple):
     """A way to choose labels.
 
     Attributes:
-        name: what the table calls it.
-        labels: from what the file holds, and the same recalibrated, to labels; None where the rule
-            gives sets alone.
+        name: its name in the table.
+        labels: takes the scores in a file, and the same recalibrated; gives labels, or None where
+            the rule has prediction sets only.
         has_sets: whether the calibration's prediction sets are the rule's.
     """
 
@@ -99,7 +99,7 @@ def _num_classes(scores: Scores) -> int:
 
 
 def _rules(calibration: Calibration, scores: Scores, constant: float | None) -> list[Rule]:
-    """The rules to compare, by what the first file holds; in the order of the table."""
+    """The rules to compare, in the order of the table; they depend on the kind of the files."""
     background = calibration.background
     without = replace(calibration, background=None)
 

@@ -94,7 +94,7 @@ def recalibrate(
     ``images.num_classes`` is the number of classes of the result.
 
     Raises:
-        ValueError: a share or folds that leave a part empty, and what the fit refuses.
+        ValueError: a share or folds that leave a part empty, or images that do not suffice to fit.
     """
     generator = torch.Generator().manual_seed(seed)
     fitting = calibrating = images.pairs

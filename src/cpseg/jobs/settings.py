@@ -155,5 +155,5 @@ def settings_of(
         return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     except TypeError as error:
         got = str(error).partition("missing ")[2] or "none"
-        fix = "say what is to be done"
+        fix = "pass it, or the fields as keywords"
         raise TypeError(message(where, f"a {kind.__name__}", f"none of {got}", fix)) from error

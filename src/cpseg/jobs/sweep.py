@@ -55,7 +55,7 @@ def sweep(
     Args:
         source: the data set and the probabilities; evidence will not do.
         ids: id list of labelled images.
-        settings: what is compared.
+        settings: the rules to compare.
         out: a folder to write and to go on in, or None.
         progress: wraps the loops over images.
         **keywords: fields of :class:`SweepSettings`, in place of ``settings``.

@@ -1,4 +1,4 @@
-"""One static page: which rule to use on labelled images, and what is guaranteed."""
+"""One static page: which rule to use on labelled images, and its guarantees."""
 
 from cpseg.report.page import report
 

@@ -89,7 +89,7 @@ def page(findings: Findings, *, root: str | Path, made_by: str = "") -> str:
     """The report as HTML: no script, nothing to fetch, the same text for the same findings.
 
     Args:
-        findings: what the job measured.
+        findings: the measured figures.
         root: the folder of the images; one that cannot be opened is left out.
         made_by: the command, to be shown.
 
@@ -405,15 +405,15 @@ def _making(findings: Findings, made_by: str) -> str:
     facts = [
         ("images", f"{findings.images}, each measured once"),
         ("folds", f"{plan.folds}, seed {plan.seed}"),
-        ("images of a fold that refit scores and set certified levels", _range(fitting)),
-        ("that calibrate and certify", _range(proving)),
-        ("that measure", _range(testing)),
+        ("images per fold for recalibration and certified thresholds", _range(fitting)),
+        ("images per fold for calibration and certification", _range(proving)),
+        ("images per fold for testing", _range(testing)),
         ("alpha, variant", f"{plan.asked:g}, {plan.variant}"),
         ("background", background),
         ("recalibration", ", ".join(findings.reliability)),
         ("context", context or "none"),
         ("scores of the model", plan.scores),
-        ("classes that refitting images of some fold lack", absent or "none"),
+        ("classes without images for recalibration in some fold", absent or "none"),
         ("bounds certified", f"{bounds}; delta {plan.risk:g} for each"),
         ("versions", ", ".join(f"{name} {number}" for name, number in packages)),
     ]

@@ -1,4 +1,4 @@
-"""Which rule a report recommends: the cautious one, in pure functions of figures over folds."""
+"""Which rule a report recommends: a cautious choice from figures over folds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cpseg.jobs.estimate import Estimate
 
 
 class Candidate(NamedTuple):
-    """A rule's figures, one a fold.
+    """The figures of a rule, one per fold.
 
     Attributes:
         name: the rule.
@@ -24,7 +24,7 @@ class Candidate(NamedTuple):
 
 
 class Certified(NamedTuple):
-    """A certified rule, a value a fold.
+    """A certified rule, with one value per fold.
 
     Attributes:
         name: the rule.
@@ -51,8 +51,8 @@ def paired(values: Sequence[float], over: Sequence[float]) -> Estimate:
 def better(candidate: Candidate, than: Candidate) -> bool:
     """Whether mIoU grows by more than a standard error and the error by no more than one.
 
-    Differences are paired over folds, so that what makes a fold hard for both does not count. With
-    fewer than two folds there is no standard error and nothing is better.
+    Differences are paired over folds, since a hard fold is hard for both. With fewer than two folds
+    there is no standard error, and no rule is better.
     """
     gain = paired(candidate.miou, over=than.miou)
     loss = paired(candidate.error, over=than.error)
@@ -62,10 +62,10 @@ def better(candidate: Candidate, than: Candidate) -> bool:
 
 
 def recommend(candidates: Sequence[Candidate]) -> int:
-    """The place of the rule to label with; candidates from the simplest (raw argmax) on.
+    """The index of the rule to label with; the candidates begin with the simplest (raw argmax).
 
-    A rule replaces a simpler one only if it is :func:`better` than that one and than the first, so
-    that noise, and a chain of small losses, end at the simpler rule.
+    A rule replaces a simpler one only if it is :func:`better` than that one and than the first.
+    Noise, or a chain of small losses, therefore ends at the simpler rule.
 
     Example:
         >>> from cpseg.report.recommendation import Candidate, recommend
@@ -83,10 +83,10 @@ def recommend(candidates: Sequence[Candidate]) -> int:
 
 
 def choose_certified(candidates: Sequence[Certified]) -> int | None:
-    """The place of the certified rule that keeps most; None where no rule is certified.
+    """The index of the certified rule that keeps most; None where no rule is certified.
 
-    Only rules that every fold certified stand for choice; a later one replaces an earlier one only
-    if it keeps more by more than a standard error, paired over folds.
+    Only rules that every fold certified are candidates. A later one replaces an earlier one if it
+    keeps more by more than a standard error, paired over folds.
     """
     chosen: int | None = None
     for place, candidate in enumerate(candidates):

@@ -1,4 +1,4 @@
-"""What a report recommends and what is guaranteed, in words."""
+"""The recommendation and the guarantees of a report, in words."""
 
 from __future__ import annotations
 
