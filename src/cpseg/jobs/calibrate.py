@@ -62,13 +62,8 @@ def calibrate(
         provenance = replace(provenance, recalibration=recalibrated.provenance(options))
     grouping, grid = settings.grouping, settings.grouping.grid or images.size
     if grouping.learns:
-        generator = torch.Generator().manual_seed(settings.seed)
-        share = grouping.group_share
-        learning, pairs = drawn_share("calibrate", "--group-share", pairs, share, generator)
-        curves = _curves(images, learning, recalibrated, grid, settings.score)
-        partition = learned_partition(grouping.variant, curves, grouping.num_groups, generator)
-        names = tuple(sorted(pair.image for pair in learning))
-        provenance = replace(provenance, groups=GroupImages(names, len(learning), share > 0))
+        partition, pairs, learned_on = _learn_groups(images, pairs, recalibrated, settings)
+        provenance = replace(provenance, groups=learned_on)
     else:
         partition = fixed_partition(grouping.variant, grid, grouping.block)
     coarser = grouping.fallbacks() if settings.fallback else []
@@ -122,23 +117,32 @@ def _shares_of_levels(calibration: Calibration, names: list[str]) -> dict[str, f
     return {name: int((finite & (level == i)).sum()) / cells for i, name in enumerate(names)}
 
 
-def _curves(
+def _learn_groups(
     images: LabelledImages,
-    learning: list[Pair],
+    pairs: list[Pair],
     recalibrated: Recalibrated | None,
-    grid: tuple[int, int],
-    score: str,
-) -> Tensor:
-    """Nonconformity curves; every rank reads all of these images, so that all learn the same."""
+    settings: CalibrationSettings,
+) -> tuple[Tensor, list[Pair], GroupImages]:
+    """The partition, the images left for calibration, and the record of those learned on.
+
+    Every rank reads all images for learning, so that all ranks learn the same groups.
+    """
+    grouping, grid = settings.grouping, settings.grouping.grid or images.size
+    generator = torch.Generator().manual_seed(settings.seed)
+    share = grouping.group_share
+    learning, left = drawn_share("calibrate", "--group-share", pairs, share, generator)
     scores: list[Tensor] = []
 
     def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
         if recalibrated is not None:
             probs = recalibrated.map_of(pair)(probs)
-        scores.append(to_grid(nonconformity(probs, labels, score=score), grid))
+        scores.append(to_grid(nonconformity(probs, labels, score=settings.score), grid))
 
     images.feed(update, learning, "learn groups", every_rank=True)
-    return groups.curves(torch.stack(scores))
+    curves = groups.curves(torch.stack(scores))
+    partition = learned_partition(grouping.variant, curves, grouping.num_groups, generator)
+    names = tuple(sorted(pair.image for pair in learning))
+    return partition, left, GroupImages(names, len(learning), share > 0)
 
 
 def images_needed(alpha: float | str) -> int:

@@ -168,9 +168,9 @@ def _infinite(findings: Findings) -> str:
         return ""
     plan = findings.plan
     return _note(
-        f"In folds, up to {small_percent(max(shares))} of the thresholds at alpha {plan.asked:g} are "
-        f"infinite and admit every class: this alpha needs {images_needed(plan.alpha)} scores for "
-        "each threshold. All images together, or pooled cells, may be enough."
+        f"In folds, up to {small_percent(max(shares))} of the thresholds at alpha {plan.asked:g} "
+        f"are infinite and admit every class: this alpha needs {images_needed(plan.alpha)} scores "
+        "for each threshold. All images together, or pooled cells, may be enough."
     )
 
 

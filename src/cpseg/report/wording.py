@@ -171,8 +171,8 @@ def _promise(findings: Findings) -> str:
         if tried > 1:
             text += (
                 f"One of {tried} certified rules was chosen by their results on these images, "
-                "which no certificate takes into account: certify the chosen rule on other images, or on "
-                f"these with delta {plan.risk / tried:.3g}. "
+                "which no certificate takes into account: certify the chosen rule on other images, "
+                f"or on these with delta {plan.risk / tried:.3g}. "
             )
     else:
         text += "nothing about the labels, since no bound was certified in every fold. "
