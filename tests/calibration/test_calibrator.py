@@ -535,10 +535,10 @@ PIXEL = groups.pixel(GRID)
         ({"alpha": "x"}, ValueError, r"alpha in \(0, 1\), got 'x'"),
         ({"alpha": -0.05}, ValueError, r"alpha in \(0, 1\), got -0.05"),
         ({"score": "topk"}, ValueError, "a score among 'lac', .* got 'topk'"),
-        ({"max_images": 0}, ValueError, "a whole max_images >= 1, got 0"),
-        ({"num_classes": 0}, ValueError, "num_classes >= 1, got 0"),
-        ({"num_classes": True}, ValueError, "num_classes >= 1, got True"),
-        ({"num_classes": 2.0}, ValueError, "num_classes >= 1, got 2.0"),
+        ({"max_images": 0}, ValueError, "max_images as a whole number >= 1, got 0"),
+        ({"num_classes": 0}, ValueError, "num_classes as a whole number >= 1, got 0"),
+        ({"num_classes": True}, ValueError, "num_classes as a whole number >= 1, got True"),
+        ({"num_classes": 2.0}, ValueError, "num_classes as a whole number >= 1, got 2.0"),
         ({"num_classes": 3, "background": 3}, ValueError, r"background in 0\.\.2 or None, got 3"),
         ({"num_classes": 3, "background": -1}, ValueError, "got -1"),
         ({"num_classes": 3, "background": False}, TypeError, "as int or None, got False"),
@@ -555,7 +555,7 @@ def test_settings_that_are_none(changes: dict[str, Any], kind: type[Exception], 
 
 @pytest.mark.parametrize("bound", ["x", 2.5, True])
 def test_max_images_is_a_whole_number(bound: Any) -> None:
-    with pytest.raises(ValueError, match="Calibrator: expected a whole max_images"):
+    with pytest.raises(ValueError, match="Calibrator: expected max_images as a whole number"):
         Calibrator(PIXEL, max_images=bound)
 
 
@@ -670,7 +670,7 @@ def test_max_images_bounds_every_way_in() -> None:
 @pytest.mark.parametrize(
     ("scores", "kind", "match"),
     [
-        ([0.1], TypeError, "floating-point scores, got list; convert to float32"),
+        ([0.1], TypeError, "floating-point scores, got list; convert it to float32"),
         (torch.zeros(2, 2, dtype=torch.int64), TypeError, r"got torch\.int64"),
         (torch.rand(4), ValueError, r"scores \[B, H, W\] or \[H, W\], got \[4\]; pass one"),
         (torch.rand(1, 1, 4, 3), ValueError, r"got \[1, 1, 4, 3\]"),

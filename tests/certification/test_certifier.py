@@ -485,8 +485,8 @@ def test_damaged_class_thresholds_are_refused(damage: str, tmp_path: Path) -> No
         ({"delta": 1}, r"delta in \(0, 1\)"),
         ({"delta": "ten"}, r"delta in \(0, 1\)"),
         ({"delta": math.nan}, r"delta in \(0, 1\)"),
-        ({"method": "rcps"}, "a method among ltt, crc, got 'rcps'"),
-        ({"pvalue": "t"}, "a pvalue among betting, hoeffding-bentkus"),
+        ({"method": "rcps"}, "method among 'ltt', 'crc', got 'rcps'"),
+        ({"pvalue": "t"}, "pvalue among 'betting', 'hoeffding-bentkus'"),
         ({"alphas": []}, "at least one of alphas"),
         ({"alphas": [0.1, 0]}, r"alphas in \(0, 1\), got 0"),
     ],
@@ -499,7 +499,7 @@ def test_settings_out_of_range(options: dict[str, Any], match: str) -> None:
 def test_calibrators_that_cannot_be_certified() -> None:
     with raises(TypeError, "Certifier", "a Calibrator, got Calibration"):
         Certifier(calibrated().compute())  # type: ignore[arg-type]
-    with raises(ValueError, "Certifier", "a calibrator with images, got none"):
+    with raises(ValueError, "Certifier", "a calibrator with images, got one without"):
         Certifier(Calibrator(groups.image(SIZE)))
     with raises(ValueError, "Certifier", "a threshold for all classes, got one for each"):
         Certifier(calibrated(per_class=True))
@@ -525,7 +525,7 @@ def test_bad_updates_count_nothing() -> None:
         (probs, labels + 1, list("efgh"), "labels in 0..2 or 255"),
         (probs, labels[:3], list("efgh"), r"labels \[4, 6, 7\]"),
         (probs[:, :2], labels, list("efgh"), "3 classes as calibrated"),
-        (probs, labels, ["e", "f", "c7", "c3"], "nor refitted the scores, got 'c3', which did"),
+        (probs, labels, ["e", "f", "c7", "c3"], "not used before, got 'c3', used in calibration"),
         (probs, labels, ["e", "f", "g", "a"], "every image once, got 'a' twice"),
         (probs, labels, ["e", "f", "g", "e"], "every image once, got 'e' twice"),
         (probs, labels, ["e", "f"], "ids as 4 strings, one per image"),

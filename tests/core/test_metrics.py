@@ -293,8 +293,8 @@ SETS = torch.ones(2, 5, 3, 4, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("sets", "kind", "match"),
     [
-        (SETS.float(), TypeError, r"a bool prediction_set, got torch\.float32; make it"),
-        ([[True]], TypeError, "a bool prediction_set, got list"),
+        (SETS.float(), TypeError, r"bool prediction_set, got torch\.float32; make it"),
+        ([[True]], TypeError, "bool prediction_set, got list"),
         (SETS[0, 0], ValueError, r"\[B, K, H, W\] or \[K, H, W\], got \[3, 4\]; keep"),
         (SETS[None], ValueError, r"got \[1, 2, 5, 3, 4\]"),
         (SETS[:0], ValueError, r"at least one element in prediction_set, got \[0, 5, 3, 4\]"),

@@ -63,7 +63,7 @@ def test_every_level_is_that_of_pseudo_labels(problem: tuple[np.ndarray, ...]) -
 def test_own_levels_drop_labels_of_the_loosest_level(problem: tuple[np.ndarray, ...]) -> None:
     probs, truth, limits, background = problem
     final = oracles.select(probs, limits[-1], background, VOID)
-    result = found(problem, own=True)
+    result = found(problem, per_class=True)
     for level, threshold in enumerate(limits):
         chosen = final.copy()
         for i, j in np.ndindex(*final.shape):
@@ -76,7 +76,7 @@ def test_own_levels_drop_labels_of_the_loosest_level(problem: tuple[np.ndarray, 
 
 @given(problems())
 def test_own_and_plain_agree_at_the_loosest_level(problem: tuple[np.ndarray, ...]) -> None:
-    assert same(found(problem)[-1], found(problem, own=True)[-1])
+    assert same(found(problem)[-1], found(problem, per_class=True)[-1])
 
 
 @given(problems())
@@ -136,7 +136,7 @@ def test_every_pixel_is_counted_once_at_every_level() -> None:
     for background in (None, 0, 4):
         for own in (False, True):
             result = confusion_per_alpha(
-                evidence(probs, background=background), truth, limits, own=own
+                evidence(probs, background=background), truth, limits, per_class=own
             )
             assert (result.sum((1, 2)) == 72).all()
             assert (result >= 0).all()

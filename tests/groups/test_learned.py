@@ -154,9 +154,9 @@ def test_scores_stay_as_they_are() -> None:
         (torch.zeros(2, 2, 2, 2, 2), 5, ValueError, r"got \[2, 2, 2, 2, 2\]"),
         (torch.zeros(0, 2, 2), 5, ValueError, r"at least one element in scores, got \[0, 2, 2\]"),
         (torch.full((2, 2, 2), torch.inf), 5, ValueError, "finite scores, got infinite"),
-        (torch.zeros(2, 2, 2), 0, ValueError, "levels as a positive whole number, got 0"),
-        (torch.zeros(2, 2, 2), 2.0, ValueError, r"whole number, got 2\.0; count from 1"),
-        (torch.zeros(2, 2, 2), True, ValueError, "whole number, got True"),
+        (torch.zeros(2, 2, 2), 0, ValueError, "levels as a whole number >= 1, got 0"),
+        (torch.zeros(2, 2, 2), 2.0, ValueError, r"whole number >= 1, got 2\.0; count from 1"),
+        (torch.zeros(2, 2, 2), True, ValueError, "whole number >= 1, got True"),
     ],
 )
 def test_scores_that_are_none(scores: Any, levels: Any, kind: Any, match: str) -> None:
@@ -420,10 +420,10 @@ def in_part() -> Tensor:
         (torch.full((2, 2, 2), 1e300, dtype=torch.float64), 1, ValueError, "finite curves"),
         (in_part(), 1, ValueError, "at all levels or none, got 1 that are so in part; make them"),
         (torch.full((2, 2, 2), torch.nan), 1, ValueError, "a cell with a score, got NaN every"),
-        (torch.zeros(2, 2, 2), 0, ValueError, "as a positive whole number, got 0; count"),
-        (torch.zeros(2, 2, 2), -1, ValueError, "as a positive whole number, got -1"),
-        (torch.zeros(2, 2, 2), 1.0, ValueError, r"as a positive whole number, got 1\.0"),
-        (torch.zeros(2, 2, 2), True, ValueError, "as a positive whole number, got True"),
+        (torch.zeros(2, 2, 2), 0, ValueError, "as a whole number >= 1, got 0; count"),
+        (torch.zeros(2, 2, 2), -1, ValueError, "as a whole number >= 1, got -1"),
+        (torch.zeros(2, 2, 2), 1.0, ValueError, r"as a whole number >= 1, got 1\.0"),
+        (torch.zeros(2, 2, 2), True, ValueError, "as a whole number >= 1, got True"),
     ],
 )
 @pytest.mark.parametrize(("where", "learn"), LEARNERS)

@@ -598,16 +598,16 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"num_classes": 1}, "num_classes >= 2, got 1"),
-        ({"num_classes": 3.0}, "num_classes >= 2, got 3.0"),
+        ({"num_classes": 1}, "num_classes as a whole number >= 2, got 1"),
+        ({"num_classes": 3.0}, "num_classes as a whole number >= 2, got 3.0"),
         ({"method": "isotonic"}, "method among .*, got 'isotonic'"),
         ({"scores": "logits"}, "scores among 'softmax', 'sigmoid', got 'logits'"),
         ({"context": ("weather",)}, "context 'auto' or some of .*, got 'weather'"),
         ({"context": "image", "method": "temperature"}, "no context for 'temperature'"),
         ({"context": "auto", "method": "none"}, "no context for 'none'"),
-        ({"budget": 0}, "budget >= 1, got 0"),
-        ({"folds": 1}, "folds >= 2, got 1"),
-        ({"seed": -1}, "seed >= 0, got -1"),
+        ({"budget": 0}, "budget as a whole number >= 1, got 0"),
+        ({"folds": 1}, "folds as a whole number >= 2, got 1"),
+        ({"seed": -1}, "seed as a whole number >= 0, got -1"),
         ({"ignore_index": 2}, "ignore_index outside"),
     ],
 )

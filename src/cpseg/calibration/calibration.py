@@ -69,7 +69,7 @@ class Calibration:
         class_threshold: float32 ``[K, H, W]``, which a label must pass for its own class besides
             ``threshold``; -inf for a class whose labels are ignored. None where there is none.
         certificate: what a :class:`Certifier` proved about these labels, or None.
-        recalibration: the map that class scores go through before anything else; None for none.
+        recalibration: the recalibration applied to probabilities first, or None.
         extra: which images made it and how its data set was read, a :class:`Provenance`; a plain
             mapping of its JSON form becomes one.
 
@@ -183,7 +183,7 @@ class Calibration:
         """:func:`cpseg.prediction_set` with this threshold and score at the size of ``probs``.
 
         Args:
-            probs: class scores ``[B, K, H, W]`` or ``[K, H, W]`` of any size.
+            probs: probabilities ``[B, K, H, W]`` or ``[K, H, W]`` of any size.
             generator: draws where the calibration is randomised, and only there.
         """
         where = "Calibration.prediction_set"
@@ -193,7 +193,9 @@ class Calibration:
             if not self.randomized:
                 expected = "no generator: the calibration is not randomised"
             got = "none" if generator is None else "one"
-            raise ValueError(message(where, expected, got, "sets are made as they calibrated"))
+            raise ValueError(
+                message(where, expected, got, "make sets with the score used in calibration")
+            )
         threshold = to_image(self.threshold, (probs.shape[-2], probs.shape[-1]))
         if self.recalibration is not None:
             probs = self.recalibration(probs)
@@ -203,7 +205,7 @@ class Calibration:
         """:func:`cpseg.evidence` with this calibration's recalibration and background.
 
         Args:
-            probs: class scores of the model, ``[B, S, H, W]`` or ``[S, H, W]`` of any size.
+            probs: probabilities of the model, ``[B, S, H, W]`` or ``[S, H, W]`` of any size.
         """
         self._check("Calibration.evidence", probs)
         if self.recalibration is not None:
@@ -216,7 +218,7 @@ class Calibration:
         """:func:`cpseg.pseudo_labels` with this threshold, background and ``ignore_index``.
 
         Args:
-            probs: class scores of the model, ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or
+            probs: probabilities of the model, ``[B, K, H, W]`` or ``[K, H, W]`` of any size, or
                 the :class:`Evidence` that :meth:`evidence` made from them.
             dtype: integer dtype of the labels.
 

@@ -18,6 +18,9 @@ from cpseg._internal.checks import (
     check_alike,
     check_alpha,
     check_background,
+    check_choice,
+    check_count,
+    check_float,
     check_ignore_index,
     check_image_ids,
     check_labels,
@@ -55,9 +58,9 @@ class Calibrator:
         alpha: miscoverage rate in (0, 1), the largest that ``compute`` will be asked for.
         background: index of a dominant class that selection suppresses, or None.
         num_classes: number of classes; read off the first update where not given.
-        per_class: a threshold for every class apart.
+        per_class: a separate threshold for every class.
         max_images: an upper bound on the number of images; pixel-wise it bounds the memory to
-            ``floor(alpha (max_images + 1))`` floats a cell, and without it all scores are kept.
+            ``floor(alpha (max_images + 1))`` floats per cell, and without it all scores are kept.
         score: the nonconformity score, see :func:`nonconformity`; labels need ``"lac"``.
         ignore_index: the label of void pixels.
         unit: what is exchangeable in a pooled group: ``"pixel"`` takes the quantile of all pixels,
@@ -68,8 +71,8 @@ class Calibrator:
             loses its promise.
         generator: draws for the randomised APS and RAPS; the thresholds then depend on the order
             of images.
-        recalibration: a map that ``update`` applies to the scores first, and that the calibration
-            carries. Fit it on other images than these, or nothing is promised.
+        recalibration: applied by ``update`` to the probabilities first, and recorded in the
+            calibration. Fit it on other images than these, or nothing is promised.
         variant: the name of the groups that the calibration records: ``"pixel"`` where every cell
             is its own group and ``"groups"`` elsewhere by default.
         provenance: what else is known of the data, for the calibration to record; the calibrator
@@ -120,10 +123,9 @@ class Calibrator:
         check_groups(where, groups)
         self.alpha = check_alpha(where, alpha)
         check_score(where, score)
-        whole = isinstance(max_images, int) and not isinstance(max_images, bool)
-        if max_images is not None and not (whole and max_images >= 1):
+        if max_images is not None:
             fix = "count the images, or leave it out"
-            raise ValueError(message(where, "a whole max_images >= 1", str(max_images), fix))
+            check_count(where, max_images, name="max_images", fix=fix)
         if num_classes is not None:
             _check_classes(where, num_classes, background, ignore_index)
         self.groups = groups.to(torch.int64)
@@ -133,9 +135,7 @@ class Calibrator:
         self.max_images = max_images
         self.score = score
         self.ignore_index = ignore_index
-        if unit not in UNITS:
-            names = " or ".join(map(repr, UNITS))
-            raise ValueError(message(where, f"unit {names}", repr(unit), "choose one"))
+        check_choice(where, unit, UNITS, name="unit")
         for coarser in fallback:
             check_groups(where, coarser)
             if coarser.shape != groups.shape:
@@ -201,7 +201,7 @@ class Calibrator:
         """Score a batch of labelled images.
 
         Args:
-            probs: class scores of the model in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``,
+            probs: probabilities of the model in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``,
                 any size: the score map is brought to the grid by nearest sampling.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
             ids: a name for every image, a string for a single one, so that a ``Certifier`` can
@@ -224,7 +224,7 @@ class Calibrator:
             _check_classes(where, num_classes, self.background, self.ignore_index)
         elif probs.shape[-3] != self._num_source:
             expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
-            raise ValueError(message(where, expected, got, "use one calibrator a model"))
+            raise ValueError(message(where, expected, got, "use one calibrator per model"))
         probs = probs.detach()
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
@@ -265,11 +265,9 @@ class Calibrator:
         if self.per_class:
             fix = "call update, or calibrate without per_class"
             raise ValueError(message(where, "probs and labels per class", "scores", fix))
-        if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            got = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
-            raise TypeError(message(where, "floating-point scores", got, "convert to float32"))
+        check_float(where, scores, name="scores")
         if scores.ndim not in (2, 3):
-            fix = "pass one score a pixel"
+            fix = "pass one score per pixel"
             raise ValueError(message(where, "scores [B, H, W] or [H, W]", shape(scores), fix))
         check_not_empty(where, scores, name="scores")
         scores = scores.detach().reshape(-1, *scores.shape[-2:]).to(torch.float32)
@@ -393,7 +391,7 @@ class Calibrator:
         where that class is in the prediction set at alpha, for every alpha.
 
         Args:
-            probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
+            probs: probabilities in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
             labels: the class of each pixel, integer, ``[B, h, w]`` or ``[h, w]``.
 
         Returns:
@@ -440,7 +438,7 @@ class Calibrator:
             raise ValueError(message(where, "labelled images", "none", "call update first"))
         if self._num_source not in (None, probs.shape[-3]):
             expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
-            raise ValueError(message(where, expected, got, "use the model that calibrated"))
+            raise ValueError(message(where, expected, got, "use the model of the calibration"))
         if self.generator is not None or self.fallback:
             got = "a generator" if self.generator is not None else "a fallback"
             fix = "calibrate without it for p-values"
@@ -569,8 +567,6 @@ class Calibrator:
 
 
 def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        fix = "count the class scores of a pixel"
-        raise ValueError(message(where, "num_classes >= 1", str(num_classes), fix))
+    check_count(where, num_classes, name="num_classes", fix="count the probabilities of a pixel")
     check_background(where, background, num_classes)
     check_ignore_index(where, ignore, num_classes)

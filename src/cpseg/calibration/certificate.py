@@ -41,7 +41,7 @@ class Certificate:
         delta: 1 - confidence; None for ``"crc"``, which bounds an expectation.
         certified: whether any rule (of any class) is certified; if not, nothing is kept.
         alpha: the level chosen; None per class, or where not certified.
-        num_images: images that certified, those that set thresholds not among them.
+        num_images: number of certification images, which are disjoint from the calibration images.
         mean_error: mean error of these images under the rule; None where not certified.
         kept: mean share of an image's pixels that keep a label.
         p_value: that of the level chosen, or of the strictest where none is; None per class and

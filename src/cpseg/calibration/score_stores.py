@@ -4,7 +4,7 @@ All three take ``update(scores, classes)``, merge exactly, and give the same qua
 split of the images into batches, orders, merge trees and ranks.
 
 - :class:`TopScores`: one score per image and cell; the largest few of each cell, exact.
-- :class:`ClassScores`: the same, apart for every class; keeps all scores with their class, exact.
+- :class:`ClassScores`: the same per class; keeps all scores with their class, exact.
 - :class:`BinnedScores`: many scores per image and group; counts in fixed bins, rounded up.
 """
 
@@ -42,7 +42,7 @@ def _size(maps: Tensor) -> Size:
 
 
 class TopScores:
-    """The largest scores of every cell of a grid, where each image has at most one score a cell.
+    """The largest scores of every cell of a grid, where each image has at most one score per cell.
 
     With ``max_images`` N the ``floor(alpha (N + 1))`` largest are kept, which is exact for every
     alpha up to the one given; without it all are kept. New images wait in ``_pending`` and are
@@ -181,7 +181,7 @@ def _largest(scores: Tensor, rows: int) -> Tensor:
 
 
 class ClassScores:
-    """All scores of every cell with the class they belong to: pixel and class apart.
+    """All scores of every cell with their class, for thresholds per cell and class.
 
     Keeping the largest few of every class would hold as much: at most one score per image and
     cell, whatever its class.
@@ -347,7 +347,7 @@ class BinnedScores:
             count = self._seen[:-1].reshape(count.shape)
         numbers, which = torch.unique(count, return_inverse=True)  # few, and of any size
         most = [self._allowed(n, alpha) for n in numbers.tolist()]
-        # The lowest bin above which no more than the allowed lie is where one more is reached.
+        # Find the bin in which the count from the top first exceeds the allowed number.
         place = torch.tensor(most, device=count.device)[which] + 1
         found = torch.searchsorted(from_above, place.unsqueeze(-1)).squeeze(-1)
         value = self._edges()[(NUM_BINS - 1 - found).clamp(min=0)]
@@ -375,7 +375,7 @@ class BinnedScores:
         return found, from_above[:, 0][layer]
 
     def _allowed(self, n: int, alpha: Fraction) -> int:
-        """What may lie above the threshold; below 0: nothing keeps the promise but +inf."""
+        """Largest count allowed above the threshold; negative if only +inf is valid."""
         if not self.per_image:
             return from_top(n, alpha) - 1
         # Conformal risk control: (sum of the images' shares + 1) / (n + 1) <= alpha.

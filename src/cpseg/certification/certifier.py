@@ -20,6 +20,7 @@ from cpseg._internal.checks import (
     SCORES_FIX,
     check_alike,
     check_alpha,
+    check_choice,
     check_image_ids,
     check_label_values,
     check_labels,
@@ -47,7 +48,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class _Image(NamedTuple):
-    """Counts of one image, ``[C, A]``: one rule (or one a class) at every level."""
+    """Counts of one image, ``[C, A]``: one rule (or one per class) at every alpha."""
 
     name: str | None
     wrong: Integers
@@ -56,11 +57,11 @@ class _Image(NamedTuple):
 
 
 class Certifier:
-    """The loosest selection rule whose error is proven to be small, from images of their own.
+    """The loosest selection rule whose error is proven to be small, on separate labelled images.
 
     Every alpha of a grid is a rule: the pseudo-labels of ``calibrator.compute(alpha)``. The error
-    of each is measured on labelled images that did not calibrate, and the loosest that can be
-    certified is returned. Images without any labelled pixel tell nothing and do not count.
+    of each rule is measured on labelled images other than the calibration images, and the loosest
+    rule that can be certified is returned. Images without any labelled pixel do not count.
 
     - ``method="ltt"``: the share of wrong labels among those an image keeps (0 where it keeps
       none). Rules are tested from the strictest on, each at ``delta``, up to the first that is
@@ -68,10 +69,10 @@ class Certifier:
     - ``method="crc"``: the share of an image's pixels with a wrong label, made monotone by a
       running maximum from the strictest rule.
 
-    Per class, a pixel's label is that of the loosest rule, and each class has a level of its own
-    that its labels must pass; a class without a certified level keeps none. ``"ltt"`` tests each of
-    K classes at ``delta / K``; ``"crc"`` bounds an expectation a class, which needs no correction:
-    the wrong labels of all classes together may then be K times as many.
+    Per class, a pixel gets its label from the loosest rule, and keeps it if its class is in the
+    set at the alpha certified for that class; a class without a certified alpha keeps no label.
+    ``"ltt"`` tests each of K classes at ``delta / K``. ``"crc"`` bounds an expectation per class,
+    which needs no correction, but the error of all classes together may be K times as large.
 
     Args:
         calibrator: has seen its images, with the LAC score and without thresholds per class. Its
@@ -90,10 +91,10 @@ class Certifier:
         TypeError: not a calibrator.
 
     Guarantee:
-        ``"ltt"``: with probability at least 1 - delta over the draw of the certifying images, the
-        mean error of a new image under the returned rule is at most ``max_error``; per class, for
-        all classes at once. Images are i.i.d., independent of those that calibrated, and the score
-        function was fixed before. ``"crc"``: the mean error of a new image is at most
+        ``"ltt"``: with probability at least 1 - delta over the draw of the certification images,
+        the mean error of a new image under the returned rule is at most ``max_error``; per class,
+        for all classes at once. Images are i.i.d. and independent of the calibration images, and
+        the score function was fixed before. ``"crc"``: the mean error of a new image is at most
         ``max_error`` on average over the draw of images and the new one; images are exchangeable.
 
     Reference:
@@ -129,9 +130,7 @@ class Certifier:
         where = "Certifier"
         _check_calibrator(where, calibrator)
         for name, value, known in (("method", method, METHODS), ("pvalue", pvalue, PVALUES)):
-            if value not in known:
-                expected = f"a {name} among {', '.join(known)}"
-                raise ValueError(message(where, expected, repr(value), "choose one"))
+            check_choice(where, value, known, name=name)
         self.max_error = float(check_alpha(where, max_error, name="max_error"))
         self.delta = float(check_alpha(where, delta, name="delta"))
         self.method, self.pvalue, self.per_class, self.seed = method, pvalue, per_class, seed
@@ -171,14 +170,14 @@ class Certifier:
         """Measure every rule on a batch of labelled images. Waits for an accelerator.
 
         Args:
-            probs: class scores in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
+            probs: probabilities in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
             ids: a name for every image, a string for a single one. With ids the result does not
-                depend on batches, order and ranks, and images that calibrated are refused.
+                depend on batches, order and ranks, and calibration images are refused.
 
         Raises:
-            ValueError: shapes, scores or labels that ``Calibrator.update`` refuses, an id that
-                calibrated or came before, ids in some updates only, or an update after ``sync``.
+            ValueError: shapes, probabilities or labels that ``Calibrator.update`` refuses, the id
+                of an image used before, ids in some updates only, or an update after ``sync``.
                 Nothing of the batch is counted.
             TypeError: wrong dtypes.
         """
@@ -188,7 +187,7 @@ class Certifier:
         check_labels(where, labels, probs)
         if probs.shape[-3] != self._base.num_source:
             expected = f"{self._base.num_source} classes as calibrated"
-            fix = "certify the scores of the model that calibrated"
+            fix = "certify with the model of the calibration"
             raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
         check_unit_interval(where, probs.detach(), name="probs", fix=SCORES_FIX)
         check_label_values(where, labels, self._base.num_classes or 0, self._base.ignore_index)
@@ -197,8 +196,8 @@ class Certifier:
         names = check_image_ids(where, ids, len(probs), self.ids)
         overlap = sorted(self._calibrated.intersection(names or ()))
         if overlap:
-            expected = "images that neither calibrated nor refitted the scores"
-            got = f"'{overlap[0]}', which did"
+            expected = "certification images that were not used before"
+            got = f"'{overlap[0]}', used in calibration or recalibration"
             raise ValueError(message(where, expected, got, "certify on other labelled images"))
         self._check_naming(where, names is not None)
         counted = [
@@ -461,7 +460,9 @@ def _count(
 ) -> _Image:
     found = base.evidence(probs)
     here = to_image(thresholds.to(probs.device), (probs.shape[-2], probs.shape[-1]))
-    matrix = confusion_per_alpha(found, labels, here, ignore_index=base.ignore_index, own=per_class)
+    matrix = confusion_per_alpha(
+        found, labels, here, ignore_index=base.ignore_index, per_class=per_class
+    )
     square = matrix[..., :-1]
     kept, right = square.sum(1), square.diagonal(dim1=1, dim2=2)
     if not per_class:
@@ -476,7 +477,7 @@ def _check_calibrator(where: str, calibrator: Calibrator) -> None:
         raise TypeError(message(where, "a Calibrator", type(calibrator).__name__, fix))
     if calibrator.num_images == 0:
         fix = "update it with labelled images first"
-        raise ValueError(message(where, "a calibrator with images", "none in it", fix))
+        raise ValueError(message(where, "a calibrator with images", "one without", fix))
     if calibrator.score != "lac":
         expected, got = "a calibrator of the lac score", repr(calibrator.score)
         raise ValueError(message(where, expected, got, "labels are selected by lac alone"))

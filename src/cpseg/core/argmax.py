@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cpseg._internal.checks import is_compiling
 
-_TILE = 2**21  # class scores that a step on the CPU holds in cache
+_TILE = 2**21  # probabilities that a step on the CPU holds in cache
 
 
 def class_dtype(num_classes: int) -> torch.dtype:

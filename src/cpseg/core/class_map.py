@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpseg._internal.checks import check_probs, message, shape
+from cpseg._internal.checks import check_probs, is_whole, message, shape
 
 _MOST_CLASSES = 2**15
-_ROUNDING = 0.02  # what rounding of stored scores (half precision, uint8) may add to a sum of 1
-_STEP = 0.5 / 255  # of it, what uint8 may add for every score
+_ROUNDING = 0.02  # tolerance for sums above 1 caused by half-precision and uint8 files
+_STEP = 0.5 / 255  # tolerance for uint8 files, per summed probability
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ClassMap:
         return 1 + max(index for index in self.target if index is not None)
 
     def __call__(self, probs: Tensor) -> Tensor:
-        """Class scores of the data set.
+        """Probabilities of the data set's classes.
 
         Args:
             probs: scores of the model's classes, float ``[B, M, H, W]`` or ``[M, H, W]``.
@@ -183,8 +183,7 @@ def _index(where: str, name: Any, numbers: Mapping[str, int], listed: str) -> in
     """A class by name, or by index as a number or its digits."""
     if isinstance(name, str) and name in numbers:
         return numbers[name]
-    whole = isinstance(name, int) and not isinstance(name, bool)
-    if whole or (isinstance(name, str) and name.isdecimal()):
+    if is_whole(name, 0) or (isinstance(name, str) and name.isdecimal()):
         index = int(name)
         if 0 <= index < (len(numbers) or _MOST_CLASSES):
             return index

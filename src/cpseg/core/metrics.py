@@ -1,4 +1,4 @@
-"""How good labels and sets are, over the pixels whose truth is known."""
+"""Quality of labels and sets, over the pixels that are not void."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 
 from cpseg._internal.checks import (
+    check_bool,
     check_ignore_index,
     check_integer,
     check_label_values,
@@ -116,7 +117,7 @@ def boundary_iou(
 ) -> Tensor:
     """Mean intersection over union of the classes' boundary bands.
 
-    The band of a mask is what an erosion by ``dilation_ratio`` of the image diagonal takes away;
+    The band of a mask is the part that an erosion by ``dilation_ratio`` of the diagonal removes;
     pixels outside the image count as outside the mask.
 
     Args:
@@ -208,9 +209,7 @@ def interactive_iou(
     """
     where = "interactive_iou"
     for name, masks in (("predictions", predictions), ("targets", targets)):
-        if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-            got = str(getattr(masks, "dtype", type(masks).__name__))
-            raise TypeError(message(where, f"bool {name}", got, "compare logits with 0"))
+        check_bool(where, masks, name=name, fix="compare logits with 0")
     if targets.ndim != 3 or predictions.ndim != 4 or predictions.shape[1:] != targets.shape:
         expected = "predictions [R, N, H, W] and targets [N, H, W]"
         got = f"{shape(predictions)} and {shape(targets)}"
@@ -238,7 +237,7 @@ def _bands(labels: Tensor, num_classes: int, ignore_index: int, width: int) -> T
 
 
 def _band(masks: Tensor, width: int) -> Tensor:
-    """What an erosion by ``width`` takes away from masks ``[A, B, H, W]`` or ``[A, H, W]``."""
+    """Pixels that an erosion by ``width`` removes, masks ``[A, B, H, W]`` or ``[A, H, W]``."""
     outside = torch.nn.functional.pad((~masks).float(), [width] * 4, value=1.0)
     side = 2 * width + 1  # an erosion by a square, one axis after the other
     near = max_pool2d(max_pool2d(outside, (side, 1), stride=1), (1, side), stride=1)
@@ -325,9 +324,7 @@ def _check_pair(where: str, predictions: Tensor, labels: Tensor) -> None:
 
 
 def _check_set(where: str, prediction_set: Tensor) -> None:
-    if not isinstance(prediction_set, Tensor) or prediction_set.dtype != torch.bool:
-        got = str(getattr(prediction_set, "dtype", type(prediction_set).__name__))
-        raise TypeError(message(where, "a bool prediction_set", got, "make it with prediction_set"))
+    check_bool(where, prediction_set, name="prediction_set", fix="make it with prediction_set")
     if prediction_set.ndim not in (3, 4):
         expected, got = "prediction_set [B, K, H, W] or [K, H, W]", shape(prediction_set)
         raise ValueError(message(where, expected, got, "keep the class axis"))

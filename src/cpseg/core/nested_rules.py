@@ -1,8 +1,8 @@
 """A whole grid of nested selection rules in one pass over an image.
 
-Thresholds that grow from the strictest level to the loosest let a class in at some level and never
-out again. So one look at a pixel tells its label at every level: nothing, then perhaps the
-background, then the best of the other classes.
+With thresholds sorted from strict to loose, a class that enters the prediction set stays in it.
+The first threshold that admits each class therefore determines the label at all thresholds: none,
+then perhaps the background, then the best of the other classes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from cpseg.core.selection import Evidence
 
 
 def first_alpha_in_set(p: Tensor, thresholds: Tensor) -> Tensor:
-    """The first level at which a class is in the prediction set; A where it never is.
+    """Index of the first threshold at which a class is in the prediction set; A where it never is.
 
     Args:
-        p: class scores, ``[H, W]``; NaN is never in.
+        p: probabilities of one class, ``[H, W]``; NaN is never in.
         thresholds: float32 ``[A]`` or ``[A, H, W]``, growing along the first axis.
 
     Returns:
@@ -36,19 +36,18 @@ def confusion_per_alpha(
     thresholds: Tensor,
     *,
     ignore_index: int = 255,
-    own: bool = False,
+    per_class: bool = False,
 ) -> Tensor:
-    """Confusion matrix of the pseudo-labels of one image at every level.
+    """Confusion matrix of the pseudo-labels of one image at every threshold.
 
     Args:
         found: evidence of one image, ``[H, W]``.
         labels: the truth ``[H, W]``, classes or ``ignore_index``.
         thresholds: float32 ``[A]`` or ``[A, H, W]``, growing along the first axis.
         ignore_index: the label of void pixels, which do not count.
-        own: each class has a level of its own: a pixel's label is the one of the loosest level,
-            and a class's column at level j counts the pixels whose label is in at level j.
-            Without it, column and level are those of eq. 4 at that level: the background
-            gives way to another class as soon as that one is in.
+        per_class: take the label at the loosest threshold, and at threshold j count it only if its
+            class is in the set there. Otherwise apply eq. 4 separately at each threshold: the
+            background gives way to another class as soon as that one is in.
 
     Returns:
         int64 ``[A, K, K + 1]``: truth, then prediction; the last column counts pixels without a
@@ -57,7 +56,7 @@ def confusion_per_alpha(
     levels, num_classes = len(thresholds), found.num_classes
     truth = labels.to(torch.int64)
     valid = truth != ignore_index
-    void = levels  # a level that does not count
+    void = levels  # an index whose counts are dropped
     enter = first_alpha_in_set(found.best, thresholds)
     if found.background is not None and found.background_score is not None:
         unknown = found.best.isnan() | found.background_score.isnan()
@@ -74,7 +73,7 @@ def confusion_per_alpha(
     count(enter, found.best_class.to(torch.int64), 1)
     if found.background is not None and found.background_score is not None:
         back = first_alpha_in_set(found.background_score, thresholds).masked_fill(unknown, levels)
-        if own:  # the background's label stands only where no other class ever comes in
+        if per_class:  # the label is the background only where no other class is ever in the set
             count(back.masked_fill(enter < levels, levels), found.background, 1)
         else:
             count(back, found.background, 1)
@@ -88,7 +87,7 @@ def confusion_per_alpha(
 
 
 def coverage_counts(p_true: Tensor, thresholds: Tensor) -> Tensor:
-    """How many pixels' true class is in the set at every level, int64 ``[A]``.
+    """How many pixels have their true class in the set at every threshold, int64 ``[A]``.
 
     Args:
         p_true: class score of the true class, ``[H, W]``, NaN where void.

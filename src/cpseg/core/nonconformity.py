@@ -1,4 +1,4 @@
-"""From class scores (and labels) to nonconformity scores: larger is stranger.
+"""From probabilities (and labels) to nonconformity scores: larger is stranger.
 
 Four of them: LAC looks at the candidate class alone; APS and RAPS at the mass of the classes that
 the model prefers to it; the margin at its best rival.
@@ -23,7 +23,7 @@ from cpseg._internal.checks import (
 
 SCORES = ("lac", "aps", "raps", "margin")
 _RAPS = (0.01, 5)  # penalty and free ranks where "raps" stands alone, the paper's for ImageNet
-_TILE = 2**20  # class scores that a step of a sorting score holds
+_TILE = 2**20  # probabilities that a step of a sorting score holds
 
 
 def check_score(where: str, score: str) -> None:
@@ -60,7 +60,7 @@ def nonconformity(
     - ``"margin"``: ``max_{k != y} p_k - p_y``, from -1 to 1.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``; they need not
+        probs: probabilities in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``; they need not
             sum to 1. Half precision is scored in float32.
         labels: true classes, any integer dtype, ``[B, H, W]`` or ``[H, W]``.
         score: the score's name.
@@ -148,9 +148,9 @@ def nonconformity_map(
     """The same nonconformity score for every candidate class; LAC is ``1 - p``.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        probs: probabilities in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
         score: ``"lac"``, ``"aps"``, ``"raps"`` or ``"margin"``, see :func:`nonconformity`.
-        generator: draws ``u`` of the randomised APS and RAPS, one a pixel.
+        generator: draws ``u`` of the randomised APS and RAPS, one per pixel.
 
     Returns:
         float32, the shape of ``probs``. Gathered at the labels it is :func:`nonconformity`, bit
@@ -214,7 +214,7 @@ def _all_scores(probs: Tensor, score: str, uniform: Tensor | None) -> Tensor:
 
 
 def _uniform(probs: Tensor, generator: torch.Generator | None) -> Tensor | None:
-    """One uniform number a pixel, the same for all of its classes."""
+    """One uniform number per pixel, the same for all of its classes."""
     if generator is None:
         return None
     shape = (*probs.shape[:-3], 1, *probs.shape[-2:])
@@ -222,7 +222,7 @@ def _uniform(probs: Tensor, generator: torch.Generator | None) -> Tensor | None:
 
 
 def _rows(probs: Tensor) -> Iterator[slice]:
-    """Slices of the rows that hold few class scores each; one where they are traced."""
+    """Slices of the rows that hold few probabilities each; one where they are traced."""
     height = probs.shape[-2]
     step = height if is_compiling() else max(1, _TILE * height // max(1, probs.numel()))
     return (slice(start, start + step) for start in range(0, height, step))

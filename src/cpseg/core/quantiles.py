@@ -13,7 +13,13 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from cpseg._internal.checks import check_alpha, check_not_empty, message
+from cpseg._internal.checks import (
+    check_alpha,
+    check_choice,
+    check_float,
+    check_not_empty,
+    message,
+)
 
 RULES = ("conformal", "linear")
 
@@ -95,16 +101,12 @@ def conformal_quantile(
     """
     where = "conformal_quantile"
     exact = check_alpha(where, alpha)
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(message(where, "floating-point scores", got, "convert them to float32"))
+    check_float(where, scores, name="scores", fix="convert them to float32")
     if scores.ndim == 0 or not -scores.ndim <= dim < scores.ndim:
         expected, got = f"scores with an axis {dim}", str(list(scores.shape))
         raise ValueError(message(where, expected, got, "stack the scores along that axis"))
     check_not_empty(where, scores, name="scores")
-    if rule not in RULES:
-        expected = f"a rule among {', '.join(map(repr, RULES))}"
-        raise ValueError(message(where, expected, repr(rule), "choose one"))
+    check_choice(where, rule, RULES, name="rule")
     if scores.dtype != torch.float64:
         scores = scores.to(torch.float32)
     if rule == "linear":

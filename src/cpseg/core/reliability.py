@@ -1,4 +1,4 @@
-"""How far class scores can be believed: proper scores, reliability, error against kept share.
+"""How far probabilities can be trusted: proper scores, reliability, error against kept share.
 
 All are sums over pixels (int64 counts, float64 sums), so images stream by and nothing of them is
 kept.
@@ -20,7 +20,7 @@ FLOOR = 2.0**-20  # about 1e-6: files hold exact zeros, whose logarithm would be
 
 
 class ProperScores(NamedTuple):
-    """What class scores are worth, each a mean over pixels; smaller is better.
+    """How good probabilities are: each figure is a mean over pixels; smaller is better.
 
     Attributes:
         nll: negative log likelihood of the true class, in nats, scores below 2**-20 taken as that.
@@ -95,7 +95,7 @@ class Reliability:
         """Count the pixels of one image.
 
         Args:
-            probs: class scores in [0, 1], ``[K, H, W]``.
+            probs: probabilities in [0, 1], ``[K, H, W]``.
             labels: true classes, integer ``[H, W]``.
             ignore_index: the label of void pixels, which do not count.
 

@@ -1,4 +1,4 @@
-"""From class scores and thresholds to prediction sets and pseudo-labels."""
+"""From probabilities and thresholds to prediction sets and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cpseg.core.nonconformity import check_drawing, check_score, nonconformity_m
 
 @dataclass(frozen=True)
 class Evidence:
-    """What selection by one threshold a pixel needs, whatever the number of classes.
+    """Compact probabilities: all that selection by one threshold per pixel needs.
 
-    Two class scores and a class index a pixel: with them any alpha and any variant can be tried
+    Two probabilities and a class index per pixel: with them any alpha and any variant can be tried
     later without the model's full output.
 
     Attributes:
@@ -123,9 +123,9 @@ def prediction_set(
     """The set of classes whose nonconformity, ``1 - p`` for LAC, is at most the threshold.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        probs: probabilities in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
         threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``; +inf takes every class.
-        score: the score that calibrated, see :func:`nonconformity`.
+        score: the score used in calibration, see :func:`nonconformity`.
         generator: draws for the randomised APS and RAPS.
 
     Returns:
@@ -164,18 +164,18 @@ def pseudo_labels(
     ignore_index: int = 255,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor:
-    """Labels for the pixels that the calibration stands behind; the rest are ignored.
+    """Labels where the prediction set allows one; the other pixels are ignored.
 
     The most probable class of the prediction set other than the background, the background where
     it stands alone in the set, ``ignore_index`` where the set is empty. Ties go to the lowest
     index.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``. A pixel with a NaN
+        probs: probabilities in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``. A pixel with a NaN
             among its scores is ignored.
         threshold: a number or float32 ``[]``, ``[H, W]`` or ``[K, H, W]``.
         background: index of a dominant class to suppress (VOC: 0), or None where every class
-            counts (ADE20K). A wrong choice is silent and dear.
+            counts (ADE20K). A wrong choice gives bad labels without an error.
         ignore_index: the label of pixels whose set is empty.
         dtype: integer dtype of the labels.
 
@@ -245,11 +245,11 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
     """The best score besides the background, its class, and the background's score.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
+        probs: probabilities in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``.
         background: index of a dominant class to suppress, or None where every class counts.
 
     Returns:
-        An :class:`Evidence`, whatever K is two scores and an index a pixel.
+        An :class:`Evidence`, two probabilities and an index per pixel, whatever K is.
 
     Raises:
         ValueError: wrong rank, an empty batch, ``background`` is not a class or the only one.
@@ -283,7 +283,7 @@ def _select(
     ignore_index: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Eq. 4 by one threshold a pixel."""
+    """Eq. 4 by one threshold per pixel."""
     best, best_class, back = parts
     if isinstance(threshold, Tensor) and threshold.ndim == 3:
         expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
@@ -310,7 +310,10 @@ def _inside(p: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _Parts:
-    """Evidence; with a threshold per class, among the classes inside theirs (-inf: none is)."""
+    """Best non-background class, among those in the set where thresholds are per class.
+
+    Its probability is -inf where no such class is in the set.
+    """
     batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
     best, best_class = best_of_classes(batch, background, threshold)
     if probs.ndim == 3:

@@ -14,7 +14,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cpseg._internal.checks import check_not_empty, message, shape
+from cpseg._internal.checks import (
+    check_count,
+    check_float,
+    check_not_empty,
+    message,
+    shape,
+)
 from cpseg._internal.tiling import tiles
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +62,7 @@ def curves(scores: Tensor, levels: int = 100) -> Tensor:
     """
     where = "groups.curves"
     _check_maps(where, scores, name="scores", first="N")
-    _check_count(where, levels, name="levels")
+    check_count(where, levels, name="levels", fix="count from 1")
     _check_finite(where, scores, name="scores")
     if scores.dtype != torch.float64:
         scores = scores.to(torch.float32)
@@ -104,7 +110,7 @@ def kmeans(curves: Tensor, k: int, *, generator: torch.Generator | None = None) 
     from scipy.ndimage import distance_transform_edt
 
     where = "groups.kmeans"
-    _check_count(where, k, name="k")
+    check_count(where, k, name="k", fix="count from 1")
     rows, present = _rows(where, curves)
     _, first, inverse = np.unique(_as_bytes(rows), return_index=True, return_inverse=True)
     if k > len(first):
@@ -164,7 +170,7 @@ def annuli(curves: Tensor, n: int, *, generator: torch.Generator | None = None) 
     from scipy.optimize import differential_evolution, minimize
 
     where = "groups.annuli"
-    _check_count(where, n, name="n")
+    check_count(where, n, name="n", fix="count from 1")
     rows, present = _rows(where, curves)
     most = min(len(rows), _MOST_ANNULI)  # the tables of the search grow with n squared
     if n > most:
@@ -311,7 +317,8 @@ def _totals(index: Array, values: Array) -> Array:
 def _part(ring: Array, cells: Array, n: int) -> tuple[float, list[int] | None]:
     """The best ``n`` runs of rings: the sum of squares between them, and where all but one begin.
 
-    Within + between is fixed, and most between is least within. ``cells``: count, sum of curves.
+    The sum of squares within and between runs is fixed, so the largest between is the best.
+    ``cells`` are pairs of count and sum of curves.
     """
     upto = np.pad(_totals(ring, cells).cumsum(0), ((1, 0), (0, 0)))
     if len(upto) <= n:
@@ -341,9 +348,7 @@ def _rng(generator: torch.Generator | None) -> np.random.Generator:
 
 def _check_maps(where: str, maps: Tensor, *, name: str, first: str) -> None:
     """Floating point, ``[first, H, W]`` or ``[first, K, H, W]``, nothing empty."""
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        got = str(maps.dtype) if isinstance(maps, Tensor) else type(maps).__name__
-        raise TypeError(message(where, f"floating-point {name}", got, "convert to float32"))
+    check_float(where, maps, name=name)
     if maps.ndim not in (3, 4):
         expected = f"{name} [{first}, H, W] or [{first}, K, H, W]"
         raise ValueError(message(where, expected, shape(maps), "stack maps of one size"))
@@ -353,12 +358,5 @@ def _check_maps(where: str, maps: Tensor, *, name: str, first: str) -> None:
 def _check_finite(where: str, values: Tensor, *, name: str) -> None:
     """No infinity; NaN is no score."""
     if bool(values.isinf().any()):
-        fix = "score with bounded class scores, NaN where there is none"
+        fix = "score with probabilities, NaN where there is none"
         raise ValueError(message(where, f"finite {name}", "infinite values", fix))
-
-
-def _check_count(where: str, count: int, *, name: str) -> None:
-    """A positive whole number."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        fix = "count from 1"
-        raise ValueError(message(where, f"{name} as a positive whole number", repr(count), fix))

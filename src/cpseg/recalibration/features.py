@@ -1,4 +1,4 @@
-"""Features of a pixel that a recalibration sees."""
+"""Features of a pixel: the input of a recalibration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WINDOWS = (7 / 180, 31 / 180)  # sides of the neighbourhoods, in units of the im
 
 
 def log_scores(probs: Tensor, scores: str) -> Tensor:
-    """Features ``[B, F, ...]`` of class scores ``[B, S, ...]``: log p, for sigmoid log(1 - p) too.
+    """Features ``[B, F, ...]`` of probabilities ``[B, S, ...]``: log p, for sigmoid log(1 - p) too.
 
     F is S or 2 S; scores are floored at :data:`FLOOR`.
     """
@@ -41,7 +41,7 @@ def window_means(probs: Tensor, rows: slice, radius: int) -> Tensor:
     """Mean scores over a square window around every pixel, cut at the border.
 
     Args:
-        probs: class scores ``[B, S, H, W]``, whole images.
+        probs: probabilities ``[B, S, H, W]``, whole images.
         rows: the rows wanted, within the image.
         radius: half the window's side.
 

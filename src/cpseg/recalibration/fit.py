@@ -1,4 +1,4 @@
-"""The convex fit behind a recalibration: features of class scores, and their multinomial map."""
+"""The convex fit behind a recalibration: a multinomial map of log probabilities."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ METHODS = words.RECALIBRATIONS
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # candidates, strongest first
 DEFAULT_STRENGTH = 1e-2  # where there is one image, which leaves nothing to choose by
 TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the scores separate
-# A feature that hardly moves in the labelled images is not scaled up: its weight would be large
-# and meet values elsewhere that it has never seen.
+# Lower bound on the standard deviation used for scaling: near-constant features would otherwise
+# get huge weights that extrapolate badly.
 _LEAST_SPREAD = 0.3
 
 
@@ -156,7 +156,7 @@ class _Coordinates(NamedTuple):
     factor: Tensor | None  # dirichlet: lower triangular, D = theta factor^-1
 
     def apart(self, theta: Tensor) -> Tensor:
-        """The step that a vector stands for."""
+        """The step written as this vector."""
         if self.direction is not None:
             return theta * self.direction
         step = theta.reshape(self.shape)

@@ -35,7 +35,7 @@ class Sample:
         return replace(self, labels=self.labels[keep], values=self.values[keep])
 
     def weights(self) -> Tensor:
-        """float64 ``[n]``, sum 1 over the image: a pixel stands for its share of its class."""
+        """float64 ``[n]``, sum 1 over the image: a pixel represents its proportion of its class."""
         kept = torch.bincount(self.labels, minlength=len(self.count))
         each = self.count.to(torch.float64) / (kept.clamp(min=1) * self.count.sum())
         return each[self.labels]

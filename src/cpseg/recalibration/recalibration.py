@@ -1,4 +1,4 @@
-"""``Recalibration``: a fitted map from class scores to class probabilities of the target domain."""
+"""``Recalibration``: maps the model's class probabilities to those of the target domain."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ SCORES = words.SCORE_KINDS
 
 _FORMAT = 1
 _TENSORS = ("weight", "bias", "prior")
-_TILE = 2**20  # class scores that a step on the CPU holds: fewer steps beat a smaller cache
+_TILE = 2**20  # probabilities that a step on the CPU holds: fewer steps beat a smaller cache
 _TILE_ELSEWHERE = 2**25
 
 
 @dataclass(frozen=True, repr=False)
 class Recalibration:
-    """A fitted map from class scores to class probabilities.
+    """A fitted map from the model's class probabilities to those of the target domain.
 
     ``z = W f + b`` and a softmax over the present classes, where f are log scores (floored at 1e-4;
     with ``log(1 - p)`` beside ``log p`` for sigmoid scores) and, if wanted, context: the pixel's
@@ -65,17 +65,17 @@ class Recalibration:
         bias: float32 ``[K]``.
         prior: float64 ``[K]``, class frequencies in the labelled images, each weighing the same.
         method: ``"none"``, ``"temperature"``, ``"vector"`` or ``"dirichlet"``.
-        scores: ``"softmax"`` or ``"sigmoid"``, what the source scores are.
+        scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities.
         context: the parts of the context in use.
         num_source: number of source classes S.
         num_images: labelled images behind the fit.
-        strength: weight of the penalty, see :func:`cpseg.refit.fit_map`; 0 for ``"none"``.
+        strength: weight of the penalty, see ``recalibration/fit.py``; 0 for ``"none"``.
         prior_power: tau in [0, 1]; each present class's score is divided by ``prior_k ** tau``
             before the softmax's sum: 0 is the fit itself, more favours rare classes.
         cv: the candidates of the cross-validation, each with ``context``, ``strength``, mean
             ``loss`` over folds of images and its standard ``error``; empty where one image leaves
             nothing to validate on.
-        images: ids of the images that fitted it, sorted, where they were given: a ``Certifier``
+        images: ids of the images used to fit it, sorted, where they were given: a ``Certifier``
             refuses them.
         absent: the classes that the labelled images do not have.
 
@@ -125,7 +125,7 @@ class Recalibration:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this map from others, prior power included."""
+        """A digest of everything that changes its result, prior power included."""
         parts = self.tensors().values()
         content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
         facts = f"{self.scores} {self.context} {self.num_source} {self.prior_power}"
@@ -135,7 +135,7 @@ class Recalibration:
         """Class probabilities of the target domain.
 
         Args:
-            probs: class scores in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``: whole images
+            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``: whole images
                 where context is used.
 
         Returns:
@@ -169,7 +169,7 @@ class Recalibration:
         """``evidence(recalibration(probs), background=...)`` without ever holding all of it.
 
         Args:
-            probs: class scores, float, ``[B, S, H, W]`` or ``[S, H, W]``.
+            probs: probabilities, float, ``[B, S, H, W]`` or ``[S, H, W]``.
             background: index of a dominant target class to suppress, or None.
 
         Returns:
@@ -215,17 +215,17 @@ class Recalibration:
         return replace(self, **tensors)  # type: ignore[arg-type]
 
     def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
-        """For every target class the source classes that speak most for it.
+        """For every target class the source classes that support it most.
 
-        The weights alone would mislead: a class for all the rest may have none that is large.
+        The weights alone would mislead: a class for all other things may have no large weight.
 
         Args:
             top: how many to name.
 
         Returns:
-            A list a target class of pairs (source class, probability of the target where the model
-            is sure of that source: its score 0.9, the others sharing 0.1, and the same in all of
-            the image where context is used), the largest first; none for an absent class.
+            Per target class a list of pairs, the largest probability first: a source class, and
+            the probability of the target where the model gives 0.9 to that source (the others
+            share 0.1, and with context all of the image is the same). Empty for absent classes.
         """
         sources, device = self.num_source, self.weight.device
         sure = torch.full((sources, sources), 0.1 / max(1, sources - 1), device=device)
@@ -243,7 +243,7 @@ class Recalibration:
     def describe(
         self, source_names: Sequence[str] | None = None, names: Sequence[str] | None = None
     ) -> str:
-        """The map in words: how it was fitted, and each class with the sources that speak for it.
+        """The map in words: how it was fitted, and which source classes support each class.
 
         Args:
             source_names: names of the S source classes.
@@ -269,11 +269,11 @@ class Recalibration:
         return "\n".join(lines)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file keeps as tensors."""
+        """The tensors of a file."""
         return {name: getattr(self, name) for name in _TENSORS}
 
     def metadata(self) -> dict[str, Any]:
-        """What a file keeps as JSON."""
+        """The JSON metadata of a file."""
         return {
             "kind": "recalibration",
             "format": _FORMAT,

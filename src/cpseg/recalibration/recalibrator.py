@@ -1,4 +1,4 @@
-"""``Recalibrator`` fits class scores to the target domain; it makes a ``Recalibration``."""
+"""``Recalibrator`` fits probabilities to the target domain; it makes a ``Recalibration``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from cpseg._internal.checks import (
     SCORES_FIX,
     check_alike,
+    check_choice,
+    check_count,
     check_ignore_index,
     check_image_ids,
     check_label_values,
@@ -47,11 +49,11 @@ from cpseg.recalibration.pixel_sample import PixelSample, Sample, digest, draw
 from cpseg.recalibration.recalibration import SCORES, Recalibration
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
-_BAND = 2**18  # class scores whose window means are made at once
+_BAND = 2**18  # probabilities whose window means are made at once
 
 
 class Recalibrator:
-    """Fits class scores to the target domain on labelled images.
+    """Fits the model's probabilities to the target domain on labelled images.
 
     Images stream by; a bounded sample of their pixels is kept, balanced over images and classes and
     weighted back to true frequencies, every image weighing the same. The sample, and so the fit,
@@ -111,14 +113,10 @@ class Recalibrator:
             ("folds", folds, 2),
             ("seed", seed, 0),
         ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                fix = "pass a whole number"
-                raise ValueError(message(where, f"{name} >= {least}", repr(number), fix))
+            check_count(where, number, name=name, fix="pass another", least=least)
         check_ignore_index(where, ignore_index, num_classes)
         for name, value, allowed in (("method", method, METHODS), ("scores", scores, SCORES)):
-            if value not in allowed:
-                expected = f"{name} among {', '.join(map(repr, allowed))}"
-                raise ValueError(message(where, expected, repr(value), "choose one"))
+            check_choice(where, value, allowed, name=name)
         asked = (
             CONTEXTS if context == "auto" else (context,) if isinstance(context, str) else context
         )
@@ -173,7 +171,7 @@ class Recalibrator:
         """Draw pixels from a batch of labelled images.
 
         Args:
-            probs: class scores in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, whole images.
+            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, whole images.
             labels: true classes 0..K-1, integer, ``[B, H, W]`` or ``[H, W]``, ``ignore_index`` for
                 void. An image that is all void counts for nothing.
             ids: a name for every image, a string for a single one, so that a ``Certifier`` can
@@ -192,7 +190,7 @@ class Recalibrator:
         num_source = probs.shape[-3]
         if self.num_source not in (None, num_source):
             expected, got = f"{self.num_source} source classes as before", f"probs {shape(probs)}"
-            raise ValueError(message(where, expected, got, "use one recalibrator a model"))
+            raise ValueError(message(where, expected, got, "use one recalibrator per model"))
         if self.method != "dirichlet" and num_source != self.num_classes:
             expected = f"{self.num_classes} source classes for method {self.method!r}"
             fix = "take method 'dirichlet', or map the classes first"

@@ -128,7 +128,7 @@ def probs(
     images: int = 1,
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float16),
 ) -> SearchStrategy[Tensor]:
-    """Class scores in [0, 1] that do not sum to 1, with ties and exact 0 and 1.
+    """Class probabilities in [0, 1] that do not sum to 1, with ties and exact 0 and 1.
 
     Args:
         num_classes: number of classes K.
@@ -170,8 +170,8 @@ class CalibrationProblem:
     """Labelled images of one grid and a new one.
 
     Attributes:
-        images: pairs of class scores ``[K, H, W]`` and labels ``[H, W]``.
-        new_probs: class scores of the new image, ``[K, H, W]``.
+        images: pairs of probabilities ``[K, H, W]`` and labels ``[H, W]``.
+        new_probs: probabilities of the new image, ``[K, H, W]``.
         new_labels: its labels, ``[H, W]``.
         alpha: miscoverage rate.
         background: index of the dominant class, or None.
