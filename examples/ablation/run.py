@@ -1,4 +1,4 @@
-"""The ablations of ConformalSAM (ICCV 2025) on a data set, beside the paper's numbers.
+"""The ablations of ConformalSAM (ICCV 2025) on a data set, next to the paper's numbers.
 
 python examples/ablation/run.py table5 --dataset voc --root VOC2012 --probs seem_probs \
     --lists splits/92 splits/732 --out ablation
@@ -26,9 +26,9 @@ from tables import classes_csv_of, csv_of, markdown_of, row_of
 TRAIN = Path(__file__).parent.parent / "segformer" / "train.py"
 TABLES = ("table5", "table6", "table9", "table11", "rows")
 VARIANTS = {"pixel": "Pixel", "image": "Image", "kmeans": "K-Means", "annuli": "GenAnn"}
-BEGUN = ("labels", "checkpoint.pt", "result.json")  # what a cell has once there is work in it
-FREE = ("--device", "--workers", "--every")  # no result depends on them
-OWN = ("--pseudo-labels", "--stage1")  # of other cells
+BEGUN = ("labels", "checkpoint.pt", "result.json")  # a cell with one of these was begun
+FREE = ("--device", "--workers", "--every")  # options on which no result depends
+OWN = ("--pseudo-labels", "--stage1")  # paths in other cells
 Say = Callable[[str], None]
 
 
@@ -37,8 +37,8 @@ class Row:
     """One row: a method, and the options of its labels.
 
     Attributes:
-        name: what the table calls it.
-        method: of ``train.py``.
+        name: its name in the table.
+        method: a method of ``train.py``.
         labels: options of ``train.py``; rows with the same share their pseudo-labels.
         paper: name of the paper's row, or None.
     """
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """A call of ``train.py``, and those it waits for."""
+    """A call of ``train.py``, and the output folders of the calls for which it waits."""
 
     out: Path
     options: tuple[str, ...]
@@ -59,7 +59,7 @@ class Job:
 
 
 def rows_of(table: str, recalibrate: str | None, certified: list[float]) -> list[Row]:
-    """The rows of a table; with refitted and certified labels besides where they are asked for."""
+    """The rows of a table, with rows of recalibrated and certified labels if they are asked for."""
     constant = ("--constant", "0.3")
     cp = "foundation+cp"
     more = []
@@ -108,7 +108,7 @@ def rows_of(table: str, recalibrate: str | None, certified: list[float]) -> list
 
 
 def own_row(text: str) -> Row:
-    """A row of one's own, from ``name: method options``."""
+    """A row of the user, from ``name: method options``."""
     name, colon, rest = text.partition(":")
     method, *options = shlex.split(rest) or [""]
     if not (name.strip() and colon and method):
@@ -118,7 +118,7 @@ def own_row(text: str) -> Row:
 
 
 def jobs_of(row: Row, lists: Path, seeds: list[int], table: str, out: Path) -> list[Job]:
-    """What a row needs at one label budget: its labels, its runs, and what they go on from."""
+    """The jobs of a row at one label budget: labels, runs, and the runs from which those start."""
     home = out / lists.name
     given = ("--lists", str(lists))
     if not row.method.startswith("foundation"):
@@ -137,31 +137,34 @@ def jobs_of(row: Row, lists: Path, seeds: list[int], table: str, out: Path) -> l
         options = (*given, *pseudo, *row.labels, "--seed", str(seed))
         base = cell(row, lists, seed, out, method=first)
         jobs.append(Job(base, (*options, "--method", first), waits))
-        if first != row.method:  # its stage I is the other's
+        if first != row.method:  # both have the same Stage I
             more = ("--method", row.method, "--stage1", str(base / "stage1.pt"))
             jobs.append(Job(cell(row, lists, seed, out), (*options, *more), (base,)))
     return jobs
 
 
 def cell(row: Row, lists: Path, seed: int, out: Path, method: str | None = None) -> Path:
-    """Where a run of a row lies."""
+    """The folder of a run of a row."""
     name = "-".join([method or row.method, *(option.strip("-") for option in row.labels)])
     return out / lists.name / name / f"seed{seed}"
 
 
 def settings_of(job: Job, common: list[str]) -> dict[str, list[str]]:
-    """The options that a result depends on, in whatever order and wherever ``--out`` lies."""
-    found: dict[str, list[str]] = {}
+    """The options on which a result depends, whatever their order and the path of ``--out``."""
+    options: dict[str, list[str]] = {}
     for word in (*common, *job.options):
         if word.startswith("--"):
-            found[name := word] = []
+            options[name := word] = []
         else:
-            found[name].append(os.path.relpath(word, job.out) if name in OWN else word)
-    return {name: words for name, words in found.items() if name not in FREE}
+            options[name].append(os.path.relpath(word, job.out) if name in OWN else word)
+    return {name: words for name, words in options.items() if name not in FREE}
 
 
 def check_settings(job: Job, common: list[str]) -> None:
-    """A cell that was begun goes on with the options it was begun with, which lie beside it."""
+    """Refuse to continue a cell that was begun with other options than these.
+
+    The options are saved in the cell.
+    """
     path, wanted = job.out / "options.json", settings_of(job, common)
     begun = any((job.out / name).exists() for name in BEGUN)
     got = "one without options.json" if begun else ""
@@ -179,7 +182,7 @@ def check_settings(job: Job, common: list[str]) -> None:
 
 
 def call(job: Job, common: list[str], environment: dict[str, str]) -> str | None:
-    """Run a job; if it fails the last line it wrote, or its exit code."""
+    """Run a job; returns the last line of its log, or its exit code, if it fails."""
     command = [sys.executable, str(TRAIN), *common, *job.options, "--out", str(job.out)]
     with (job.out / "log.txt").open("a", encoding="utf-8") as log:
         start = log.tell()
@@ -193,10 +196,10 @@ def call(job: Job, common: list[str], environment: dict[str, str]) -> str | None
 
 
 def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> dict[Path, str]:
-    """Run what has no result yet, ``workers`` at a time; what failed, with its last line."""
+    """Run the jobs without a result, ``workers`` at a time; returns failed ones with a reason."""
     wanted = list({job.out: job for job in jobs}.values())
     environment = dict(os.environ)
-    if workers > 1:  # each would take all cores, and wait for the others' threads
+    if workers > 1:  # otherwise each run would use all cores, and they would slow each other down
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     done = {job.out: threading.Event() for job in wanted}
     failed: dict[Path, str] = {}
@@ -224,7 +227,7 @@ def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> dic
         finally:
             done[job.out].set()
 
-    # Jobs come after those they wait for, so that a pool that takes them in order never stands.
+    # Every job comes after those for which it waits, so the pool, which is in order, cannot lock.
     with ThreadPoolExecutor(workers) as pool:
         for number, future in enumerate(as_completed([pool.submit(work, j) for j in wanted]), 1):
             say(f"{number} of {len(wanted)}: {future.result()}")
@@ -234,9 +237,9 @@ def carry_out(jobs: list[Job], common: list[str], workers: int, say: Say) -> dic
 def gather(
     table: str, rows: list[Row], args: argparse.Namespace, failed: Collection[Path]
 ) -> list[dict[str, Any]]:
-    """One line a row and label budget, with the mean over the seeds and the paper's number.
+    """One line per row and label budget, with the mean over the seeds and the paper's number.
 
-    The results of cells that failed are not taken: they may be of other settings.
+    Results of failed cells are not used, because they may belong to other settings.
     """
     lines = []
     for row in rows:
@@ -262,15 +265,19 @@ def gather(
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; what it does not know goes to ``train.py``."""
+    """The command line; unknown options go to ``train.py``."""
     out = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     out.add_argument("table", choices=TABLES)
     out.add_argument("--dataset", required=True)
-    out.add_argument("--lists", type=Path, nargs="+", required=True, help="one folder a budget")
-    out.add_argument("--probs", required=True, help="class scores of the foundation model")
+    out.add_argument(
+        "--lists", type=Path, nargs="+", required=True, help="one folder per label budget"
+    )
+    out.add_argument(
+        "--probs", required=True, help="folder of the foundation model's probabilities"
+    )
     out.add_argument("--out", type=Path, required=True)
     out.add_argument("--seeds", type=int, nargs="+", default=[0])
-    out.add_argument("--recalibrate", help="rows with refitted scores as well")
+    out.add_argument("--recalibrate", help="method: adds rows with recalibrated probabilities")
     out.add_argument("--certified", type=float, nargs="*", default=[], metavar="ERROR")
     out.add_argument(
         "--row", type=own_row, action="append", default=[], help="name: method options"
@@ -280,7 +287,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None, say: Say = print) -> int:
-    """Run what is missing, write the table; 0 if every cell of it is there."""
+    """Run the missing cells and write the table; returns 0 if it is complete."""
     args, rest = parser().parse_known_args(argv)
     rows = rows_of(args.table, args.recalibrate, args.certified) + args.row
     if not rows:

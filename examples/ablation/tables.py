@@ -17,7 +17,7 @@ def row_of(
     labels: dict[str, Any] | None,
     paper: float | None,
 ) -> dict[str, Any]:
-    """One line: mean and standard deviation over the runs that are there, in percent."""
+    """One line: mean and standard deviation over the finished runs, in percent."""
     values = [100 * run["miou"] for run in found if "miou" in run]
     return {
         "row": name,
@@ -35,12 +35,12 @@ def row_of(
 
 
 def _by_class(runs: list[list[float]]) -> list[float] | None:
-    """Mean over the runs for every class, in percent; NaN where a class is nowhere."""
+    """Mean over the runs per class, in percent; NaN for a class without pixels."""
     return [100 * statistics.mean(values) for values in zip(*runs, strict=True)] or None
 
 
 def markdown_of(lines: list[dict[str, Any]], *, labels_only: bool) -> str:
-    """The lines as a table; a figure that is not there is a dash."""
+    """The lines as a Markdown table; a missing figure is a dash."""
     titles = ["row", "labelled", "kept", "wrong", "mIoU of labels kept"]
     names = ["kept", "wrong", "labels_miou"]
     if not labels_only:
@@ -57,13 +57,13 @@ def markdown_of(lines: list[dict[str, Any]], *, labels_only: bool) -> str:
 
 
 def csv_of(lines: list[dict[str, Any]]) -> str:
-    """The lines with all figures but those by class."""
+    """The lines with all figures except those per class."""
     names = [name for name in lines[0] if name not in BY_CLASS.values()]
     return _csv([names, *([line[name] for name in names] for line in lines)])
 
 
 def classes_csv_of(lines: list[dict[str, Any]]) -> str:
-    """IoU by class in percent: of the labels that are kept, and of the students."""
+    """IoU per class in percent, of the labels kept and of the students."""
     rows = []
     for line in lines:
         for title, name in BY_CLASS.items():

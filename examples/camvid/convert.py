@@ -1,4 +1,4 @@
-"""CamVid of the SegNet tutorial at half its size, as cpseg reads it, with lists of one drive.
+"""Convert CamVid of the SegNet tutorial, at half its size, to files that cpseg reads.
 
 python examples/camvid/convert.py CamVid camvid
 """
@@ -26,8 +26,8 @@ CLASSES = (
 )
 SCENERY = ("sky", "building", "road", "pavement", "tree")
 VOID_THERE, VOID = 11, 255
-DRIVE = "0016E5"  # the target; it lies in train and val
-SOURCE = ("0001TP", "0006R0")  # the foundation model's; the rest of 0001TP, in test, is left alone
+DRIVE = "0016E5"  # the target drive; it is part of train and val
+SOURCE = ("0001TP", "0006R0")  # for the foundation model; the rest of 0001TP, in test, is not used
 HELDOUT, BUDGETS = 80, (100, 50, 25, 8)
 Say = Callable[[str], None]
 
@@ -40,16 +40,16 @@ class Frame(NamedTuple):
 
     @property
     def line(self) -> str:
-        """How id lists name it."""
+        """Its line in id lists."""
         return f"images/{self.image.name} masks/{self.image.name}"
 
 
 def find(download: Path, size: tuple[int, int]) -> tuple[list[Frame], list[Frame]]:
-    """The frames of the source drives and of the target drive, by name.
+    """The frames of the source drives and of the target drive, sorted by name.
 
     Raises:
-        FileNotFoundError: a folder is missing, or the mask of an image.
-        ValueError: an image of another size, or too few of a drive.
+        FileNotFoundError: a folder or the mask of an image is missing.
+        ValueError: an image has another size, or a drive has too few images.
     """
     source, target = [], []
     for part in ("train", "val"):
@@ -72,11 +72,11 @@ def find(download: Path, size: tuple[int, int]) -> tuple[list[Frame], list[Frame
                 f"{frame.mask}: expected a mask, got no such file; download the folder again"
             )
         for path in frame:
-            found = image_size(path)
-            if found != (size[1], size[0]):
+            height, width = image_size(path)
+            if (width, height) != size:
                 raise ValueError(
-                    f"{path}: expected {size[0]}x{size[1]} pixels, got {found[1]}x{found[0]}; "
-                    "take the download as it is, or pass its --size"
+                    f"{path}: expected {size[0]}x{size[1]} pixels, got {width}x{height}; "
+                    "use the download unchanged, or pass its --size"
                 )
     least = HELDOUT + max(BUDGETS) + 1
     for drive, frames, count in ((DRIVE, target, least), (" and ".join(SOURCE), source, 1)):
@@ -89,10 +89,10 @@ def find(download: Path, size: tuple[int, int]) -> tuple[list[Frame], list[Frame
 
 
 def record(folder: Path, made: dict[str, Any]) -> None:
-    """Note what a folder depends on, or find it noted there.
+    """Write down the settings of a folder, or compare them with those written there.
 
     Raises:
-        ValueError: the folder was made otherwise.
+        ValueError: the folder was made with other settings.
     """
     path = folder / "made.json"
     if not path.is_file():
@@ -102,14 +102,14 @@ def record(folder: Path, made: dict[str, Any]) -> None:
     other = sorted(name for name in made.keys() | old.keys() if made.get(name) != old.get(name))
     if other:
         raise ValueError(
-            f"{folder}: expected a new folder, or one made alike, "
+            f"{folder}: expected a new folder, or one with the same settings, "
             f"got one of another {', '.join(other)}; choose another folder, or delete this one"
         )
 
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """Work in a folder, so that commands read the same wherever it lies."""
+    """Change to a folder, so that commands do not depend on its path."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -119,7 +119,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def shrink(frame: Frame, out: Path, size: tuple[int, int]) -> bool:
-    """Write a frame at half its size unless it is there; whether it was written."""
+    """Write a frame at half its size unless it exists; returns whether it was written."""
     image, mask = out / "images" / frame.image.name, out / "masks" / frame.image.name
     if image.is_file() and mask.is_file():
         return False
@@ -137,10 +137,10 @@ def shrink(frame: Frame, out: Path, size: tuple[int, int]) -> bool:
 
 
 def lists_of(source: list[str], target: list[str], seed: int) -> dict[str, list[str]]:
-    """The id lists by name: one permutation of the target drive, labelled lists nested.
+    """The id lists by name, from one random order of the target drive; labelled lists are nested.
 
-    ``lists/<budget>``, ``lists/all`` and ``lists/teacher`` are folders as ``examples/segformer``
-    takes them. The last two need no unlabelled image, but their list must not be empty.
+    ``lists/<budget>``, ``lists/all`` and ``lists/teacher`` are folders for ``examples/segformer``.
+    The last two need no unlabelled image, but the list must not be empty.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [target[i] for i in torch.randperm(len(target), generator=generator).tolist()]
@@ -157,7 +157,7 @@ def lists_of(source: list[str], target: list[str], seed: int) -> dict[str, list[
 
 
 def class_map() -> dict[str, Any]:
-    """Background plus objects: the scenery is class 0."""
+    """The class map of background plus objects: the scenery is class 0."""
     objects = [name for name in CLASSES if name not in SCENERY]
     return {
         "model_classes": list(CLASSES),
@@ -167,7 +167,7 @@ def class_map() -> dict[str, Any]:
 
 
 def convert(download: Path, out: Path, *, seed: int, size: tuple[int, int], say: Say) -> None:
-    """Write images, masks, lists and the class map to ``out``; what is there stays."""
+    """Write images, masks, lists and the class map to ``out``; existing images are kept."""
     if min(size) < 2 or size[0] % 2 or size[1] % 2:
         raise ValueError(
             f"--size: expected even numbers, got {size[0]}x{size[1]}; pass the download's size"
@@ -181,17 +181,25 @@ def convert(download: Path, out: Path, *, seed: int, size: tuple[int, int], say:
         write_text(out / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     write_text(out / "map.json", json.dumps(class_map(), indent=2) + "\n")
     say(f"{out}: {written} images written, {len(names) - written} were there")
-    say(f"{len(source)} of {' and '.join(SOURCE)} train the foundation model, {len(target)} of")
-    say(f"{DRIVE}: {HELDOUT} held out, {len(target) - HELDOUT} to draw labelled ones from")
+    say(
+        f"{len(source)} images of {' and '.join(SOURCE)} for the foundation model, {len(target)} of"
+    )
+    say(f"{DRIVE}: {HELDOUT} held out, {len(target) - HELDOUT} from which labelled ones are drawn")
 
 
 def main(argv: list[str] | None = None, say: Say = print) -> int:
-    """Convert; 0 on success, 2 with one line on bad input."""
+    """Convert; returns 0 on success, 2 after one line on stderr for bad input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("download", type=Path, help="the SegNet tutorial's folder CamVid")
+    parser.add_argument("download", type=Path, help="the folder CamVid of the SegNet tutorial")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the lists (default 0)")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 360), help="of the download")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the lists (default 0)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(480, 360),
+        help="width and height of the images (default 480 360)",
+    )
     args = parser.parse_args(argv)
     size = (args.size[0], args.size[1])
     try:

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md on CamVid, from the folder that teacher.py left.
+"""The tables of docs/results.md on CamVid, from the folder of teacher.py.
 
 python examples/camvid/results.py camvid eleven certificates
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from convert import inside, record
+from convert import VOID, inside, record
 from cpseg import Calibration
 from cpseg.files import Source, read_class_map, read_ids, write_text
 from runner import DATA, KINDS, Lines, Runner, StoppedError, table
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 def calibrated(
     run: Runner, name: str, kind: str, *options: object, constant: bool = False
 ) -> list[Row]:
-    """Calibrate on 100 labelled images, evaluate on the held-out ones; the figures by rule."""
+    """Calibrate on 100 labelled images and evaluate on the held-out ones; one row per rule."""
     background, maps = KINDS[kind]
     made = run.place / f"{name}.safetensors"
     given = (*DATA, "--ids", "labelled_100.txt", "--background", background, *maps, *options)
@@ -42,12 +42,12 @@ def calibrated(
 
 
 def evaluated(run: Runner, name: str, maps: tuple[str, ...], *options: str) -> list[Row]:
-    """What a section's calibration is worth on the held-out images."""
+    """Evaluate a calibration of the section on the held-out images."""
     made, path = run.place / f"{name}.safetensors", run.place / f"{name}.json"
     given = (*DATA, "--ids", "heldout.txt", "--calibration", made, *maps[2:], *options)
     run.cpseg(f"{name}-evaluate", "evaluate", *given, "-o", path)
-    found: list[Row] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
 def labels_table(run: Runner, kind: str) -> str:
@@ -198,7 +198,7 @@ def certificates(run: Runner) -> str:
 
 
 def certified(run: Runner, kind: str, number: int, bound: str, *options: str) -> str:
-    """Share kept, and how many of those are wrong: in all, and on average over images."""
+    """Share kept, and the share of wrong labels among them: over all pixels / mean over images."""
     background, maps = KINDS[kind]
     name = "-".join([kind, str(number), bound, *(o.lstrip("-") for o in options)])
     made = run.place / f"{name}.safetensors"
@@ -220,7 +220,7 @@ def certified(run: Runner, kind: str, number: int, bound: str, *options: str) ->
 
 
 def mean_wrong(path: Path, maps: tuple[str, ...]) -> float:
-    """Share of wrong labels among those kept, on average over the held-out images."""
+    """Share of wrong labels among those kept, averaged over the held-out images."""
     calibration = Calibration.load(path)
     mapped = read_class_map(Path(maps[1])) if maps else None
     source = Source(Path(), Path("probs"), mapped, mapped)
@@ -228,9 +228,9 @@ def mean_wrong(path: Path, maps: tuple[str, ...]) -> float:
     for pair, file in source.locate(read_ids("heldout.txt")).items():
         probs = source.probabilities(file)
         truth = source.labels(pair, len(probs), (probs.shape[1], probs.shape[2]))
-        found = calibration.pseudo_labels(probs)
-        kept = (found != 255) & (truth != 255)
-        errors.append(float(((found != truth) & kept).sum() / kept.sum().clamp(min=1)))
+        labels = calibration.pseudo_labels(probs)
+        kept = (labels != VOID) & (truth != VOID)
+        errors.append(float(((labels != truth) & kept).sum() / kept.sum().clamp(min=1)))
     return fmean(errors)
 
 
@@ -238,7 +238,7 @@ SCORES = ("raw", "temperature", "vector", "dirichlet", "dirichlet, context")
 
 
 def refitted(run: Runner) -> str:
-    """Section *Scores refitted first*, over five draws of labelled images."""
+    """Section *Scores refitted first* (recalibration), over five draws of labelled images."""
     script, paths = "benchmarks/refitted_scores.py", {}
     for kind, (background, maps) in KINDS.items():
         paths[kind] = run.place / f"{kind}.csv"
@@ -288,14 +288,14 @@ def refitted(run: Runner) -> str:
     return f"{table(first)}\n\n{table(second)}\n\n{total}: {said}"
 
 
-def _over_draws(found: list[float], name: str) -> str:
-    """Mean ± standard error, where there is one."""
-    found = [value for value in found if not math.isnan(value)]
-    if not found:
+def _over_draws(values: list[float], name: str) -> str:
+    """Mean ± standard error, or a dash."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
         return "-"
     scale, digits = (1, 3) if "miou" in name or name == "area" else (100, 1)
-    error = stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
-    return f"{scale * fmean(found):.{digits}f} ± {scale * error:.{digits}f}"
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{scale * fmean(values):.{digits}f} ± {scale * error:.{digits}f}"
 
 
 def promise(run: Runner) -> str:
@@ -343,11 +343,11 @@ def _number(value: float | None) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table of every section asked for; 1 if time ran out before the last."""
+    """Print the table of every section asked for; returns 1 if time ran out before the end."""
     scores = args.out / "probs" / "made.json"
     if not scores.is_file():
         raise FileNotFoundError(
-            f"{args.out}: expected class scores of teacher.py, got none; "
+            f"{args.out}: expected probabilities of teacher.py, got none; "
             "run examples/camvid/teacher.py first"
         )
     record(args.out / "results", json.loads(scores.read_text(encoding="utf-8")))
@@ -359,7 +359,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 text = SECTIONS[section](runner)
             except StoppedError:
-                print(f"{section}: time is up; the same command goes on", file=sys.stderr)
+                print(f"{section}: time is up; the same command continues", file=sys.stderr)
                 code = 1
                 continue
             write_text(runner.place / "table.md", text + "\n")
@@ -368,13 +368,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 on success, 1 where time ran out, 2 with one line on bad input."""
+    """Returns 0 on success, 1 if time ran out, 2 after one line on stderr for bad input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of convert.py and teacher.py")
     parser.add_argument("section", nargs="*", help=f"{', '.join(SECTIONS)} (default all)")
-    parser.add_argument("--jobs", type=int, default=1, help="students trained at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of students trained at a time")
     parser.add_argument(
-        "--budget-seconds", type=float, default=math.inf, help="start nothing new after so long"
+        "--budget-seconds", type=float, default=math.inf, help="start no command after this time"
     )
     args = parser.parse_args(argv)
     try:

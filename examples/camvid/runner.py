@@ -1,4 +1,4 @@
-"""Commands of a section of docs/results.md: each is run once, and what it said is kept."""
+"""Run each command of a section of docs/results.md once and save its output."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ Lines = list[tuple[str, ...]]
 
 
 class StoppedError(Exception):
-    """The time is up."""
+    """There is no time left for another command."""
 
 
 class Runner:
-    """Runs the commands of a section in the data's folder; keeps what each of them said.
+    """Runs the commands of a section in the folder of the data and saves their outputs.
 
     Attributes:
-        place: where the section's files go, from the data's folder.
-        jobs: trainings at a time.
+        place: folder of the section's files, relative to the folder of the data.
+        jobs: number of trainings at a time.
     """
 
     def __init__(self, section: str, deadline: float, jobs: int) -> None:
         self.place, self.deadline, self.jobs = Path("results") / section, deadline, jobs
 
     def cpseg(self, name: str, *words: object) -> str:
-        """What ``cpseg ...`` says; it may find that nothing can be certified."""
+        """The output of ``cpseg ...``; it may be that nothing can be certified."""
         return self.kept(name, ["cpseg", *map(str, words)], _cpseg)
 
     def script(self, name: str, path: str, *words: object) -> str:
-        """What a script of the repository says."""
+        """The output of a script of the repository."""
         return self.kept(name, ["python", path, *map(str, words)], _script)
 
     def kept(
         self, name: str, words: list[str], call: Callable[[list[str]], tuple[int, str]]
     ) -> str:
-        """What a call said: from its file, if that is of the same words."""
+        """The output of a call, or the saved output of the same call."""
         path, title = self.place / f"{name}.txt", f"$ {shlex.join(words)}\n"
         if path.is_file():
             text = path.read_text(encoding="utf-8")

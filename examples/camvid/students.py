@@ -1,4 +1,4 @@
-"""Students on CamVid: ``examples/ablation`` with a small U-Net from nothing, three seeds."""
+"""Students on CamVid: ``examples/ablation`` with a small U-Net from random weights, three seeds."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ def students(run: Runner) -> str:
             more += ["--row", "CP, image, 0.5: foundation+cp --variant image --alpha 0.5"]
             more += ["--row", f"refitted, confidence 0.9: foundation+cp {REFITTED} --constant 0.1"]
         texts.append(trained(run, f"{kind}-25-more", kind, 25, "rows", *more))
-    truth = ("--row", "true masks of all: label-only --epochs 19 0")  # as many steps as the others
+    truth = (
+        "--row",
+        "true masks of all: label-only --epochs 19 0",
+    )  # the same number of steps as the others
     texts.append(trained(run, "eleven-all", "eleven", "all", "rows", *truth))
     return "\n\n".join(texts)
 
 
 def _with_sr(name: str, labels: str) -> tuple[str, ...]:
-    """Options for a row, and for the same row with a stage II."""
+    """Options for a row, and for the same row with a Stage II."""
     pairs = (("", ""), (" + SR", "+sr"))
     return tuple(
         word
@@ -67,14 +70,16 @@ def _with_sr(name: str, labels: str) -> tuple[str, ...]:
 
 
 def trained(run: Runner, name: str, kind: str, budget: int | str, form: str, *options: str) -> str:
-    """A table of ``examples/ablation``, and IoU by class."""
+    """A table of ``examples/ablation``, and IoU per class."""
     background, maps = KINDS[kind]
     out = run.place / name
     given = [form, "--dataset", "camvid", *DATA, "--lists", f"lists/{budget}", "--out", str(out)]
     given += ["--jobs", str(run.jobs), *STUDENT, *options]
     if maps:
         given += [*maps, "--classes", "7", "--background", background]
-    for last in range(len(SEEDS)):  # a seed a command, so that time may run out between them
+    for last in range(
+        len(SEEDS)
+    ):  # one more seed per command, so that the time may end between them
         seeds = SEEDS[: last + 1]
         run.script(f"{name}-{last}", "examples/ablation/run.py", *given, "--seeds", *seeds)
     text = (out / f"{form}.md").read_text(encoding="utf-8").rstrip()
@@ -82,7 +87,7 @@ def trained(run: Runner, name: str, kind: str, budget: int | str, form: str, *op
 
 
 def by_class(path: Path, kind: str) -> str:
-    """IoU by class in percent; labels of a row with SR are those of the row without."""
+    """IoU per class in percent; a row with SR has the same labels as the row without."""
     names = json.loads(Path("map.json").read_text(encoding="utf-8"))
     lines: Lines = [("IoU", "of", *names["model_classes" if kind == "eleven" else "classes"])]
     with path.open(encoding="utf-8", newline="") as file:

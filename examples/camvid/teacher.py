@@ -1,4 +1,4 @@
-"""The foundation model: a small U-Net trained on other drives, and its class scores as files.
+"""The foundation model: a small U-Net trained on other drives, and files of its probabilities.
 
 python examples/camvid/teacher.py camvid
 """
@@ -29,9 +29,9 @@ Say = Callable[[str], None]
 
 
 def fit(args: argparse.Namespace, say: Say) -> int:
-    """Train on ``source.txt``, or go on; the exit code of ``examples/segformer``."""
+    """Train on ``source.txt``, or continue; returns the exit code of ``examples/segformer``."""
     crop = min(image_size(read_ids("source.txt")[0].image))
-    # Class weights, flips and crops of the whole height are the student's; there is no stage II.
+    # Class weights, flips and crops of the whole height, as for students; there is no Stage II.
     options = {
         "--dataset": ["camvid"],
         "--root": ["."],
@@ -54,7 +54,7 @@ def fit(args: argparse.Namespace, say: Say) -> int:
 
 
 def write_scores(model: torch.nn.Module, pairs: list[Pair], device: str) -> int:
-    """Class scores, float16 ``[K, H, W]``, of every image that has none; how many were written."""
+    """Write float16 probabilities ``[K, H, W]`` of every image without; returns their number."""
     written = 0
     for pair in pairs:
         path = ("probs" / Path(pair.image)).with_suffix(".npz")
@@ -69,7 +69,7 @@ def write_scores(model: torch.nn.Module, pairs: list[Pair], device: str) -> int:
 
 
 def teach(args: argparse.Namespace, say: Say) -> int:
-    """Train, write scores, measure, in the folder of the data."""
+    """Train, write probabilities and measure, in the folder of the data."""
     code = fit(args, say)
     if code:
         return code
@@ -82,17 +82,22 @@ def teach(args: argparse.Namespace, say: Say) -> int:
     written, total = write_scores(model, pool + heldout, args.device), len(pool + heldout)
     say(f"probs: {written} score files written, {total - written} were there")
     data = Source(Path(), Path("probs"))
-    for pairs, title in ((source, "source images, which it trained on"), (heldout, "held-out")):
+    for pairs, title in (
+        (source, "source images, used for training"),
+        (heldout, "held-out images"),
+    ):
         confusion = evaluate(model, data, pairs, len(CLASSES), window=None, device=args.device)
         say(f"mIoU of the raw argmax, {len(pairs)} {title}: {float(mean_iou(confusion)):.3f}")
     return 0
 
 
 def main(argv: list[str] | None = None, say: Say = print) -> int:
-    """Train and write; 0 on success, 2 with one line on bad input."""
+    """Train and write; returns 0 on success, 2 after one line on stderr for bad input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of convert.py")
-    parser.add_argument("--epochs", type=int, default=45, help="over the source (default 45)")
+    parser.add_argument(
+        "--epochs", type=int, default=45, help="epochs over the source images (default 45)"
+    )
     parser.add_argument("--model", default="unet-24", help="unet-WIDTH (default unet-24)")
     parser.add_argument("--amp", choices=("none", "bf16"), default="none", help="(default none)")
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")

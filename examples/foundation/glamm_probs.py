@@ -1,14 +1,14 @@
-r"""Class scores of GLaMM, written inside its own project.
+r"""Write probabilities of GLaMM, in its own project.
 
-Copy this file and ``prob_files.py`` into a checkout of mbzuai-oryx/groundingLMM, and there, in its
+Copy this file and ``prob_files.py`` into a checkout of mbzuai-oryx/groundingLMM, and run, in its
 environment::
 
     python glamm_probs.py --version MBZUAI/GLaMM-FullScope --root VOC --ids unlabelled.txt \
         --classes voc.txt --background complement --out P
 
-GLaMM is asked for one prompt at a time. Where its answer has masks, the score is the largest of
-their sigmoids; where it has none, the class scores 0 all over. Written against commit e74865f; it
-was read, not run.
+GLaMM is asked for one prompt at a time. If its answer has masks, the probability is the largest of
+their sigmoids; if not, the probability of the class is 0 everywhere. Written for commit e74865f by
+reading its code; the script has not been run there.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ QUESTION = "Can you segment the {} in this image?"
 
 
 def best_map(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Masks of one answer, ``[M, H, W]`` with M from 0, to one score map ``[H, W]``."""
+    """From the mask logits of one answer, ``[M, H, W]``, to one map ``[H, W]``; M may be 0."""
     if len(logits) == 0:
         return np.zeros(size)
     return prob_files.sigmoid(logits).max(axis=0)
 
 
 def ask(answer: Callable[[np.ndarray, str], Any], path: Path, prompts: list[str]) -> list[Any]:
-    """Scores ``[H, W]`` of an image, one map a prompt; EXIF rotation is not applied."""
+    """Probabilities ``[H, W]`` of an image, one map per prompt; EXIF rotation is not applied."""
     with Image.open(path) as file:
         image = np.array(file.convert("RGB"))
     maps = []
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="score files of GLaMM")
     parser.add_argument("--root", required=True)
     parser.add_argument("--ids", required=True)
-    parser.add_argument("--classes", required=True, help="'name' or 'name: prompt, prompt' a line")
+    parser.add_argument("--classes", required=True, help="lines 'name' or 'name: prompt, prompt'")
     parser.add_argument("--background", choices=prob_files.BACKGROUNDS, required=True)
     parser.add_argument("--out", required=True)
     options, others = parser.parse_known_args()

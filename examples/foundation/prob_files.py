@@ -1,6 +1,6 @@
-"""Mask logits of prompts to the score files that cpseg reads; NumPy alone, any Python from 3.8.
+"""Write mask logits of prompts as score files for cpseg; needs only NumPy and Python 3.8 or newer.
 
-For scripts that run inside another project's environment, which may be too old for cpseg.
+For scripts in the environment of another project, which may be too old for cpseg.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BACKGROUNDS = ("prompt", "complement", "none")
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """The images of an id list, ``image`` or ``image mask`` a line."""
+    """The images of an id list with lines ``image`` or ``image mask``."""
     images = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         parts = line.split(" ")
@@ -43,17 +43,18 @@ def read_classes(path: str | Path) -> dict[str, list[str]]:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """In float64, without overflow."""
+    """The sigmoid in float64, without overflow."""
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(logits, dtype=np.float64)))
 
 
 def class_scores(maps: Sequence[np.ndarray], counts: Sequence[int], background: str) -> np.ndarray:
-    """Class scores ``[K, H, W]`` in [0, 1].
+    """Class probabilities ``[K, H, W]``.
 
     Args:
-        maps: one a prompt, class by class, in [0, 1], ``[H, W]``.
-        counts: how many prompts each class has; their scores are averaged.
-        background: ``"complement"`` puts 1 - max of the classes first; else they stay as they are.
+        maps: one per prompt, class by class, in [0, 1], ``[H, W]``.
+        counts: number of prompts of each class; their maps are averaged.
+        background: ``"complement"`` adds 1 - max of the classes as class 0; otherwise nothing is
+            added.
     """
     if background not in BACKGROUNDS:
         raise ValueError(f"background: expected one of {BACKGROUNDS}, got {background!r}")
@@ -71,7 +72,7 @@ def class_scores(maps: Sequence[np.ndarray], counts: Sequence[int], background: 
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that is written whole or not at all."""
+    """Write a file completely or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
@@ -86,13 +87,13 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write(path: str | Path, scores: np.ndarray) -> None:
-    """Scores in [0, 1] as uint8 ``.npz``, whole or not at all."""
+    """Write probabilities as uint8 ``.npz``, completely or not at all."""
     with atomic(path) as file:
         np.savez_compressed(file, probs=np.rint(scores * 255).astype(np.uint8))
 
 
 def identity(path: str | Path) -> str:
-    """Name and SHA-256 of a file, by which a run knows it."""
+    """Name and SHA-256 of a file, which identify it in ``run.json``."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -101,14 +102,14 @@ def identity(path: str | Path) -> str:
 
 
 def begin(out: str | Path, made: Mapping[str, Any]) -> None:
-    """Open a folder for a run, or go on with the same one.
+    """Open a folder for a run, or continue the same run.
 
     Args:
-        out: the folder; its ``run.json`` keeps ``made``.
-        made: what the scores depend on, in JSON's types.
+        out: the folder; ``made`` is saved in its ``run.json``.
+        made: everything on which the probabilities depend, in JSON's types.
 
     Raises:
-        ValueError: the folder holds another run's files, or somebody's.
+        ValueError: the folder holds files of another run, or other files.
     """
     record = Path(out) / "run.json"
     text = json.dumps(made, indent=2)
@@ -134,7 +135,7 @@ def begin(out: str | Path, made: Mapping[str, Any]) -> None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What a ``run.json`` says, nothing where it is damaged."""
+    """The content of a ``run.json``; empty if it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -146,7 +147,7 @@ def places(out: str | Path, images: Sequence[str]) -> dict[str, Path]:
     """The score file of every image.
 
     Raises:
-        ValueError: two images would share one, or an image lies outside of the root.
+        ValueError: two images would share a file, or an image lies outside the root.
     """
     owner: dict[Path, str] = {}
     for image in images:
@@ -175,21 +176,24 @@ def write_all(
     out: str | Path,
     made: Mapping[str, Any],
 ) -> int:
-    """Score files of every image of a list, but for those that are there; how many were written.
+    """Write the score files of a list's images, unless they exist; returns the number written.
 
-    As ``cpseg predict`` does, it writes ``classes.txt``, the channels' names, and ``run.json``.
+    Like ``cpseg predict``, it also writes ``classes.txt``, the names of the channels, and
+    ``run.json``.
 
     Args:
-        ask: gets an image and all prompts, returns a map in [0, 1] for each at the image's size.
-        root: the folder that the images are relative to.
+        ask: a function from an image path and all prompts to one map in [0, 1] per prompt, at the
+            size of the image.
+        root: the folder to which the image paths are relative.
         ids: the list of images.
-        classes: the file that names them.
+        classes: the file of classes.
         background: one of ``BACKGROUNDS``.
-        out: the folder to write, laid out like the images.
-        made: what else the scores depend on, in JSON's types: a folder of others is refused.
+        out: the output folder, with the same layout as the images.
+        made: everything else on which the probabilities depend, in JSON's types; a folder with
+            other values is refused.
 
     Raises:
-        ValueError: bad lists, images that would share a file, a folder that holds another run.
+        ValueError: a list is invalid, images would share a file, or the folder holds another run.
     """
     files, asked, written = places(out, read_ids(ids)), read_classes(classes), 0
     names = [*asked]

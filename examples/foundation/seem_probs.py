@@ -1,15 +1,15 @@
-r"""Class scores of SEEM's grounding head, written inside SEEM's own project.
+r"""Write probabilities of SEEM's grounding head, in SEEM's own project.
 
 Copy this file and ``prob_files.py`` into a checkout of
-UX-Decoder/Segment-Everything-Everywhere-All-At-Once, and there, in its environment::
+UX-Decoder/Segment-Everything-Everywhere-All-At-Once, and run, in its environment::
 
     python seem_probs.py --config configs/seem/focall_unicl_lang_v1.yaml \
         --weights seem_focall_v1.pt \
         --root VOC --ids unlabelled.txt --classes voc.txt --background complement --out P
 
-The grounding head gives one mask logit for every text: its sigmoid is the class score. The
-semantic head does not do: its class maps are sums over queries and not bounded by 1. Written
-against commit 7b2e76d; it was read, not run.
+The grounding head gives one mask logit per text; its sigmoid is the probability of the class. The
+semantic head cannot be used: its class maps are sums over queries and may exceed 1. Written for
+commit 7b2e76d by reading its code; the script has not been run there.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from PIL import Image
 
 
 def ask(model: Any, path: Path, prompts: list[str], *, at_once: int, side: int) -> np.ndarray:
-    """Scores ``[P, H, W]`` of an image, one map a prompt.
+    """Probabilities ``[P, H, W]`` of an image, one map per prompt.
 
     Args:
         model: SEEM, with ``evaluate_grounding``.
         path: the image; EXIF rotation is not applied.
         prompts: the texts.
-        at_once: texts that go through the model together. They attend to each other: keep to one
+        at_once: number of texts per forward pass. They attend to each other, so use the same
             number for labelled and unlabelled images.
         side: shortest side of the image in the model.
     """
@@ -45,8 +45,8 @@ def ask(model: Any, path: Path, prompts: list[str], *, at_once: int, side: int) 
         texts = [[text] for text in prompts[first : first + at_once]]
         asked = {"image": pixels, "height": image.height, "width": image.width}
         with torch.no_grad():
-            found = model.evaluate_grounding([{**asked, "groundings": {"texts": texts}}], None)
-        maps.append(prob_files.sigmoid(found[0]["grounding_mask"].float().cpu().numpy()))
+            outputs = model.evaluate_grounding([{**asked, "groundings": {"texts": texts}}], None)
+        maps.append(prob_files.sigmoid(outputs[0]["grounding_mask"].float().cpu().numpy()))
     return np.concatenate(maps)
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--root", required=True)
     parser.add_argument("--ids", required=True)
-    parser.add_argument("--classes", required=True, help="'name' or 'name: prompt, prompt' a line")
+    parser.add_argument("--classes", required=True, help="lines 'name' or 'name: prompt, prompt'")
     parser.add_argument("--background", choices=prob_files.BACKGROUNDS, required=True)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--side", type=int, default=512)

@@ -1,4 +1,4 @@
-"""The command line of the training, and what the data set decides of it."""
+"""The command line of the training, and the defaults that depend on the data set."""
 
 from __future__ import annotations
 
@@ -32,53 +32,86 @@ def parser() -> argparse.ArgumentParser:
     )
     data = out.add_argument_group("data")
     data.add_argument("--dataset", choices=[*LAYOUTS, "folder"], required=True)
-    data.add_argument("--root", type=Path, required=True, help="what id lists are relative to")
-    data.add_argument("--lists", type=Path, required=True, help="labelled, unlabelled, val (.txt)")
-    data.add_argument("--classes", type=int, help="with --dataset folder, or other classes")
-    data.add_argument("--background", default="data set's", help="class to suppress, or none")
-    data.add_argument("--mask-map", type=Path, help="JSON: from the values in masks to classes")
+    data.add_argument(
+        "--root", type=Path, required=True, help="folder to which paths in id lists are relative"
+    )
+    data.add_argument(
+        "--lists",
+        type=Path,
+        required=True,
+        help="folder with labelled.txt, unlabelled.txt and val.txt",
+    )
+    data.add_argument(
+        "--classes", type=int, help="number of classes, with --dataset folder or other classes"
+    )
+    data.add_argument(
+        "--background", default="data set's", help="index of the class to suppress, or none"
+    )
+    data.add_argument("--mask-map", type=Path, help="JSON: map from values in masks to classes")
     labels = out.add_argument_group("pseudo-labels")
     labels.add_argument("--method", choices=METHODS, default="foundation+cp+sr")
-    labels.add_argument("--probs", type=Path, help="class scores of the foundation model")
-    labels.add_argument("--class-map", type=Path, help="JSON: from the model's classes")
-    labels.add_argument("--pseudo-labels", type=Path, help="a folder of `cpseg label` instead")
+    labels.add_argument("--probs", type=Path, help="folder of the foundation model's probabilities")
+    labels.add_argument("--class-map", type=Path, help="JSON: map from the model's classes")
+    labels.add_argument("--pseudo-labels", type=Path, help="use a folder of `cpseg label` instead")
     labels.add_argument("--alpha", type=float, default=0.05)
     variants = ("pixel", "image", "kmeans", "annuli")
     labels.add_argument("--variant", choices=variants, default="pixel")
-    labels.add_argument("--constant", type=float, help="threshold in place of calibrated ones")
+    labels.add_argument(
+        "--constant", type=float, help="a fixed threshold instead of calibrated ones"
+    )
     labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
     labels.add_argument("--context", default="auto", help="auto, or none")
-    labels.add_argument("--prior-power", type=float, default=0.0, help="lift rare classes, 0 to 1")
-    certified = "labels certified so; --alpha and --variant have no part in it"
+    labels.add_argument("--prior-power", type=float, default=0.0, help="raise rare classes, 0 to 1")
+    certified = "labels with a certified error; --alpha and --variant have no effect"
     labels.add_argument("--certified", type=float, metavar="ERROR", help=certified)
     training = out.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True)
-    training.add_argument("--labels-only", action="store_true", help="write and measure the labels")
-    training.add_argument("--stage1", type=Path, help="stage1.pt of the method without stage II")
+    training.add_argument(
+        "--labels-only", action="store_true", help="only write and measure the labels"
+    )
+    training.add_argument(
+        "--stage1", type=Path, help="start from stage1.pt of the method without Stage II"
+    )
     training.add_argument("--model", default="nvidia/mit-b5", help="or tiny, unet, unet-32")
     training.add_argument("--epochs", type=int, nargs=2, metavar=("I", "II"))
-    training.add_argument("--batch", type=int, default=4, help="images of an optimiser step")
-    training.add_argument("--accumulate", type=int, default=1, help="passes of a batch")
-    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd; from nothing adamw")
-    training.add_argument("--lr", type=float, help="0.003; from nothing also")
+    training.add_argument("--batch", type=int, default=4, help="images per optimiser step")
+    training.add_argument("--accumulate", type=int, default=1, help="forward passes per batch")
+    training.add_argument(
+        "--optimizer", choices=("sgd", "adamw"), help="default sgd; adamw for tiny and unet"
+    )
+    training.add_argument("--lr", type=float, help="learning rate (default 0.003)")
     training.add_argument("--weight-decay", type=float, default=1e-4)
-    training.add_argument("--class-weights", action="store_true", help="rare classes count more")
-    training.add_argument("--balance", action="store_true", help="stage I half labelled")
+    training.add_argument(
+        "--class-weights", action="store_true", help="higher weights for rare classes"
+    )
+    training.add_argument(
+        "--balance", action="store_true", help="half of each batch of Stage I is labelled"
+    )
     training.add_argument("--crop", type=int)
     training.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0))
-    training.add_argument("--sr-weight", type=float, default=0.01, help="initial, of stage II")
-    training.add_argument("--self-training-weight", type=float, default=1.0, help="of eq. 2")
+    training.add_argument(
+        "--sr-weight",
+        type=float,
+        default=0.01,
+        help="initial weight of the unsupervised loss in Stage II",
+    )
+    training.add_argument(
+        "--self-training-weight",
+        type=float,
+        default=1.0,
+        help="weight of the unsupervised loss in eq. 2",
+    )
     training.add_argument("--amp", choices=("none", "fp16", "bf16"), default="none")
     training.add_argument("--workers", type=int, default=0)
     training.add_argument("--every", type=int, default=50, help="steps between checkpoints")
-    training.add_argument("--window", type=int, help="slide windows of this side to evaluate")
+    training.add_argument("--window", type=int, help="evaluate in sliding windows of this side")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return out
 
 
 def complete(args: argparse.Namespace) -> Layout:
-    """Fill in what the data set and the model decide, and check what they do not."""
+    """Fill in the defaults of the data set and the model, and check the arguments."""
     folder = Layout(args.classes or 0, None, ("{}", "{}"), (60, 20))
     layout = LAYOUTS.get(args.dataset, folder)
     if args.mask_map is not None:
@@ -93,8 +126,8 @@ def complete(args: argparse.Namespace) -> Layout:
             f"--classes: expected masks of {args.classes} classes, "
             f"got a mask map to {layout.mask_map.num_classes}; change one of them"
         )
-    known = args.background == "data set's"
-    args.background = layout.background if known else _index(args.background)
+    default = args.background == "data set's"
+    args.background = layout.background if default else _index(args.background)
     args.epochs = tuple(args.epochs or layout.epochs)
     args.crop = args.crop or layout.crop
     args.optimizer = args.optimizer or (
@@ -102,11 +135,11 @@ def complete(args: argparse.Namespace) -> Layout:
     )
     args.lr = args.lr or 0.003
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    share = 2 * world * args.accumulate
-    if args.batch % share:
+    divisor = 2 * world * args.accumulate
+    if args.batch % divisor:
         raise ValueError(
-            f"--batch: expected halves for {world} ranks in {args.accumulate} passes, "
-            f"got {args.batch}; choose a multiple of {share}"
+            f"--batch: expected two halves for {world} ranks in {args.accumulate} passes, "
+            f"got {args.batch}; choose a multiple of {divisor}"
         )
     needs = args.method.startswith("foundation")
     if needs and (args.probs is None) == (args.pseudo_labels is None):
@@ -129,19 +162,19 @@ def _index(text: str) -> int | None:
 
 
 def counterpart(method: str) -> str:
-    """The method without the stage II of this one: their stage I is the same."""
+    """The method that has the same Stage I as this one, but no Stage II."""
     return "label-only" if method == "self-training" else method.removesuffix("+sr")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that the weights depend on, as JSON."""
+    """The arguments on which the weights depend, as JSON."""
     free = ("out", "workers", "every", "window", "device", "accumulate", "stage1", "labels_only")
     kept = {k: v for k, v in vars(args).items() if k not in free}
     return json.loads(json.dumps(kept, default=str))
 
 
 def rule_of(args: argparse.Namespace) -> Rule:
-    """How the pseudo-labels of a method are chosen."""
+    """The rule that chooses the pseudo-labels of a method."""
     conformal = "+cp" in args.method and args.constant is None
     return Rule(
         conformal,

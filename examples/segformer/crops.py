@@ -1,4 +1,4 @@
-"""Data sets by the folders they unpack to, their id lists, and crops to train on."""
+"""Layouts of data sets on disk, their id lists, and crops for training."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ VOID = 255
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)  # of ImageNet
 STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
-_KEPT = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # by Cityscapes
+# The label ids that Cityscapes evaluates.
+_KEPT = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk, and how it is trained on.
+    """The paths, classes and training settings of a data set.
 
     Attributes:
         classes: number of classes.
         background: the dominant class that selection suppresses, or None.
         locate: paths of the image and the mask of an id, with ``{}`` for the id.
-        epochs: of stage I and of stage II.
+        epochs: number of epochs of Stage I and of Stage II.
         crop: side of a training crop.
         void: the value of void pixels in its masks.
-        mask_map: from the values in its masks to classes, where they differ.
+        mask_map: from the values in its masks to classes, if they differ.
     """
 
     classes: int
@@ -66,7 +67,7 @@ LAYOUTS = {
 
 
 class Lists(NamedTuple):
-    """Id lists with an image and its mask a line."""
+    """Id lists with an image and its mask per line."""
 
     labelled: Path
     unlabelled: Path
@@ -74,12 +75,12 @@ class Lists(NamedTuple):
 
 
 def write_lists(layout: Layout, given: Lists, out: Path) -> Lists:
-    """The id lists as ``image mask`` lines in ``out``, in whatever way they were given.
+    """Write the id lists as ``image mask`` lines to ``out``.
 
-    A line is ``image mask``, or an id that stands for both by the layout. The masks of unlabelled
-    images, where there are files, are for measuring.
+    A given line is ``image mask``, or an id from which the layout makes both paths. Masks of
+    unlabelled images, where they exist, are used only to measure pseudo-labels.
     """
-    made = []
+    written = []
     for part, path in zip(Lists._fields, given, strict=True):
         lines = []
         for image, mask in read_ids(path, columns=1):
@@ -91,13 +92,13 @@ def write_lists(layout: Layout, given: Lists, out: Path) -> Lists:
                     "write 'image mask', or ids of the data set"
                 )
             lines.append(image if mask is None else f"{image} {mask}")
-        made.append(out / f"{part}.txt")
-        write_text(made[-1], "".join(f"{line}\n" for line in lines))
-    return Lists(*made)
+        written.append(out / f"{part}.txt")
+        write_text(written[-1], "".join(f"{line}\n" for line in lines))
+    return Lists(*written)
 
 
 class Sample(NamedTuple):
-    """Which image to read, whether its label is a pseudo-label, and the seed of its crop."""
+    """An image to read, whether its label is a pseudo-label, and the seed of its crop."""
 
     pair: Pair
     pseudo: bool
@@ -105,16 +106,16 @@ class Sample(NamedTuple):
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Weakly augmented crops, in an order that was decided before.
+    """Weakly augmented crops in a given order.
 
-    Rows are ``(pixels [3, S, S], labels uint8 [S, S])``; without a mask the labels are 0, and void
-    beyond the image alone.
+    Items are ``(pixels [3, S, S], labels uint8 [S, S])``. Without a mask the labels are 0 inside
+    the image; beyond it they are void.
 
     Args:
-        source: where images and masks lie, and what the values in masks mean.
+        source: paths of images and masks, and the meaning of values in masks.
         num_classes: number of classes.
-        augment: what makes a crop of an image.
-        order: what to read, batch after batch.
+        augment: makes a crop of an image.
+        order: the images to read, batch after batch.
     """
 
     def __init__(
@@ -156,9 +157,9 @@ def read_pixels(path: Path) -> Tensor:
 def read_labels(
     source: Source, pair: Pair, num_classes: int, pixels: Tensor, *, pseudo: bool = False
 ) -> Tensor:
-    """Labels ``[H, W]`` at the size of ``pixels``; pseudo-labels hold classes as they are."""
+    """Labels ``[H, W]`` at the size of ``pixels``; no mask map is applied to pseudo-labels."""
     size = (pixels.shape[-2], pixels.shape[-1])
     if pair.mask is None:
-        return torch.zeros(size, dtype=torch.uint8)  # not void, as what lies beyond the image is
+        return torch.zeros(size, dtype=torch.uint8)  # only pixels beyond the image are void
     plain = Source(source.root, source.probs) if pseudo else source
     return plain.labels(pair, num_classes, size)

@@ -1,4 +1,4 @@
-"""The student: SegFormer from transformers, or a small U-Net to train from nothing on a laptop."""
+"""The student: SegFormer of transformers, or a small U-Net for training on a laptop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 
 class Segformer(nn.Module):
-    """SegFormer of transformers with logits at the size of the image."""
+    """SegFormer of transformers, with logits at the size of the image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ def build(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
     Args:
         name: ``"tiny"``, a SegFormer of 0.3 million parameters without dropout; ``"unet"``, or
             ``"unet-32"`` for twice its width; or a hub name or folder of transformers, such as
-            ``"nvidia/mit-b5"``, whose head is new.
+            ``"nvidia/mit-b5"``, which gets a new head.
         num_classes: number of classes.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
     torch.manual_seed(seed)
     if re.fullmatch(r"unet(-\d+)?", name):
@@ -86,8 +86,8 @@ def build(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
         classifier_dropout_prob=0.0,
     )
     model = SegformerForSemanticSegmentation(config)
-    # Like the U-Net it is trained in batches of four, from nothing: batch statistics of so few
-    # images serve badly, and differ between ranks.
+    # Like the U-Net, it is trained from random weights in batches of four. Batch statistics of so
+    # few images are inaccurate, and they differ between ranks.
     model.decode_head.batch_norm = nn.GroupNorm(8, 64)
     return Segformer(model)
 

@@ -1,4 +1,4 @@
-"""How long each stage is, and which images every step takes."""
+"""The length of each stage, and the images of every step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from crops import Lists, Sample
 
 
 class Stage(NamedTuple):
-    """A part of the training: its steps, and what the loss of a batch is made of.
+    """A part of the training.
 
     Attributes:
-        steps: optimiser steps.
-        halves: whether a batch is half labelled, half unlabelled with labels of the student's own.
+        steps: number of optimiser steps.
+        halves: half of each batch is labelled, half is unlabelled with labels by the student.
     """
 
     steps: int
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The images of a run and its stages; stage II begins after ``switch`` steps, if at all."""
+    """The images of a run and its stages; Stage II, if any, begins after ``switch`` steps."""
 
     labelled: list[Pair]
     unlabelled: list[Pair]
@@ -41,33 +41,37 @@ class Plan(NamedTuple):
 
 
 def plan(args: argparse.Namespace, lists: Lists, pseudo: list[Pair]) -> Plan:
-    """How long each stage is.
+    """The length of each stage.
 
-    An epoch of stage I passes over labelled and unlabelled images once, one of stage II over the
-    unlabelled ones with as many labelled (appendix A). Methods without a stage II stay in stage I,
-    and label-only repeats its images: all take the same number of steps.
+    An epoch of Stage I passes once over the labelled and unlabelled images. An epoch of Stage II
+    passes over the unlabelled images with as many labelled ones (appendix A). Methods without a
+    Stage II stay in Stage I, and label-only repeats its images, so that all methods take the same
+    number of steps.
     """
     labelled, unlabelled = read_ids(lists.labelled), read_ids(lists.unlabelled, columns=1)
-    one = args.epochs[0] * max(1, (len(labelled) + len(unlabelled)) // args.batch)
-    two = args.epochs[1] * max(1, 2 * len(unlabelled) // args.batch)
-    own = args.method == "self-training" or args.method.endswith("+sr")
-    stages = (Stage(one if own else one + two, False), Stage(two if own else 0, True))
-    return Plan(labelled, unlabelled, pseudo, one, stages)
+    steps_1 = args.epochs[0] * max(1, (len(labelled) + len(unlabelled)) // args.batch)
+    steps_2 = args.epochs[1] * max(1, 2 * len(unlabelled) // args.batch)
+    if args.method == "self-training" or args.method.endswith("+sr"):
+        stages = (Stage(steps_1, False), Stage(steps_2, True))
+    else:
+        stages = (Stage(steps_1 + steps_2, False), Stage(0, True))
+    return Plan(labelled, unlabelled, pseudo, steps_1, stages)
 
 
 def batches(made: Plan, batch: int, seed: int, *, balance: bool = False) -> list[list[Sample]]:
-    """The images of every step of the run; the first half of a stage II batch is labelled.
+    """The images of every step of the run; the first half of a batch of Stage II is labelled.
 
-    Stage I takes labelled and pseudo-labelled images as they come, or with ``balance`` in turn.
+    Stage I mixes labelled and pseudo-labelled images; with ``balance`` they alternate.
     """
-    own, others = [(pair, False) for pair in made.labelled], [(pair, True) for pair in made.pseudo]
-    mixed = _shuffled(own + others, seed, 0)
-    if balance and others:
-        turns = zip(_shuffled(own, seed, 3), _shuffled(others, seed, 4), strict=False)
+    labelled = [(pair, False) for pair in made.labelled]
+    pseudo = [(pair, True) for pair in made.pseudo]
+    mixed = _shuffled(labelled + pseudo, seed, 0)
+    if balance and pseudo:
+        turns = zip(_shuffled(labelled, seed, 3), _shuffled(pseudo, seed, 4), strict=False)
         mixed = itertools.chain.from_iterable(turns)
     streams = [
         mixed,
-        _shuffled([(pair, False) for pair in made.labelled], seed, 1),
+        _shuffled(labelled, seed, 1),
         _shuffled([(Pair(pair.image, None), True) for pair in made.unlabelled], seed, 2),
     ]
     counts = [(batch, 0, 0)] * made.stages[0].steps
@@ -76,24 +80,24 @@ def batches(made: Plan, batch: int, seed: int, *, balance: bool = False) -> list
     return [
         [
             Sample(*next(stream), next(seeds))
-            for stream, count in zip(streams, some, strict=True)
+            for stream, count in zip(streams, of_streams, strict=True)
             for _ in range(count)
         ]
-        for some in counts
+        for of_streams in counts
     ]
 
 
 def _shuffled(
     items: list[tuple[Pair, bool]], seed: int, number: int
 ) -> Iterator[tuple[Pair, bool]]:
-    """The items in a random order, then in another one, without end."""
+    """The items in a random order, again and again, each time in another order."""
     generator = torch.Generator().manual_seed(3 * seed + number)
     while True:
         yield from (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
 
 
 def portion(samples: list[Sample], part: int, parts: int, *, halves: bool) -> list[Sample]:
-    """What one rank takes of a batch in one of its passes; half labelled where the batch is."""
+    """The samples of one rank's pass; if the batch is half labelled, so are they."""
     if not halves:
         return samples[part::parts]
     middle = len(samples) // 2

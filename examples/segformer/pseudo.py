@@ -1,4 +1,4 @@
-"""Pseudo-labels for the unlabelled images: raw, calibrated, refitted or certified."""
+"""Pseudo-labels for the unlabelled images: raw, calibrated, recalibrated or certified."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from ranks import rank, ranks
 
 @dataclass(frozen=True)
 class Rule:
-    """How labels are chosen from class scores.
+    """How labels are chosen from probabilities.
 
     Attributes:
-        conformal: whether the prediction sets of a calibration select; without, and without a
-            constant, the most probable class is the label of every pixel.
+        conformal: choose labels by the prediction sets of a calibration. Otherwise, and without
+            a constant, every pixel gets its most probable class.
         alpha: miscoverage rate.
         variant: how pixels share thresholds.
         background: the dominant class to suppress, or None.
-        constant: a threshold for all pixels in place of a calibration: 0.3 is confidence 0.7.
-        recalibrate: the method that refits the scores first, or None.
-        context: what of the context the map sees: ``"auto"``, ``"none"``, or its parts.
-        prior_power: how far scores are freed of how frequent the classes are, 0 to 1.
+        constant: one threshold for all pixels instead of a calibration: 0.3 is confidence 0.7.
+        recalibrate: the method of recalibration before the choice, or None.
+        context: the context that the recalibration uses: ``"auto"``, ``"none"``, or its parts.
+        prior_power: how far the class frequencies are divided out of the probabilities, 0 to 1.
         max_error: the certified bound on the error of the labels kept, or None.
     """
 
@@ -54,9 +54,9 @@ class Rule:
 
 
 def write_labels(source: Source, lists: Lists, rule: Rule, classes: int, out: Path) -> Path:
-    """Pseudo-labels of the unlabelled images in ``out``; their id list.
+    """Write pseudo-labels of the unlabelled images to ``out``; returns their id list.
 
-    The calibration is kept beside them as ``out.safetensors``. Every rank takes its share.
+    The calibration is saved next to them as ``out.safetensors``. Ranks divide the images.
     """
     calibration = choose(source, lists.labelled, rule, classes)
     if rank() == 0:
@@ -68,7 +68,7 @@ def write_labels(source: Source, lists: Lists, rule: Rule, classes: int, out: Pa
 
 
 def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
-    """The calibration that selects the labels, from the labelled images.
+    """Calibrate on the labelled images.
 
     Raises:
         ValueError: nothing could be certified with so few images.
@@ -120,10 +120,10 @@ def check_labels(folder: Path, unlabelled: list[Pair], classes: int) -> Path:
     path = folder / "summary.csv"
     with path.open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    found = sum(name.startswith("class_") for name in rows[0])
-    if found != classes:
+    columns = sum(name.startswith("class_") for name in rows[0])
+    if columns != classes:
         raise ValueError(
-            f"{path}: expected labels of {classes} classes, got {found}; "
+            f"{path}: expected labels of {classes} classes, got {columns}; "
             "write them with the same class map"
         )
     missing = sorted({pair.image for pair in unlabelled} - {row[0] for row in rows[1:]})
@@ -142,21 +142,21 @@ def read_pseudo(ids: Path, unlabelled: list[Pair]) -> list[Pair]:
 
 
 def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int) -> dict[str, Any]:
-    """What the pseudo-labels are worth where the true masks are known: for measuring only.
+    """Compare the pseudo-labels with the true masks, which are used for nothing else.
 
-    Every rank reads its share.
+    Ranks divide the images.
     """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     counts = torch.zeros(2, dtype=torch.int64)  # valid, kept
     for guess, true in list(zip(pseudo, truth, strict=True))[rank() :: ranks()]:
         pixels = image_size(source.root / true.image)
-        found = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
+        chosen = read_mask(source.root / str(guess.mask), num_classes=classes, size=pixels)
         labels = source.labels(true, classes, pixels)
-        known = labels != VOID
-        counts += torch.stack([known.sum(), (known & (found != VOID)).sum()])
-        labels = labels.masked_fill(found == VOID, VOID)
-        found = found.masked_fill(found == VOID, 0)  # void in the labels
-        confusion += confusion_matrix(found[None].long(), labels[None].long(), num_classes=classes)
+        known, unlabelled = labels != VOID, chosen == VOID
+        counts += torch.stack([known.sum(), (known & ~unlabelled).sum()])
+        labels = labels.masked_fill(unlabelled, VOID)
+        chosen = chosen.masked_fill(unlabelled, 0)  # any class: these pixels are void in the labels
+        confusion += confusion_matrix(chosen[None].long(), labels[None].long(), num_classes=classes)
     if dist.is_initialized():
         dist.all_reduce(confusion)
         dist.all_reduce(counts)

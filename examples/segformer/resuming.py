@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and going on from one."""
+"""Writing and restoring checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cpseg.files import atomic
 
 
 class Trained(Protocol):
-    """What a checkpoint holds the state of."""
+    """An object whose state a checkpoint holds."""
 
     student: nn.Module
     optimizer: torch.optim.Optimizer
@@ -21,7 +21,7 @@ class Trained(Protocol):
 
 
 def save(path: Path, trained: Trained, settings: dict[str, Any], step: int) -> None:
-    """Write the state after ``step`` steps; a run that is killed meanwhile keeps the old one."""
+    """Write the state after ``step`` steps; if the run is killed meanwhile, the old file stays."""
     state = {
         "student": trained.student.state_dict(),
         "optimizer": trained.optimizer.state_dict(),
@@ -34,10 +34,10 @@ def save(path: Path, trained: Trained, settings: dict[str, Any], step: int) -> N
 
 
 def restore(path: Path, trained: Trained, settings: dict[str, Any]) -> int:
-    """Load a checkpoint of the same settings; the number of steps it has taken.
+    """Load a checkpoint with the same settings; returns its number of steps.
 
     Raises:
-        ValueError: it was made with other settings, another model for instance, or is damaged.
+        ValueError: the checkpoint has other settings, for instance another model, or is damaged.
     """
     fix = "choose another file or --out, or delete it"
     try:

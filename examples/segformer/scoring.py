@@ -1,4 +1,4 @@
-"""mIoU of a student on whole images, or in windows that slide over them."""
+"""mIoU of a student on whole images, or in sliding windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluate(
     device: str,
     amp: torch.dtype | None = None,
 ) -> Tensor:
-    """Confusion matrix ``[K, K]`` over all images, shared out among the ranks."""
+    """Confusion matrix ``[K, K]`` over all images, which ranks divide among them."""
     model.eval()
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     for pair in pairs[rank() :: ranks()]:

@@ -1,4 +1,4 @@
-"""Two-stage semi-supervised training as in ConformalSAM (ICCV 2025), with the parts of cpseg.
+"""Two-stage semi-supervised training as in ConformalSAM (ICCV 2025), with functions of cpseg.
 
 python examples/segformer/train.py --dataset voc --root VOC2012 --lists splits/92 \
     --probs seem_probs --method foundation+cp+sr --out runs/cp-sr
@@ -53,7 +53,7 @@ class Trainer:
     ) -> None:
         self.args, self.device = args, args.device
         weight = torch.ones(num_classes) if class_weight is None else class_weight
-        # The weight of a label's pixel: void has none.
+        # The weight of a pixel by its label; void pixels have weight 0.
         self.weight = torch.cat([weight, torch.zeros(VOID + 1 - num_classes)]).to(self.device)
         self.world = ranks()
         model = build(args.model, num_classes, seed=args.seed).to(self.device)
@@ -72,12 +72,12 @@ class Trainer:
         self.scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")
 
     def step(self, passes: list[tuple[Tensor, Tensor]], stage: Stage, weight: float) -> Tensor:
-        """One optimiser step over the passes of a batch; the loss.
+        """Take one optimiser step over the passes of a batch; returns the loss.
 
         Args:
             passes: pixels and labels of each pass, on the device.
-            stage: the stage that the step belongs to.
-            weight: of the unsupervised loss, in stage II.
+            stage: the stage to which the step belongs.
+            weight: weight of the unsupervised loss in Stage II.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if stage.halves:
@@ -106,31 +106,31 @@ class Trainer:
 
     @torch.no_grad()
     def _answers(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The student's own labels for the second half of a batch; padding stays void."""
+        """Labels by the student for the second half of a batch; padding stays void."""
         middle = len(pixels) // 2
         self.student.eval()
         with self._autocast():
-            own = self.student(pixels[middle:]).argmax(1).to(torch.uint8)
+            predicted = self.student(pixels[middle:]).argmax(1).to(torch.uint8)
         self.student.train()
-        inside = labels[middle:] != VOID
-        return torch.cat([labels[:middle], own.where(inside, own.new_full((), VOID))])
+        padding = labels[middle:] == VOID
+        return torch.cat([labels[:middle], predicted.masked_fill(padding, VOID)])
 
     def _counts(self, labels: list[Tensor], stage: Stage) -> Tensor:
-        """Weight of the labels in the whole batch: of all of them, or of each half."""
+        """Total weight of the labels in the whole batch, or in each half of it."""
         parts = 2 if stage.halves else 1
-        own = [torch.stack([self.weight[x.long()].sum() for x in y.chunk(parts)]) for y in labels]
-        counts = torch.stack(own).sum(0)
+        sums = [torch.stack([self.weight[x.long()].sum() for x in y.chunk(parts)]) for y in labels]
+        counts = torch.stack(sums).sum(0)
         if self.world > 1:
             dist.all_reduce(counts)
-        return counts.masked_fill(counts == 0, 1)  # without a label the loss is 0
+        return counts.masked_fill(counts == 0, 1)  # without labels the loss is 0
 
     def _loss(
         self, logits: Tensor, labels: Tensor, counts: Tensor, stage: Stage, weight: float
     ) -> Tensor:
-        """This pass's share of the batch's loss: the sum over its pixels by the batch's weight."""
-        own = self.weight[: logits.shape[1]]
+        """This pass's part of the batch's loss: a sum over its pixels, divided by ``counts``."""
+        class_weight = self.weight[: logits.shape[1]]
         losses = [
-            cross_entropy(a, b.long(), own, ignore_index=VOID, reduction="sum") / count
+            cross_entropy(a, b.long(), class_weight, ignore_index=VOID, reduction="sum") / count
             for a, b, count in zip(
                 logits.chunk(len(counts)), labels.chunk(len(counts)), counts, strict=True
             )
@@ -143,7 +143,7 @@ class Trainer:
 
 
 def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, say: Say) -> None:
-    """Take the steps that are left, with a checkpoint now and then."""
+    """Take the remaining steps and write a checkpoint every ``--every`` steps."""
     path, settings = args.out / "checkpoint.pt", settings_of(args)
     done = 0
     if path.is_file():
@@ -193,8 +193,9 @@ def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, 
                 )
             if rank() == 0:
                 save(path, trainer, settings, now)
-            part = "II" if stage.halves else "I"
-            say(f"stage {part}, step {now} of {made.steps}, loss {mean:.4f}, {pace:.2f} s a step")
+            number = "II" if stage.halves else "I"
+            done_text = f"stage {number}, step {now} of {made.steps}"
+            say(f"{done_text}, loss {mean:.4f}, {pace:.2f} s per step")
             if writer is not None:
                 writer.add_scalar("loss", mean, now)
             since, total = now, torch.zeros_like(total)
@@ -205,18 +206,18 @@ def fit(args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, 
 def _loader(
     args: argparse.Namespace, trainer: Trainer, made: Plan, source: Source, done: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """This rank's passes of the steps after ``done``."""
+    """The passes of this rank for the steps after ``done``."""
     parts = trainer.world * args.accumulate
     steps = batches(made, args.batch, args.seed, balance=args.balance)
-    own = [
+    passes = [
         portion(samples, turn * trainer.world + rank(), parts, halves=step >= made.stages[0].steps)
         for step, samples in enumerate(steps)
         if step >= done
         for turn in range(args.accumulate)
     ]
-    order = [sample for samples in own for sample in samples]
+    order = [sample for samples in passes for sample in samples]
     numbers = iter(range(len(order)))
-    indices = [[next(numbers) for _ in samples] for samples in own]
+    indices = [[next(numbers) for _ in samples] for samples in passes]
     augment = WeakAugmentation(args.crop, scale=(args.scale[0], args.scale[1]))
     crops = Crops(source, args.classes, augment=augment, order=order)
     return DataLoader(crops, batch_sampler=indices, num_workers=args.workers)
@@ -232,7 +233,7 @@ def _writer(out: Path) -> Any:
 
 
 def _pixels_of_classes(source: Source, labelled: list[Pair], classes: int) -> Tensor:
-    """How many labelled pixels each class has, ``[K]``."""
+    """The number of labelled pixels of each class, ``[K]``."""
     counts = torch.zeros(256, dtype=torch.int64)
     for pair in labelled:
         labels = read_labels(source, pair, classes, read_pixels(source.root / pair.image))
@@ -241,7 +242,7 @@ def _pixels_of_classes(source: Source, labelled: list[Pair], classes: int) -> Te
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
-    """Labels, training and evaluation."""
+    """Make labels, train and evaluate."""
     layout = complete(args)
     given = Lists(*(args.lists / f"{part}.txt" for part in Lists._fields))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -252,7 +253,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
     counts = _pixels_of_classes(source, read_ids(lists.labelled), args.classes)
     absent = (counts == 0).nonzero().flatten().tolist()
     if absent:
-        say(f"no labelled pixel of class {', '.join(map(str, absent))}: nothing tells what it is")
+        say(f"no labelled pixel of class {', '.join(map(str, absent))}: it cannot be learned")
     pseudo: list[Pair] = []
     facts: dict[str, Any] = {}
     if args.method.startswith("foundation") and args.stage1 is None:
@@ -269,7 +270,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         return
     made = plan(args, lists, pseudo)
     weight = None
-    if args.class_weights:  # the square root of the inverse frequency, 1 on average over pixels
+    if args.class_weights:  # root of the inverse frequency; the mean over pixels is 1
         share = counts / counts.sum()
         weight = share.clamp(min=1e-4).rsqrt() / share.sqrt().sum()
     trainer = Trainer(args, args.classes, weight)
@@ -289,26 +290,26 @@ def run(args: argparse.Namespace, say: Say) -> None:
     _write_result(args, {"miou": miou, "iou": iou, "pseudo_labels": facts})
 
 
-def _write_result(args: argparse.Namespace, found: dict[str, Any]) -> None:
+def _write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     if rank() == 0:
-        content = found | {"settings": settings_of(args)}
+        content = figures | {"settings": settings_of(args)}
         write_text(args.out / "result.json", json.dumps(content, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None, say: Say = print) -> int:
-    """Run; 0 on success, 2 with one line on bad input."""
+    """Run; returns 0 on success, 2 after one line on stderr for bad input."""
     args = parser().parse_args(argv)
-    own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    starts_group = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     try:
-        if own:
+        if starts_group:
             cuda = torch.device(args.device).type == "cuda"
             if cuda:
                 args.device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(args.device)
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         run(args, say if rank() == 0 else lambda line: None)
-        if own:
-            dist.barrier()  # nobody hangs up while another still reads
+        if starts_group:
+            dist.barrier()  # no rank closes the group while another one still uses it
             dist.destroy_process_group()
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A training loop that writes what it has and goes on from there."""
+"""A training loop that writes checkpoints and continues from them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ def train(
     settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Take the steps that are left of ``steps``, with a checkpoint at ``path`` each ``every``.
+    """Take the remaining steps of ``steps``; every ``every`` steps a checkpoint goes to ``path``.
 
-    ``backward`` gets the number of the step, adds to the gradients and returns the loss. It draws
-    by that number alone, so that a run that was stopped ends where one without a stop does.
-    Afterwards ``modules`` are as the checkpoint has them.
+    ``backward`` gets the number of the step, adds to the gradients and returns the loss. Its random
+    numbers must depend on that number alone, so that a run that was stopped ends with the same
+    weights. Afterwards ``modules`` have the weights of the last checkpoint.
 
     Raises:
-        ValueError: the checkpoint was made with other settings, or is damaged; a loss that is not
-            finite.
+        ValueError: the checkpoint has other settings or is damaged, or the loss is not finite.
     """
     done = restore(path, modules, settings, optimizer) if path.is_file() else 0
     if done:
@@ -55,7 +54,7 @@ def train(
             _save(path, modules, optimizer, settings, step + 1)
             pace = (time.monotonic() - start) / (step + 1 - done)
             mean = total / (step + 1 - since)
-            say(f"{title}: step {step + 1} of {steps}, loss {mean:.4f}, {pace:.2f} s a step")
+            say(f"{title}: step {step + 1} of {steps}, loss {mean:.4f}, {pace:.2f} s per step")
             since, total = step + 1, 0.0
 
 
@@ -65,7 +64,7 @@ def restore(
     settings: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> int:
-    """Load a checkpoint of the same settings; the number of steps it has taken."""
+    """Load a checkpoint with the same settings; returns its number of steps."""
     fix = "choose another --out, or delete the file"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -85,7 +84,7 @@ def restore(
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """16 hex digits of SHA-256 that stand for the contents of files, in this order."""
+    """16 hex digits of a SHA-256 of the contents of files, in this order."""
     whole = hashlib.sha256()
     for path in paths:
         whole.update(hashlib.sha256(path.read_bytes()).digest())

@@ -1,4 +1,4 @@
-"""Coarse masks: SAM's automatic generation, and one point in each mask that a person made."""
+"""Coarse masks: SAM's automatic generation, or one point in each labelled mask."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cpseg import mask_filters, masks_to_boxes, sample_prompts
 from sam_data import VOID, Example
 from sam_model import Prompted, encode, enlarge, frame_size, mask_size, pick, predict
 
-BATCH = 64  # points a call
-NOTHING = -20.0  # logit of a mask that is none
+BATCH = 64  # points per call
+NOTHING = -20.0  # logit everywhere where no mask passed
 
 
 class Filters(NamedTuple):
-    """Which masks are good enough (appendix B.1), in percent, and which are duplicates."""
+    """Limits for masks (appendix B.1), in percent, and the IoU above which boxes are duplicates."""
 
     min_iou: float = 88.0
     min_stability: float = 95.0
@@ -32,44 +32,45 @@ def from_grid(
 ) -> tuple[Tensor, Tensor]:
     """SAM's automatic generation: ``grid * grid`` points, one at a time, three masks each.
 
-    Only ``pixels`` and ``size`` of the example are looked at.
+    Only ``pixels`` and ``size`` of the example are used.
 
     Returns:
         Logits ``[M, h, w]`` of the image without padding, best predicted IoU first, and the points
-        that made them, ``[M, 2]`` as (x, y) in the frame. M may be 0.
+        from which they were made, ``[M, 2]`` as (x, y) in the frame. M may be 0.
     """
     embedding = encode(model, example.pixels[None])
     points = _grid(grid, example.size).to(embedding.device)
     logits, iou, origin = [], [], []
-    for some in points.split(BATCH):
-        small, says = _ask(model, embedding, some)
-        rows, which = (100 * says >= filters.min_iou).nonzero(as_tuple=True)  # the others are many
+    for batch in points.split(BATCH):
+        small, predicted = _ask(model, embedding, batch)
+        # This filter removes most masks, so it comes first.
+        rows, which = (100 * predicted >= filters.min_iou).nonzero(as_tuple=True)
         if len(rows) == 0:
             continue
         for part in torch.arange(len(rows), device=rows.device).split(BATCH):
             row, candidate = rows[part], which[part]
-            found, own = small[row, candidate], says[row, candidate]
-            good = _passes(_inside(found, example, model), own, filters)
-            logits.append(found[good])
-            iou.append(own[good])
-            origin.append(some[row][good])
+            masks, mask_iou = small[row, candidate], predicted[row, candidate]
+            good = _passes(_inside(masks, example, model), mask_iou, filters)
+            logits.append(masks[good])
+            iou.append(mask_iou[good])
+            origin.append(batch[row][good])
     if sum(map(len, logits)) == 0:
         return embedding.new_zeros(0, *_small_size(model, example.size)), points[:0]
-    small, says, made = torch.cat(logits), torch.cat(iou), torch.cat(origin)
+    small, predicted, origins = torch.cat(logits), torch.cat(iou), torch.cat(origin)
     boxes = torch.cat([masks_to_boxes(_inside(s, example, model) > 0) for s in small.split(BATCH)])
-    kept = distinct(boxes, says, filters.nms)
-    return _cut(small[kept], model, example.size), made[kept]
+    kept = distinct(boxes, predicted, filters.nms)
+    return _cut(small[kept], model, example.size), origins[kept]
 
 
 @torch.no_grad()
 def from_masks(
     model: SamModel, example: Example, filters: Filters, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One random point in every true mask; of its three masks the one closest to the truth (D.2).
+    """One random point in every true mask; of its three masks the one closest to it (D.2).
 
     Returns:
-        Logits ``[M, h, w]``, points ``[M, 2]`` in the frame, and whether the mask passes the
-        filters, bool ``[M]``.
+        Logits ``[M, h, w]``, points ``[M, 2]`` in the frame, and bool ``[M]``, True where the mask
+        passes the filters.
     """
     embedding = encode(model, example.pixels[None])
     targets = example.masks == 1
@@ -77,21 +78,22 @@ def from_masks(
     points = drawn.points.to(embedding.device)
     logits, passed = [], []
     for rows in torch.arange(len(points), device=points.device).split(BATCH // 4):
-        small, says = _ask(model, embedding, points[rows])
+        small, predicted = _ask(model, embedding, points[rows])
         valid = (example.masks[rows] != VOID)[:, None]
         now = (enlarge(small, frame_size(model)) > 0) & valid
         truth = targets[rows][:, None]
         best = ((now & truth).flatten(2).sum(2) / (now | truth).flatten(2).sum(2)).argmax(1)
-        own, iou = pick(small, best)[:, 0], pick(says, best)[:, 0]
-        logits.append(own)
-        passed.append(_passes(_inside(own, example, model), iou, filters))
+        chosen, iou = pick(small, best)[:, 0], pick(predicted, best)[:, 0]
+        logits.append(chosen)
+        passed.append(_passes(_inside(chosen, example, model), iou, filters))
     return _cut(torch.cat(logits), model, example.size), points, torch.cat(passed)
 
 
 def distinct(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
-    """Indices that are left when a box goes whose IoU with a better one is above ``limit``.
+    """Non-maximum suppression: drop a box whose IoU with a better kept box is above ``limit``.
 
-    Best first. Boxes are (x0, y0, x1, y1) with both ends inside, ``[M, 4]``.
+    Returns the indices of the boxes kept, best first. Boxes are (x0, y0, x1, y1) with both ends
+    inside, ``[M, 4]``.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
@@ -108,7 +110,7 @@ def distinct(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
 
 
 def _grid(number: int, size: tuple[int, int]) -> Tensor:
-    """The middles of ``number * number`` equal parts of the image, ``[N, 2]`` as (x, y)."""
+    """The centres of ``number * number`` equal parts of the image, ``[N, 2]`` as (x, y)."""
     middles = (torch.arange(number) + 0.5) / number
     y, x = torch.meshgrid(middles * size[0] - 0.5, middles * size[1] - 0.5, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
@@ -140,7 +142,7 @@ def _small_size(model: SamModel, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _cut(small: Tensor, model: SamModel, size: tuple[int, int]) -> Tensor:
-    """The image's part of logits ``[M, L, L]``: as they are where its edge falls between pixels."""
+    """The part of logits ``[M, L, L]`` that the image covers, resampled at its edges."""
     height, width = _small_size(model, size)
     side = frame_size(model)
     y = (torch.arange(height, device=small.device) + 0.5) / height * 2 * size[0] / side - 1

@@ -1,4 +1,4 @@
-"""A small folder to try the example on: digit scenes with coarse masks that are wrong at edges."""
+"""A small data set to try the example: digit scenes with coarse masks that are wrong at edges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make(folder: Path, counts: dict[str, int], seed: int) -> None:
     recipe = f"{sorted(counts.items())} seed {seed}\n"
     if done.is_file() and done.read_text() == recipe:
         return
-    done.unlink(missing_ok=True)  # a stop from here on leaves no scenes that count as written
+    done.unlink(missing_ok=True)  # until all scenes are written, none of them count
     for number, (part, count) in enumerate(sorted(counts.items())):
         rng = np.random.default_rng([seed, number])
         digits = "test" if part == "val" else "train"
@@ -36,7 +36,7 @@ def make(folder: Path, counts: dict[str, int], seed: int) -> None:
                 coarse = np.stack([_coarse(objects == v, rng) for v in range(1, _count(objects))])
                 path = folder / "coarse" / "images" / f"{name}.safetensors"
                 write_tensors(path, {"logits": torch.from_numpy(coarse)}, {})
-        if part == "unlabelled":  # its masks are there to look at; the list does not name them
+        if part == "unlabelled":  # its masks are only for viewing; the list does not contain them
             write_text(folder / "unlabelled.txt", "".join(f"{image}\n" for image, _ in lines))
         else:
             write_ids(folder / f"{part}.txt", lines)
@@ -48,7 +48,7 @@ def _count(objects: np.ndarray) -> int:
 
 
 def _objects(label: np.ndarray) -> np.ndarray:
-    """Every digit its own number; the rim of the scenes is background here, specks are void."""
+    """One number per digit; the rim of digits becomes background, specks become void."""
     parts, count = ndimage.label((label > 0) & (label != VOID), structure=np.ones((3, 3)))
     objects = np.zeros_like(label)
     number = 0
@@ -60,7 +60,7 @@ def _objects(label: np.ndarray) -> np.ndarray:
 
 
 def _coarse(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Logits that swell a mask, close its small holes and waver along its edge."""
+    """Logits that enlarge a mask, close its small holes and vary along its edge."""
     distance = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
     swollen = ndimage.gaussian_filter(distance, 1.5) + 0.8
     waver = ndimage.gaussian_filter(rng.standard_normal(mask.shape), 3.0)

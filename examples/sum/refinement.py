@@ -1,4 +1,4 @@
-"""The mask-refinement module of SUM, and the uncertainty maps it gives (section 3.2.3)."""
+"""The mask-refinement module of SUM, and its uncertainty maps (section 3.2.3)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def good_pairs(example: Example, least: float = 0.7) -> Tensor:
 def refine(model: SamModel, embedding: Tensor, example: Example) -> tuple[Tensor, Tensor]:
     """Refined logits ``[M, 1, L, L]`` and predicted IoU of the coarse masks of an image.
 
-    Prompts are the coarse logits, the box around the coarse mask and the point that made it;
+    Prompts are the coarse logits, the box around the coarse mask and the point of its origin;
     ``embedding`` is ``[1, C, h, w]``.
     """
     assert example.coarse is not None
@@ -46,7 +46,7 @@ def refine(model: SamModel, embedding: Tensor, example: Example) -> tuple[Tensor
 
 
 def refinement_loss(model: SamModel, example: Example) -> Tensor:
-    """Loss of the refined masks against the true ones; the image encoder learns nothing."""
+    """Loss of the refined masks against the true ones; the image encoder is not trained."""
     with torch.no_grad():
         embedding = encode(model, example.pixels[None])
     logits, iou = refine(model, embedding, example)
@@ -57,8 +57,9 @@ def refinement_loss(model: SamModel, example: Example) -> Tensor:
 def uncertainty_of(kind: str, model: SamModel, example: Example) -> Tensor:
     """Uncertainty of the coarse masks of an image, float16 ``[M, L, L]``.
 
-    ``sum``: eq. 3, ``model`` being the refinement module. ``confidence``: the entropy of the coarse
-    logits. ``discrepancy``: how far ``model``, asked with the box of a coarse mask, is from it.
+    ``sum``: eq. 3, where ``model`` is the refinement module. ``confidence``: the entropy of the
+    coarse logits. ``discrepancy``: the distance between a coarse mask and what ``model`` predicts
+    for its box.
     """
     assert example.coarse is not None
     coarse = shrink(example.coarse, mask_size(model))
@@ -82,9 +83,9 @@ def _prompts(example: Example, masks: Tensor) -> Prompted:
 def map_metadata(
     kind: str, settings: dict[str, Any], inputs: str, refined: str | None
 ) -> dict[str, Any]:
-    """What a written map was made with; a map made otherwise is written anew.
+    """What a map depends on, as metadata of its file; if it changes, the map is written again.
 
-    ``inputs`` and ``refined`` are digests: of the image with its coarse file, and of the refinement
+    ``inputs`` is a digest of the image and its coarse file, ``refined`` one of the refinement
     module.
     """
     about = {"kind": "uncertainty", "uncertainty": kind, "settings": settings}

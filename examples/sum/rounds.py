@@ -23,15 +23,15 @@ def backward(
 ) -> Tensor:
     """Gradients of the mean loss of 7 rounds: a first prompt, 5 corrections, one without a prompt.
 
-    Every round's graph is freed at once; the image encoder gets the sum of their gradients.
+    The graph of each round is freed after it; the image encoder gets the sum of their gradients.
 
     Args:
         model: SAM.
-        task_prompt: added to the image embedding in the first round; None for none.
-        examples: images, every one with the same weight whatever its number of masks.
+        task_prompt: added to the image embedding in the first round, or None.
+        examples: images; all have the same weight, whatever their number of masks.
         uncertainties: of each image's masks, ``[M, S, S]``; None for masks made by people.
         tasks: task of each image.
-        generator: for the prompts.
+        generator: draws the prompts.
 
     Returns:
         The loss, without a graph.
@@ -64,16 +64,18 @@ def backward(
         here = (embedding if number else first)[image]
         logits, iou = predict(model, here, prompts, last, several=number == 0)
         large = enlarge(logits, size)
-        learnt, say = large, iou
-        if number == 0:  # one prompt is ambiguous: the best of three candidates learns
+        trained, predicted = large, iou
+        if number == 0:  # one prompt is ambiguous: train the best of three candidates
             best = _losses(large.detach(), masks, unsure).argmin(1)
-            learnt, say = pick(large, best), pick(iou, best).squeeze(1)
-        loss = sum_loss(learnt, masks, uncertainty=unsure, predicted_iou=say, reduction="none")
+            trained, predicted = pick(large, best), pick(iou, best).squeeze(1)
+        loss = sum_loss(
+            trained, masks, uncertainty=unsure, predicted_iou=predicted, reduction="none"
+        )
         mean = torch.stack([loss[image == k].mean() for k in range(len(examples))]).mean()
         mean = mean / (CORRECTIONS + 2)
         mean.backward()
         total += mean.detach()
-        # The candidate that the model itself holds for the best goes into the next round.
+        # The candidate with the highest predicted IoU is the input of the next round.
         trusted = iou.detach().argmax(1)
         last = pick(logits.detach(), trusted)
         if number < CORRECTIONS:
@@ -88,9 +90,11 @@ def backward(
 
 def _losses(logits: Tensor, masks: Tensor, unsure: Tensor) -> Tensor:
     """Mask loss of every candidate, ``[R, m]``."""
-    columns = logits.split(1, dim=1)
-    own = [sum_loss(column, masks, uncertainty=unsure, reduction="none") for column in columns]
-    return torch.stack(own, 1)
+    losses = [
+        sum_loss(candidate, masks, uncertainty=unsure, reduction="none")
+        for candidate in logits.split(1, dim=1)
+    ]
+    return torch.stack(losses, 1)
 
 
 @torch.no_grad()
@@ -99,8 +103,8 @@ def evaluate(
 ) -> tuple[Tensor, Tensor]:
     """Mean IoU and mean boundary IoU of an image's masks after 1..6 point prompts, each ``[6]``.
 
-    The first point lies farthest from the boundary of the mask, the next ones farthest from that of
-    the error. Of the three candidates of the first round the one closest to the truth counts.
+    The first point is the one farthest from the boundary of the mask, the next ones are farthest
+    from the boundary of the error. In the first round the best of three candidates is used.
     """
     embedding = encode(model, example.pixels[None])
     count, device = len(example.masks), embedding.device
@@ -111,7 +115,7 @@ def evaluate(
     drawn = centre_point(targets)
     boxed = torch.zeros(count, dtype=torch.bool, device=device)
     prompts = Prompted(drawn.points[:, None], drawn.labels[:, None], None, boxed)
-    found: list[Tensor] = []
+    rounds: list[Tensor] = []
     last = None
     for number in range(CORRECTIONS + 1):
         here = (embedding if number else first).expand(count, -1, -1, -1)
@@ -120,9 +124,10 @@ def evaluate(
         both, either = now & targets[:, None], now | targets[:, None]
         best = (both.flatten(2).sum(2) / either.flatten(2).sum(2)).argmax(1)
         last = pick(logits, best)
-        found.append(pick(now, best)[:, 0])
-        drawn = centre_point(targets, found[-1])
+        rounds.append(pick(now, best)[:, 0])
+        drawn = centre_point(targets, rounds[-1])
         prompts = prompts.add(drawn.points, drawn.labels)
-    height, width = example.size  # without the padding: the band's width is a share of the image
-    masks = torch.stack(found)[:, :, :height, :width]
+    # Without the padding, because the width of mBIoU's band is a share of the image.
+    height, width = example.size
+    masks = torch.stack(rounds)[:, :, :height, :width]
     return interactive_iou(masks, targets[:, :height, :width])

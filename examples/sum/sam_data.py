@@ -1,7 +1,7 @@
-"""Images, masks and coarse logits of a folder, brought to the square frame of SAM.
+"""Images, masks and coarse logits of a folder, resized to the square input of SAM.
 
-The folder holds ``labelled.txt`` and ``val.txt`` (``image mask`` a line), ``unlabelled.txt``
-(``image`` a line), all relative to it, and ``coarse/<image without suffix>.safetensors``.
+The folder holds ``labelled.txt`` and ``val.txt`` (``image mask`` per line), ``unlabelled.txt``
+(``image`` per line), with paths relative to it, and ``coarse/<image without suffix>.safetensors``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from cpseg import centre_point
 from cpseg.files import Pair, output_path, read_ids, read_mask, read_tensors
 
 VOID = 255
-MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # SAM's, of 0..255
+MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)  # of SAM, for values 0..255
 STD = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
 
 
 class Example(NamedTuple):
-    """One image with M masks in a frame of S x S pixels; the image fills its upper left.
+    """One image with M masks in a frame of S x S pixels; the image is in its upper left corner.
 
     Attributes:
         name: path of the image in its list.
         pixels: float ``[3, S, S]``, normalised, 0 in the padding.
         size: height and width of the image in the frame.
-        masks: 1 mask, 0 not, 255 void or padding, uint8 ``[M, S, S]``.
-        coarse: logits of the coarse masks, ``[M, S, S]``; None where there are none.
-        points: a point in each mask as (x, y), ``[M, 2]``: the one that made the coarse mask.
+        masks: 1 inside the mask, 0 outside, 255 void or padding, uint8 ``[M, S, S]``.
+        coarse: logits of the coarse masks, ``[M, S, S]``, or None.
+        points: the point from which each coarse mask was made, as (x, y), ``[M, 2]``.
     """
 
     name: str
@@ -50,16 +50,16 @@ def read_list(folder: Path, part: str) -> list[Pair]:
 
 
 def read_image(folder: Path, pair: Pair, size: int) -> tuple[Example, tuple[int, int]]:
-    """An image without masks, and its own height and width."""
+    """An image without masks, and its original height and width."""
     image = _read_image(folder / pair.image)
     pixels, inner = _frame(image, size)
-    none = torch.zeros(0, size, size, dtype=torch.uint8)
-    bare = Example(pair.image, pixels, inner, none, None, torch.zeros(0, 2))
-    return bare, (image.height, image.width)
+    no_masks = torch.zeros(0, size, size, dtype=torch.uint8)
+    example = Example(pair.image, pixels, inner, no_masks, None, torch.zeros(0, 2))
+    return example, (image.height, image.width)
 
 
 def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Example:
-    """An image with the masks that a person made: label k is mask k, 0 background, 255 void.
+    """An image with its labelled masks: label k is mask k, 0 background, 255 void.
 
     With ``coarse``, channel k - 1 of the coarse logits belongs to label k.
     """
@@ -69,16 +69,16 @@ def read_labelled(folder: Path, pair: Pair, size: int, *, coarse: bool) -> Examp
     logits, points = _read_coarse(folder, pair.image, full, size, example.size)
     if len(logits) < kept[-1]:
         raise ValueError(
-            f"{pair.image}: expected coarse logits of {kept[-1]} masks, as its labels are, "
-            f"got {len(logits)}; write one channel a label"
+            f"{pair.image}: expected coarse logits of {kept[-1]} masks, one per label, "
+            f"got {len(logits)}; write one channel per label"
         )
     index = torch.tensor(kept) - 1
-    own = example.points if points is None else points[index]
-    return example._replace(coarse=logits[index], points=own)
+    points = example.points if points is None else points[index]
+    return example._replace(coarse=logits[index], points=points)
 
 
 def read_objects(folder: Path, pair: Pair, size: int) -> tuple[Example, list[int], tuple[int, int]]:
-    """An image with the masks that a person made, the label of each, and its height and width."""
+    """An image with its labelled masks, the label of each, and its original height and width."""
     bare, full = read_image(folder, pair, size)
     where = folder / str(pair.mask)
     labels = read_mask(where, num_classes=255, size=full)
@@ -99,7 +99,7 @@ def read_objects(folder: Path, pair: Pair, size: int) -> tuple[Example, list[int
 
 
 def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
-    """An image whose masks are its coarse logits above 0; empty ones are left out."""
+    """An image whose masks are its coarse logits above 0; empty masks are left out."""
     bare, full = read_image(folder, pair, size)
     logits, points = _read_coarse(folder, pair.image, full, size, bare.size)
     inside = _pad(torch.zeros(1, *bare.size), size, VOID) == 0
@@ -110,16 +110,16 @@ def read_unlabelled(folder: Path, pair: Pair, size: int) -> Example:
             f"{pair.image}: expected a coarse mask with a pixel, got none; remove the line"
         )
     masks = masks[kept]
-    own = centre_point(masks).points if points is None else points[kept]
+    points = centre_point(masks).points if points is None else points[kept]
     targets = masks.to(torch.uint8).masked_fill(~inside, VOID)
-    return bare._replace(masks=targets, coarse=logits[kept], points=own)
+    return bare._replace(masks=targets, coarse=logits[kept], points=points)
 
 
 def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
-    """The unlabelled images but those whose coarse file has no mask.
+    """The unlabelled images, except those whose coarse file has no mask.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no image is left.
     """
     left = []
     for pair in pairs:
@@ -127,7 +127,7 @@ def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
         try:
             with safe_open(path, framework="pt") as file:
                 empty = file.get_slice("logits").get_shape()[0] == 0
-        except (OSError, SafetensorError):  # says so where it is read
+        except (OSError, SafetensorError):  # the error is reported when the file is read
             empty = False
         if not empty:
             left.append(pair)
@@ -140,7 +140,7 @@ def with_masks(folder: Path, pairs: list[Pair]) -> list[Pair]:
 
 
 def take(example: Example, index: Tensor) -> Example:
-    """Some of the masks."""
+    """The example with only the masks at ``index``."""
     coarse = None if example.coarse is None else example.coarse[index]
     return example._replace(masks=example.masks[index], coarse=coarse, points=example.points[index])
 
@@ -198,4 +198,4 @@ def _read_coarse(
 def move_points(points: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Points (x, y) of an image at the height and width ``size`` in the same image at ``to``."""
     scale = torch.tensor([to[1] / size[1], to[0] / size[0]], device=points.device)
-    return (points + 0.5) * scale - 0.5  # the middle of a pixel stays one
+    return (points + 0.5) * scale - 0.5  # 0.5: the centre of the first pixel is 0

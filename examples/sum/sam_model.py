@@ -16,8 +16,8 @@ class Prompted(NamedTuple):
     Attributes:
         points: (x, y), float ``[R, n, 2]``.
         labels: 1 inside, 0 outside, -1 no point, int64 ``[R, n]``.
-        boxes: (x0, y0, x1, y1), float ``[R, 4]``, or None where no mask has one.
-        boxed: bool ``[R]``: the box stands in for the first point.
+        boxes: (x0, y0, x1, y1), float ``[R, 4]``, or None if no mask has one.
+        boxed: bool ``[R]``: the box replaces the first point.
     """
 
     points: Tensor
@@ -26,13 +26,13 @@ class Prompted(NamedTuple):
     boxed: Tensor
 
     def add(self, points: Tensor, labels: Tensor) -> Prompted:
-        """One more point for each mask."""
+        """Add a point to each mask."""
         longer = torch.cat([self.points, points[:, None]], 1)
         return self._replace(points=longer, labels=torch.cat([self.labels, labels[:, None]], 1))
 
 
 def load(name: str, seed: int) -> SamModel:
-    """A checkpoint by name or folder, or a random SAM of 128 pixels for ``tiny``."""
+    """A checkpoint by name or folder; for ``tiny`` a SAM of 128 pixels with random weights."""
     if name != "tiny":
         try:
             return _freeze_waves(SamModel.from_pretrained(name))
@@ -53,7 +53,7 @@ def load(name: str, seed: int) -> SamModel:
         "window_size": 4,
         "global_attn_indexes": [1],
         "num_pos_feats": width // 2,
-        "initializer_range": 0.02,  # the default, 1e-10, is meant for a checkpoint to come
+        "initializer_range": 0.02,  # the default, 1e-10, is only meant to be overwritten
     }
     prompt = {
         "hidden_size": width,
@@ -74,7 +74,7 @@ def load(name: str, seed: int) -> SamModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SamModel(config)
-    # Waves as long as those of SAM's checkpoints; transformers draws them 16 times as short here.
+    # The wavelengths of SAM's checkpoints; transformers would draw them 16 times shorter here.
     waves = torch.randn(2, width // 2, generator=torch.Generator().manual_seed(seed))
     for module in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
         module.positional_embedding.data.copy_(waves)
@@ -82,19 +82,19 @@ def load(name: str, seed: int) -> SamModel:
 
 
 def _freeze_waves(model: SamModel) -> SamModel:
-    """Random waves stand for positions; newer versions of transformers hold them as parameters."""
+    """Do not train the random waves that encode positions, which may be parameters here."""
     for module in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
         module.positional_embedding.requires_grad_(False)
     return model
 
 
 def frame_size(model: SamModel) -> int:
-    """Side of the square that the model sees, in pixels."""
+    """Side of the model's square input, in pixels."""
     return int(model.config.vision_config.image_size)
 
 
 def mask_size(model: SamModel) -> int:
-    """Side of the model's masks, those it takes and those it gives."""
+    """Side of the masks that the model takes and returns."""
     return 4 * frame_size(model) // int(model.config.vision_config.patch_size)
 
 
@@ -118,14 +118,14 @@ def predict(
     Args:
         model: SAM.
         embedding: of each mask's image, ``[R, C, h, w]``.
-        prompts: what was asked so far.
+        prompts: all prompts so far.
         masks: logits of an earlier prediction, ``[R, 1, L, L]``.
-        several: m = 3 candidates instead of one mask.
-        all_points: boxes come with the first point, not instead of it.
+        several: return m = 3 candidates instead of one mask.
+        all_points: pass the first point together with a box, not the box alone.
     """
     boxed = prompts.boxed
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    # Rows with a box and rows without have other tokens: one call for each kind.
+    results: list[tuple[Tensor, Tensor, Tensor]] = []
+    # Rows with a box have other tokens than rows without: one call for each kind.
     for kind in (True, False):
         rows = (boxed == kind).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -140,10 +140,10 @@ def predict(
             input_masks=None if masks is None else masks[rows],
             multimask_output=several,
         )
-        found.append((rows, out.pred_masks[:, 0], out.iou_scores[:, 0]))
-    order = torch.cat([rows for rows, _, _ in found]).argsort()
-    logits = torch.cat([logits for _, logits, _ in found])[order]
-    return logits, torch.cat([iou for _, _, iou in found])[order]
+        results.append((rows, out.pred_masks[:, 0], out.iou_scores[:, 0]))
+    order = torch.cat([rows for rows, _, _ in results]).argsort()
+    logits = torch.cat([logits for _, logits, _ in results])[order]
+    return logits, torch.cat([iou for _, _, iou in results])[order]
 
 
 def enlarge(logits: Tensor, size: int) -> Tensor:
@@ -164,7 +164,7 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def train_decoder_only(model: SamModel) -> list[nn.Parameter]:
-    """Freeze the image encoder; the parameters that are left."""
+    """Freeze the image encoder; returns the parameters to train."""
     model.requires_grad_(False)
     model.prompt_encoder.requires_grad_(True)
     model.mask_decoder.requires_grad_(True)
@@ -177,8 +177,8 @@ def layer_groups(
 ) -> list[dict[str, object]]:
     """Parameter groups with the learning rate ``lr * decay ** (layers above)``.
 
-    The last layer of the image encoder has ``lr * decay``; what comes before the first layer counts
-    as one layer more; neck, prompt encoder, mask decoder and ``extra`` have ``lr``.
+    The last layer of the image encoder has ``lr * decay``. The parameters before its first layer
+    count as one more layer. Neck, prompt encoder, mask decoder and ``extra`` have ``lr``.
     """
     layers = len(model.vision_encoder.layers)
     groups: dict[int, list[nn.Parameter]] = {}

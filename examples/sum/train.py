@@ -1,4 +1,4 @@
-"""Uncertainty-aware fine-tuning of SAM, as in SUM (NeurIPS 2024), with the parts of cpseg.
+"""Uncertainty-aware fine-tuning of SAM, as in SUM (NeurIPS 2024), with functions of cpseg.
 
 python examples/sum/train.py all --data digits --model tiny --out sum_out
 """
@@ -35,7 +35,7 @@ from sam_data import (
 from sam_model import enlarge, frame_size, layer_groups, load, train_decoder_only
 
 COMMANDS = ("coarse", "refine", "uncertainty", "finetune", "all")
-UNLABELLED = 0  # the task of pseudo-labels; 1 is salient objects, 2 entities
+UNLABELLED = 0  # the task of pseudo-labels; 1 means salient objects, 2 entities
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,30 +44,44 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("command", choices=COMMANDS)
     out.add_argument("--data", required=True, help="a folder (see README.md), or digits")
     out.add_argument("--out", required=True, type=Path)
-    out.add_argument("--model", default="facebook/sam-vit-huge", help="or tiny: small and random")
+    out.add_argument(
+        "--model", default="facebook/sam-vit-huge", help="or tiny: small, with random weights"
+    )
     kinds = ("sum", "confidence", "discrepancy", "none")
     out.add_argument("--uncertainty", choices=kinds, default="sum")
     out.add_argument("--no-task-prompt", action="store_true")
-    out.add_argument("--task", type=int, choices=(1, 2), default=2, help="of the labelled images")
-    out.add_argument("--steps", type=_positive, help="of fine-tuning (6000; tiny 400)")
-    out.add_argument("--refine-steps", type=_positive, help="of the refinement module (the same)")
-    out.add_argument("--lr", type=float, help="1e-5; tiny, which starts from nothing, 3e-3")
+    out.add_argument(
+        "--task", type=int, choices=(1, 2), default=2, help="task of the labelled images"
+    )
+    out.add_argument(
+        "--steps", type=_positive, help="steps of fine-tuning (default 6000; tiny 400)"
+    )
+    out.add_argument(
+        "--refine-steps", type=_positive, help="steps of the refinement module (the same)"
+    )
+    out.add_argument("--lr", type=float, help="default 1e-5; tiny 3e-3")
     out.add_argument("--layer-decay", type=float, default=0.8)
-    out.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW, as SAM has it")
-    out.add_argument("--masks", type=_positive, default=30, help="most masks of an image a step")
+    out.add_argument(
+        "--weight-decay", type=float, default=0.1, help="of AdamW (default 0.1, as for SAM)"
+    )
+    out.add_argument(
+        "--masks", type=_positive, default=30, help="maximal number of masks per image and step"
+    )
     out.add_argument("--every", type=_positive, default=50, help="steps between two checkpoints")
-    out.add_argument("--grid", type=_positive, default=32, help="points a side of the image")
+    out.add_argument("--grid", type=_positive, default=32, help="points per side of the image")
     default = sam_masks.Filters()
     names = {
-        "min_iou": "least predicted IoU of a coarse mask, in percent",
-        "min_stability": "its least stability, in percent",
-        "max_area": "its area in percent of the image must be less",
-        "nms": "IoU of two boxes above which the worse mask goes",
+        "min_iou": "smallest predicted IoU of a coarse mask, in percent",
+        "min_stability": "its smallest stability, in percent",
+        "max_area": "its area must be less than this, in percent of the image",
+        "nms": "if the IoU of two boxes is above this, the worse mask is removed",
     }
     for name, text in names.items():
         option = f"--{name.replace('_', '-')}"
         out.add_argument(option, type=float, default=getattr(default, name), help=text)
-    out.add_argument("--digits", type=_positive, default=40, help="images of each part of digits")
+    out.add_argument(
+        "--digits", type=_positive, default=40, help="number of images in each part of digits"
+    )
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return out
@@ -81,7 +95,7 @@ def _positive(text: str) -> int:
 
 
 class Run:
-    """What the commands share: arguments, data and where things are written."""
+    """The arguments, data and output paths of all commands."""
 
     def __init__(self, args: argparse.Namespace, say: Callable[[str], None]) -> None:
         self.args, self.say = args, say
@@ -102,7 +116,7 @@ class Run:
         self.size = frame_size(self.model)
 
     def settings(self, *names: str) -> dict[str, Any]:
-        """The arguments that what is written depends on."""
+        """The arguments on which the output depends."""
         common = {"lr": self.lr}
         names = ("data", "digits", "model", "seed", "masks", "weight_decay", "grid", *names)
         names = (*sam_masks.Filters._fields, *names)
@@ -124,27 +138,27 @@ class Run:
     def draw(self, step: int, stream: int) -> torch.Generator:
         """Random numbers of one step, on the CPU: every device gets the same images and masks.
 
-        The prompts of fine-tuning are drawn on the device, each kind of which draws others.
+        The prompts of fine-tuning are drawn on the device, so they depend on its kind.
         """
         number = (self.args.seed * 1_000_003 + step) * 2 + stream
         return torch.Generator().manual_seed(number % 2**63)
 
     def some(self, example: Example, generator: torch.Generator) -> Tensor:
-        """At most ``--masks`` of its masks, at random."""
+        """Random indices of at most ``--masks`` of its masks."""
         order = torch.randperm(len(example.masks), generator=generator)
         return order[: self.args.masks].to(self.args.device)
 
     def coarse_file(self, pair: Pair) -> Path:
-        """Where the coarse masks of an image are."""
+        """The file of the coarse masks of an image."""
         return output_path(self.folder / "coarse", pair.image, ".safetensors")
 
     def map_file(self, pair: Pair) -> Path:
-        """Where the uncertainty map of an image is."""
+        """The file of the uncertainty map of an image."""
         folder = self.args.out / f"uncertainty-{self.args.uncertainty}"
         return output_path(folder, pair.image, ".safetensors")
 
     def written_map(self, pair: Pair) -> Path:
-        """The same, where it must be there."""
+        """The same file, which must exist."""
         path = self.map_file(pair)
         if not path.is_file():
             raise FileNotFoundError(
@@ -155,7 +169,7 @@ class Run:
 
 
 def coarse(run: Run) -> None:
-    """Write the coarse masks of labelled and unlabelled images, unless they are there."""
+    """Write the coarse masks of labelled and unlabelled images, unless they exist already."""
     args = run.args
     filters = sam_masks.Filters(args.min_iou, args.min_stability, args.max_area, args.nms)
     about = {"kind": "coarse", "model": args.model, "seed": args.seed, **filters._asdict()}
@@ -199,7 +213,7 @@ def coarse(run: Run) -> None:
 
 
 def _own_coarse(folder: Path) -> bool:
-    """Whether there are no coarse masks yet, or some of this command's."""
+    """Whether there are no coarse masks yet, or only masks of this command."""
     first = next((folder / "coarse").rglob("*.safetensors"), None)
     return first is None or read_tensors(first)[1].get("kind") == "coarse"
 
@@ -215,15 +229,15 @@ def _coarse_unlabelled(
 def _coarse_labelled(
     run: Run, pair: Pair, filters: sam_masks.Filters, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Channel k - 1 for label k; where there is no good mask, a constant."""
+    """Channel k - 1 for label k; a constant if no mask passes."""
     example, kept, full = read_objects(run.folder, pair, run.size)
-    found, points, good = sam_masks.from_masks(run.model, run.move(example), filters, generator)
-    index = torch.tensor(kept, device=found.device) - 1
-    logits = found.new_full((kept[-1], *found.shape[1:]), sam_masks.NOTHING)
-    made = points.new_zeros(kept[-1], 2)
-    logits[index[good]] = found[good]
-    made[index] = move_points(points, example.size, full)
-    return _stored(logits, made)
+    masks, points, good = sam_masks.from_masks(run.model, run.move(example), filters, generator)
+    index = torch.tensor(kept, device=masks.device) - 1
+    logits = masks.new_full((kept[-1], *masks.shape[1:]), sam_masks.NOTHING)
+    logits[index[good]] = masks[good]
+    origins = points.new_zeros(kept[-1], 2)
+    origins[index] = move_points(points, example.size, full)
+    return _stored(logits, origins)
 
 
 def _stored(logits: Tensor, points: Tensor) -> dict[str, Tensor]:
@@ -265,7 +279,7 @@ def refine(run: Run) -> None:
 
 
 def uncertainty(run: Run) -> None:
-    """Write the uncertainty map of every unlabelled image, unless it is there."""
+    """Write the uncertainty map of every unlabelled image, unless it exists already."""
     kind = run.args.uncertainty
     if kind == "none":
         return
@@ -291,14 +305,14 @@ def uncertainty(run: Run) -> None:
         if path.is_file() and read_tensors(path)[1] == about:
             continue
         example = run.move(read_unlabelled(run.folder, pair, run.size))
-        found = uncertainty_of(kind, run.model, example)
-        write_tensors(path, {"uncertainty": found}, about)
+        values = uncertainty_of(kind, run.model, example)
+        write_tensors(path, {"uncertainty": values}, about)
         written += 1
     run.say(f"uncertainty: {written} maps written, {len(pairs) - written} were there")
 
 
 def finetune(run: Run) -> None:
-    """Fine-tune SAM on one labelled and one unlabelled image a step, and evaluate it."""
+    """Fine-tune SAM on one labelled and one unlabelled image per step, and evaluate it."""
     args = run.args
     task_prompt = None
     modules = nn.ModuleDict({"sam": run.model})
@@ -358,22 +372,22 @@ def _map_of(run: Run, pair: Pair, example: Example) -> Tensor | None:
     if run.args.uncertainty == "none":
         return None
     path = run.written_map(pair)
-    found = read_tensors(path)[0]["uncertainty"].float().to(run.args.device)
-    if len(found) != len(example.masks):
+    maps = read_tensors(path)[0]["uncertainty"].float().to(run.args.device)
+    if len(maps) != len(example.masks):
         raise ValueError(
-            f"{path}: expected {len(example.masks)} maps, got {len(found)}; "
+            f"{path}: expected {len(example.masks)} maps, got {len(maps)}; "
             "delete it and run uncertainty"
         )
-    return enlarge(found[:, None], run.size)[:, 0].clamp(0, 1)
+    return enlarge(maps[:, None], run.size)[:, 0].clamp(0, 1)
 
 
 def table(when: str, run: Run, task_prompt: TaskPrompt | None) -> None:
-    """Print mIoU and mBIoU of the validation images after each round; every mask counts alike."""
+    """Print mIoU and mBIoU of the validation images after each round, as means over all masks."""
     sums, count = torch.zeros(2, 6, dtype=torch.float64), 0
     for pair in read_list(run.folder, "val"):
         example = run.labelled(pair, coarse=False)
-        found = torch.stack(evaluate(run.model, task_prompt, example, run.args.task))
-        sums += found.cpu() * len(example.masks)
+        means = torch.stack(evaluate(run.model, task_prompt, example, run.args.task))
+        sums += means.cpu() * len(example.masks)
         count += len(example.masks)
     for name, row in zip(("mIoU ", "mBIoU"), 100 * sums / count, strict=True):
         values = "  ".join(f"{value:5.1f}" for value in row.tolist())
@@ -381,7 +395,7 @@ def table(when: str, run: Run, task_prompt: TaskPrompt | None) -> None:
 
 
 def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> int:
-    """Run a command; 0 on success, 2 with one line on bad input."""
+    """Run a command; returns 0 on success, 2 after one line on stderr for bad input."""
     args = parser().parse_args(argv)
     try:
         steps: dict[str, Callable[[Run], None]] = {
@@ -394,7 +408,7 @@ def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> i
         if args.command == "all" and args.uncertainty != "sum":
             names.remove("refine")
         for name in names:
-            run = Run(args, say)  # each from the starting model
+            run = Run(args, say)  # every command starts with the initial model
             if name == "coarse" and args.command == "all" and not _own_coarse(run.folder):
                 continue
             steps[name](run)

@@ -168,16 +168,16 @@ def test_a_stopped_conversion_goes_on(example, converted, download, tmp_path, mo
 
 def test_a_folder_of_another_seed_is_refused(example, converted, download, capsys):
     before = files(converted)
-    said = f"convert.py: {converted}: expected a new folder, or one made alike, got one of another "
-    fix = "; choose another folder, or delete this one"
-    refused(capsys, convert(example, download, converted, "--seed", "1"), f"{said}seed{fix}")
+    said = f"convert.py: {converted}: expected a new folder, or one with the same settings, "
+    said += "got one of another seed; choose another folder, or delete this one"
+    refused(capsys, convert(example, download, converted, "--seed", "1"), said)
     assert files(converted) == before
 
 
 def wrong_size(root: Path) -> str:
     path = root / "val" / "0016E5_00130.png"
     Image.new("RGB", (48, 64)).save(path)
-    fix = "take the download as it is, or pass its --size"
+    fix = "use the download unchanged, or pass its --size"
     return f"{path}: expected 64x48 pixels, got 48x64; {fix}"
 
 
@@ -248,7 +248,7 @@ def test_the_foundation_model_writes_scores_of_the_whole_drive(taught):
         assert (probs.dtype, probs.shape) == (np.float16, (11, 24, 32))
         np.testing.assert_allclose(probs.astype(float).sum(0), 1, atol=0.01)
     assert len(files(taught.out / "probs")) == 183 + 1, "and made.json"
-    assert re.fullmatch(r"mIoU .*, 4 source images, which it trained on: 0\.\d{3}", taught.said[-2])
+    assert re.fullmatch(r"mIoU .*, 4 source images, used for training: 0\.\d{3}", taught.said[-2])
 
 
 def numpy_iou(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -266,7 +266,7 @@ def numpy_iou(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]
 def test_the_held_out_miou_is_that_of_numpy(taught):
     lines = lines_of(taught.out / "heldout.txt")
     pairs = [(scores_of(taught.out, line).argmax(0), truth_of(taught.out, line)) for line in lines]
-    said = re.fullmatch(r"mIoU of the raw argmax, 80 held-out: (0\.\d{3})", taught.said[-1])
+    said = re.fullmatch(r"mIoU of the raw argmax, 80 held-out images: (0\.\d{3})", taught.said[-1])
     # Scores are rounded to half precision: ties may fall otherwise in a few pixels.
     assert float(said[1]) == pytest.approx(numpy_iou(pairs)[0], abs=0.002)
 
@@ -315,7 +315,7 @@ def test_scores_of_another_teacher_are_refused(example, taught, tmp_path, capsys
     assert "another seed" in capsys.readouterr().err, "its checkpoint is another's"
     shutil.rmtree(out / "teacher")
     fix = "choose another folder, or delete this one"
-    got = f"expected a new folder, or one made alike, got one of another seed; {fix}"
+    got = f"expected a new folder, or one with the same settings, got one of another seed; {fix}"
     code = example.teacher.main(words, lambda _: None)
     refused(capsys, code, f"teacher.py: probs: {got}")
 
@@ -326,7 +326,7 @@ def test_steps_come_in_order(example, tmp_path, capsys):
     said = f"teacher.py: {tmp_path}: expected a folder of convert.py, got none; {fix}"
     refused(capsys, code, said)
     code, fix = example.results.main([str(tmp_path)]), "run examples/camvid/teacher.py first"
-    said = f"results.py: {tmp_path}: expected class scores of teacher.py, got none; {fix}"
+    said = f"results.py: {tmp_path}: expected probabilities of teacher.py, got none; {fix}"
     refused(capsys, code, said)
 
 
@@ -388,7 +388,7 @@ def test_results_of_another_teacher_are_refused(example, tabled, tmp_path, capsy
     made = json.loads((tabled / "probs" / "made.json").read_text())
     (out / "results" / "made.json").write_text(json.dumps(made))
     (out / "probs" / "made.json").write_text(json.dumps(made | {"epochs": [45, 0]}))
-    got = "expected a new folder, or one made alike, got one of another epochs"
+    got = "expected a new folder, or one with the same settings, got one of another epochs"
     fix = "choose another folder, or delete this one"
     refused(
         capsys,

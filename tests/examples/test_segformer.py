@@ -753,13 +753,13 @@ def test_a_class_map_that_misses_a_class(example, data, tmp_path: Path, capsys) 
 
 def test_a_class_without_a_label_is_named(example, data, tmp_path: Path) -> None:
     found = run(example, data, tmp_path, "label-only", "--classes", "6")
-    assert found.said[0] == "no labelled pixel of class 4, 5: nothing tells what it is"
+    assert found.said[0] == "no labelled pixel of class 4, 5: it cannot be learned"
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--batch", "3"), "--batch: expected halves for 1 ranks in 1 passes, got 3"),
+        (("--batch", "3"), "--batch: expected two halves for 1 ranks in 1 passes, got 3"),
         (("--method", "foundation"), "expected --probs or --pseudo-labels, got neither; pass one"),
         (("--classes", "1"), "--classes: expected a number above 1, got 1"),
         (("--lists", "nowhere"), "nowhere/labelled.txt"),

@@ -817,7 +817,7 @@ BAD = {
         lambda f: (f / "labelled.txt").write_text(f"{f}/images/a.png masks/a.png\n"),
         "below the root",
     ),
-    "one channel": (_coarse(ONES[:1]), "expected coarse logits of 2 masks, as its labels are, got"),
+    "one channel": (_coarse(ONES[:1]), "expected coarse logits of 2 masks, one per label, got"),
     "integers": (_coarse(ONES.long()), r"'logits' \[M, h, w\]"),
     "nan": (_coarse(ONES * torch.nan), "finite 'logits'"),
     "points": (_coarse(ONES, points=torch.ones(3, 2)), r"'points' \[2, 2\], got \[3, 2\]"),
