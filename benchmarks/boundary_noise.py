@@ -1,10 +1,11 @@
-"""What uncertainty is worth where pseudo-labels are wrong along edges: one student, seven losses.
+"""Does uncertainty help where pseudo-labels are wrong along edges? One student, seven losses.
 
-A few scenes of the demo's digits have true masks, many only coarse ones: swollen or shrunk, holes
-closed, edges that waver, and sure of themselves, as a foundation model's are. A refinement network
-learns from the few what the coarse masks get wrong; how far it moves the many is their uncertainty
-(SUM, eq. 3). The same student, from the same start and with the same batches, then learns from each
-row's labels and weights, and is measured on true masks of other digits.
+A few scenes of the demo's digits have true masks; many have only coarse ones, which are enlarged or
+shrunk, with closed holes and irregular edges, and confident, like those of a foundation model. A
+refinement network learns the errors of the coarse masks from the few scenes; the change that it
+makes to the masks of the others is their uncertainty (SUM, eq. 3). The same student, with the same
+initial weights and batches, is then trained with the labels and weights of each row and tested on
+true masks of other digits.
 
     python benchmarks/boundary_noise.py                three Markdown tables, in minutes
     python benchmarks/boundary_noise.py -o noise.csv   also every figure as CSV
@@ -58,7 +59,7 @@ QUICK = Size(labelled=2, unlabelled=4, heldout=2, steps=2)
 
 
 class Part(NamedTuple):
-    """Scenes as the networks read them: image, true mask, coarse logits, ``[N, 1, H, W]`` each."""
+    """Image, true mask and coarse logits of scenes, ``[N, 1, H, W]`` each."""
 
     images: Tensor
     masks: Tensor
@@ -66,7 +67,7 @@ class Part(NamedTuple):
 
 
 def part(count: int, seed: int, digits: str = "train") -> Part:
-    """Faint digits on cluttered paper; the void rim around them is paper."""
+    """Faint digits on cluttered paper; the void rim around them counts as paper."""
     images, labels = scenes(count, domain="target", seed=seed, digits=digits)
     gray = images.astype(np.float32).mean(3) / 255
     gray -= gray.mean((1, 2), keepdims=True)
@@ -77,7 +78,7 @@ def part(count: int, seed: int, digits: str = "train") -> Part:
 
 
 def blurred(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Logits of a mask whose objects are each moved by -0.5 to 2 pixels, smoothed, and waver."""
+    """Logits of a mask: each object's edge is moved by -0.5 to 2 pixels, smoothed and varied."""
     objects, count = ndimage.label(mask, structure=np.ones((3, 3)))
     logits = np.full(mask.shape, -20.0)
     for k in range(1, count + 1):
@@ -90,7 +91,7 @@ def blurred(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Net(nn.Module):
-    """A small U-shaped network with one logit a pixel."""
+    """A small U-shaped network with one logit per pixel."""
 
     def __init__(self, inputs: int, width: int = 8) -> None:
         super().__init__()
@@ -129,15 +130,15 @@ def _double(x: Tensor) -> Tensor:
 def train(
     inputs: Tensor, targets: Tensor, weights: Tensor, labelled: int, steps: int, seed: int
 ) -> Net:
-    """A network from nothing: half of each batch from the first ``labelled`` images, if not all.
+    """Train a network from random weights; half of each batch are labelled images.
 
     Args:
         inputs: ``[N, C, H, W]``.
         targets: bool ``[N, 1, H, W]``.
         weights: uncertainty, ``[N, 1, H, W]``.
-        labelled: how many images at the start are the labelled ones.
-        steps: of Adam.
-        seed: of the start and of the batches, which are the same for the same number of images.
+        labelled: the number of labelled images; they come first.
+        steps: steps of Adam.
+        seed: seed of the weights and of the batches, which depend only on the number of images.
     """
     torch.manual_seed(seed)
     net = Net(inputs.shape[1]).to(memory_format=torch.channels_last)
@@ -175,7 +176,7 @@ def logits_of(net: Net, inputs: Tensor) -> Tensor:
 
 
 def auroc(score: Tensor, truth: Tensor) -> float:
-    """How often a pixel of ``truth`` has a larger score than one outside; ties count half."""
+    """Probability that a pixel of ``truth`` has a larger score than another; ties count half."""
     flags = truth.flatten().numpy()
     ranks = rankdata(score.flatten().numpy())[flags].sum()
     positive, negative = float(flags.sum()), float((~flags).sum())
@@ -191,7 +192,7 @@ def quality(masks: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def experiment(size: Size, seed: int, heldout: Part):
-    """For one draw of scenes, one after the other: table, row and its figures."""
+    """For one draw of scenes, yield table, row and figures of each row."""
     x, u = part(size.labelled, 2 * seed), part(size.unlabelled, 2 * seed + 1)
     zero = torch.zeros_like(x.coarse), torch.zeros_like(u.coarse)
     both = [torch.cat([p.images, p.coarse / 10], 1) for p in (x, u)]
@@ -226,7 +227,7 @@ def experiment(size: Size, seed: int, heldout: Part):
 
 
 def removed(unsure: Tensor, wrong: Tensor) -> dict[str, float]:
-    """How well uncertainty finds wrong labels, and what it takes from wrong and right pixels."""
+    """How well uncertainty finds wrong labels, and how much weight right and wrong ones lose."""
     found = {"AUROC": auroc(unsure, wrong)}
     for name, gone in (("focal", unsure), ("Dice", (1 - unsure <= KEPT).float())):
         for side, pixels in (("wrong", wrong), ("right", ~wrong)):
@@ -235,7 +236,7 @@ def removed(unsure: Tensor, wrong: Tensor) -> dict[str, float]:
 
 
 def tables(rows: list[tuple[int, str, str, dict[str, float]]]) -> str:
-    """Means over seeds ± standard deviation; for students also the gain on the plain loss."""
+    """Means over seeds ± standard deviation; for students also the gain over the plain loss."""
     values = defaultdict(lambda: defaultdict(dict))
     for seed, table, row, figures in rows:
         for name, value in figures.items():
@@ -265,10 +266,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3, help="draws of scenes and of starts")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of draws of scenes and initial weights"
+    )
     parser.add_argument("--labelled", type=int, help="scenes with true masks (16)")
-    parser.add_argument("--quick", action="store_true", help="a few steps: that it runs")
-    parser.add_argument("-o", "--output", type=Path, help="CSV, one line a seed, row and figure")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("-o", "--output", type=Path, help="CSV, one line per seed, row and figure")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else Size()
     if options.labelled:

@@ -1,7 +1,7 @@
-"""What breaks the promise of coverage, in simulated worlds, beside the same without the mistake.
+"""Mistakes that break the guarantee of coverage, on simulated data, next to the correct procedure.
 
-Every row repeats: draw calibration images, calibrate, look at fresh images. Printed is the mean
-coverage over the repetitions with its standard error. The seeds are fixed.
+For every row it repeats: draw calibration images, calibrate, measure on fresh images. It prints the
+mean coverage over the repetitions with its standard error. The seeds are fixed.
 
     python benchmarks/broken_promises.py             one Markdown table, in about a minute
     python benchmarks/broken_promises.py shift       the rows whose name contains a word
@@ -43,9 +43,9 @@ def draw(
     noise: float = 1.0,
     shared: float = 0.0,
 ) -> Images:
-    """Softmax scores of a model that is right where the noise lets it; images are hard or easy.
+    """Softmax probabilities of a model with noisy logits; images are hard or easy.
 
-    The noise of an image has the factor ``noise * exp(shared * z)``, z normal and one an image.
+    The noise of an image has the factor ``noise * exp(shared * z)``, with one normal z per image.
     """
     labels = torch.randint(num_classes, (images, *size), generator=generator)
     level = noise * torch.exp(shared * torch.randn(images, 1, 1, 1, generator=generator))
@@ -62,7 +62,7 @@ def covered(map_: Tensor, alpha: float, images: Images, fresh: Images, **setting
 
 
 def learned_groups(repeats: int, generator: torch.Generator) -> Row:
-    """All cells are alike: groups can only learn noise. The one whose scores happened to be low."""
+    """All cells are alike, so groups learn only noise; measures the group of lowest scores."""
     size, n, alpha = (16, 16), 20, 0.2
     broken, mended = [], []
     for _ in range(repeats):
@@ -78,7 +78,7 @@ def learned_groups(repeats: int, generator: torch.Generator) -> Row:
 
 
 def linear_map(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Multinomial regression of the labels on features ``[B, K, H, W]``, next to no penalty."""
+    """Multinomial regression of the labels on features ``[B, K, H, W]``, with a tiny penalty."""
     rows = features.movedim(1, -1).flatten(0, -2)
     rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
     weight = torch.zeros(rows.shape[1], features.shape[1], requires_grad=True)
@@ -102,7 +102,7 @@ def linear_map(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def tuned_model(repeats: int, generator: torch.Generator) -> Row:
-    """A map of 8 x 8 log scores fitted on 19 images of 16 pixels, the ones that then calibrate."""
+    """A linear map of 8 log scores, fitted on the 19 images of 16 pixels used for calibration."""
     size, n, alpha = (4, 4), 19, 0.1
     broken, mended = [], []
     for _ in range(repeats):
@@ -118,7 +118,7 @@ def tuned_model(repeats: int, generator: torch.Generator) -> Row:
 
 
 def cross_fitted(repeats: int, generator: torch.Generator) -> Row:
-    """The same 19 images fit and calibrate: all at once, or each scored by the others' map."""
+    """The same 19 images for fit and calibration: at once, or each mapped by a fit on others."""
     size, n, alpha, folds = (4, 4), 19, 0.1, 5
     broken, mended = [], []
     for _ in range(repeats):
@@ -139,7 +139,7 @@ def cross_fitted(repeats: int, generator: torch.Generator) -> Row:
 
 
 def student(features: Tensor, train: tuple[Tensor, Tensor]) -> Tensor:
-    """A student that remembers: kernel votes of the training pixels, softmax-like scores."""
+    """A student that memorises: probabilities by kernel votes of the training pixels."""
     rows, labels = (part.movedim(1, -1).flatten(0, -2) for part in train)
     asked = features.movedim(1, -1)
     weight = torch.exp(-10 * torch.cdist(asked.flatten(0, -2), rows).square())
@@ -149,7 +149,7 @@ def student(features: Tensor, train: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def training_pixels(repeats: int, generator: torch.Generator) -> Row:
-    """The student knows its own training pixels by heart, and is surer there than anywhere else."""
+    """The student memorises its training pixels and is more confident there than elsewhere."""
     size, n, alpha = (4, 4), 19, 0.1
     broken, mended = [], []
     for _ in range(repeats):
@@ -215,7 +215,7 @@ def plain_quantile(repeats: int, generator: torch.Generator) -> Row:
 
 
 def fallen_back(repeats: int, generator: torch.Generator) -> Row:
-    """Cells with few labels are harder: they take the threshold of a block of easier ones."""
+    """Hard cells with few labels get the threshold of a group of easier cells."""
     size, n, alpha = (8, 8), 30, 0.1
     rare = torch.zeros(size, dtype=torch.bool)
     rare[:2] = True
@@ -243,7 +243,7 @@ def rare_class(repeats: int, generator: torch.Generator) -> Row:
     size, n, alpha = (16, 16), 100, 0.1
 
     def world(images: int) -> Images:
-        """Class 1 is one pixel in five, and the model is shy of it."""
+        """Class 1 is one pixel in five, and the model gives it low probabilities."""
         labels = (torch.rand(images, *size, generator=generator) < 0.2).long()
         logit = torch.randn(images, *size, generator=generator) + 2.5 * labels - 2
         return torch.stack([(-logit).sigmoid(), logit.sigmoid()], 1), labels
@@ -271,7 +271,7 @@ WORLDS: dict[str, tuple[Callable[[int, torch.Generator], Row], int]] = {
 
 
 def table(word: str = "", share: float = 1.0) -> list[str]:
-    """Lines of Markdown; ``share`` of the repetitions, two at least."""
+    """Lines of Markdown, from a ``share`` of the repetitions, at least two."""
     lines = ["| what | promised | measured | mended | how |", "|---|---:|---:|---:|---|"]
     for seed, (name, (world, repeats)) in enumerate(WORLDS.items()):
         if word not in name:
@@ -289,5 +289,7 @@ def table(word: str = "", share: float = 1.0) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("word", nargs="?", default="", help="only rows named so")
+    parser.add_argument(
+        "word", nargs="?", default="", help="only rows with this word in their name"
+    )
     print("\n".join(table(parser.parse_args().word)))

@@ -3,9 +3,10 @@
     python benchmarks/refitted_scores.py --root R --ids pool.txt --heldout heldout.txt --probs P \
         --budgets 25,50,100 --splits 5 -o eleven.csv
 
-For every budget and split: draws that many images from the pool, measures each rule on the held-out
-images, certifies, and asks the report for its recommendation (context none, to save time). One CSV
-row a rule; a run that was stopped goes on. `--summary` prints the table of one or more such files.
+For every budget and split it draws that many images from the pool, measures each rule on the
+held-out images, certifies, and asks the report for its recommendation (without context, to save
+time). It writes one CSV row per rule; a run that was stopped continues. `--summary` prints the
+table of one or more such files.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def refit(name: str) -> RecalibrationOptions:
 
 
 class Cell:
-    """One draw of labelled images: fits rules on it, measures them on the held-out images."""
+    """One draw of labelled images: makes rules from it and measures them on held-out images."""
 
     def __init__(self, source: Source, drawn: list[Pair], background: int | None, seed: int):
         self.source, self.drawn, self.background, self.seed = source, drawn, background, seed
@@ -65,7 +66,7 @@ class Cell:
         return {name: each.fit() for name, each in made.items()}
 
     def certified(self):
-        """Certified rules by name: thresholds (and map) from 20 %, certificates from the rest."""
+        """Certified rules by name: thresholds and recalibration on 20 %, certificates on the rest."""
         count = round(0.2 * len(self.drawn))
         setting, proving = self.drawn[:count], self.drawn[count:]
         maps = {"raw": None, **self.fit(setting, ("dirichlet, context",))}

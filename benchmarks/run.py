@@ -1,7 +1,8 @@
-"""The design's targets, each as a ratio to its reference from the same run.
+"""Measure the design's targets, each as a ratio to its reference in the same run.
 
-Reference and subject take turns, and a row is the median of the ratios of neighbours with its
-quartiles: machines are noisy, and drift hits both. Rows that miss their target stay.
+Reference and subject run in turns, and a row is the median of the ratios of neighbouring runs, with
+its quartiles, because machines are noisy and drift affects both. Rows that miss their target are
+shown as well.
 
     python benchmarks/run.py             all rows, JSON to benchmarks/results/
     python benchmarks/run.py update      the rows whose name contains a word
@@ -194,17 +195,17 @@ def small_calibration() -> Iterator[Row]:
         return torch.stack(maps)
 
     def parts(rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """nanquantile takes 16 million elements at once."""
+        """nanquantile accepts at most 16 million elements."""
         return iter(rows.split(2**24 // len(rows), dim=1))
 
     def curves() -> object:
-        """As the Kandinsky code does: every class apart, 100 levels over the images."""
+        """Like the Kandinsky code: each class separately, 100 levels over the images."""
         levels = torch.linspace(0, 1, 100)
         rows = stacked().flatten(1)
         return [part.nanquantile(levels, dim=0) for part in parts(rows)]
 
     def one_level() -> object:
-        """As ConformalSAM describes: images and classes in one stack, one level."""
+        """Like the description of ConformalSAM: images and classes in one stack, one level."""
         rows = stacked().flatten(0, 1).flatten(1)
         return [part.nanquantile(0.95, dim=0) for part in parts(rows)]
 
@@ -256,7 +257,7 @@ def learned_groups() -> Iterator[Row]:
 
 
 def sum_training() -> Iterator[Row]:
-    """Loss and prompts of SUM, at the size of SAM's masks: 8 of 512 x 512 and 64 of 1024 x 1024."""
+    """Loss and prompts of SUM at the sizes of SAM's masks: 8 of 512 x 512, 64 of 1024 x 1024."""
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     logits = (3 * torch.randn(8, 1, 512, 512)).requires_grad_()
     targets = (torch.rand(8, 1, 512, 512) < 0.4).float()
@@ -298,7 +299,7 @@ def sum_training() -> Iterator[Row]:
 
 
 def online_threshold() -> Iterator[Row]:
-    """What a conformal threshold adds to a training step: SegFormer-B0, 4 images of 240 x 180."""
+    """Time that a conformal threshold adds to a training step: SegFormer-B0, 4 images 240 x 180."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=21)).train()
@@ -393,7 +394,7 @@ def importing() -> Iterator[Row]:
 
 
 def recalibration() -> Iterator[Row]:
-    """Map and select against the matrix product of the map alone, and a fit in full."""
+    """Recalibration and selection against the matrix product alone, and a complete fit."""
     for num_classes in (21, 150):
         probs = torch.rand(1, num_classes, 512, 512).softmax(1)
         generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""How far a pseudo-label is to be trusted, as a map.
+"""Maps of how reliable pseudo-labels are.
 
-Uncertainty from models, for SUM's losses, and certainty from conformal calibration. Both lie in
-[0, 1]; uncertainty is one minus certainty and goes into ``uncertainty=`` of a loss.
+Uncertainty from models, for the losses of SUM, and certainty from conformal calibration. Both lie
+in [0, 1]; uncertainty is one minus certainty and is the argument ``uncertainty=`` of a loss.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from cpseg._internal.checks import (
+    check_float,
     check_labels,
     check_not_empty,
     check_probs,
@@ -31,14 +32,14 @@ from cpseg.groups.resampling import to_image
 def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
     """How much a refinement module, trained on good labels, changes the prediction.
 
-    ``|sigma(s) - sigma(r)|`` element by element: 0 where both agree, 1 where they contradict.
+    ``|sigma(s) - sigma(r)|`` for each element: 0 where both agree, 1 where they contradict.
 
     Args:
-        logits: logits behind the pseudo-label, float, any shape.
-        refined_logits: those of the refinement module, float, the same shape.
+        logits: logits of the pseudo-label, float, any shape.
+        refined_logits: logits of the refinement module, float, the same shape.
 
     Returns:
-        float32 (float64 for float64), the shape of the two; no gradient.
+        float32 (float64 for float64), of the same shape; no gradient.
 
     Raises:
         ValueError: shapes or devices differ.
@@ -56,10 +57,10 @@ def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
 
 
 def confidence_uncertainty(logits: Tensor) -> Tensor:
-    """Entropy of a model's own prediction, as a share of the largest possible.
+    """Entropy of a model's prediction, as a share of the largest possible entropy.
 
-    The alternative "Confidence-Uncertainty" of the paper: 0 where the model is sure, 1 where its
-    classes are even. It cannot see errors that the model is sure of.
+    The alternative "Confidence-Uncertainty" of the paper: 0 where the model is certain, 1 where all
+    classes are equally probable. It cannot find errors about which the model is certain.
 
     Args:
         logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax).
@@ -68,7 +69,7 @@ def confidence_uncertainty(logits: Tensor) -> Tensor:
         float32 (float64 for float64) ``[B, H, W]`` in [0, 1]; no gradient.
 
     Raises:
-        ValueError: another rank, or empty.
+        ValueError: not four-dimensional, or empty.
         TypeError: not floating point.
 
     Reference:
@@ -84,10 +85,10 @@ def confidence_uncertainty(logits: Tensor) -> Tensor:
 
 
 def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """How far two predictions of one pixel lie apart: two heads, or teacher and student.
+    """Distance between two predictions of a pixel: of two heads, or of teacher and student.
 
     The alternative "Discrepancy-Uncertainty" of the paper: the total variation distance of the two
-    distributions. For one channel that is ``|sigma(a) - sigma(b)|``.
+    distributions. For one channel it is ``|sigma(a) - sigma(b)|``.
 
     Args:
         logits: float ``[B, 1, H, W]`` (sigmoid) or ``[B, K, H, W]`` (softmax).
@@ -97,7 +98,7 @@ def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
         float32 (float64 for float64) ``[B, H, W]`` in [0, 1]; no gradient.
 
     Raises:
-        ValueError: another rank, shapes or devices differ, or empty.
+        ValueError: not four-dimensional, shapes or devices differ, or empty.
         TypeError: not floating point.
 
     Reference:
@@ -111,8 +112,8 @@ def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
     where = "discrepancy_uncertainty"
     _check_maps(where, logits, "logits")
     _check_pair(where, logits, other_logits, "other_logits")
-    apart = _log_probs(logits).exp() - _log_probs(other_logits).exp()
-    return apart.abs().sum(1).div(2).clamp(max=1)
+    difference = _log_probs(logits).exp() - _log_probs(other_logits).exp()
+    return difference.abs().sum(1).div(2).clamp(max=1)
 
 
 def certainty(
@@ -121,35 +122,35 @@ def certainty(
     *,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Conformal certainty of the chosen label, to weigh pseudo-labels instead of cutting them.
+    """Conformal certainty of the chosen label, to weight pseudo-labels instead of removing some.
 
-    - With a :class:`Calibrator`, which still holds the scores: the conformal p-value of the label,
-      :meth:`Calibrator.p_values`. It is above alpha just where the label is in the set at alpha.
-    - With a :class:`Calibration`, which holds one threshold q a cell: ``1 - score / q`` in the set
-      and 0 outside, and at q itself. That keeps the order of the scores, and no more: it is no
-      p-value, and a calibration at another alpha gives another number.
+    - With a :class:`Calibrator`, which holds all scores: the conformal p-value of the label, see
+      :meth:`Calibrator.p_values`. It is above alpha exactly where the label is in the set at alpha.
+    - With a :class:`Calibration`, which holds one threshold q per cell: ``1 - score / q`` inside
+      the set, and 0 outside and at q. It keeps the order of the nonconformity scores, but it is not
+      a p-value, and it changes with the alpha of the calibration.
 
-    Both are 0 where there is no label, and where nothing is known: no score behind the cell, or an
-    infinite threshold.
+    Both are 0 where there is no label, and where nothing is known: the cell has no scores, or its
+    threshold is infinite.
 
     Args:
-        probs: class scores in [0, 1], float, ``[B, K, H, W]`` or ``[K, H, W]``; or, with a
-            ``Calibration`` and its own labels, their :class:`Evidence`.
-        calibration: what was calibrated with the same model.
+        probs: class probabilities, float, ``[B, K, H, W]`` or ``[K, H, W]``; or their
+            :class:`Evidence`, with a ``Calibration`` and without ``labels``.
+        calibration: a calibration of the same model.
         labels: the chosen labels, integer ``[B, H, W]`` or ``[H, W]``; with a ``Calibration`` they
             are its pseudo-labels by default.
 
     Returns:
-        float32 in [0, 1], the shape of the labels.
+        float32 in [0, 1], of the shape of the labels.
 
     Raises:
-        ValueError: shapes, devices or classes do not belong together, no labels for a
-            ``Calibrator``, a score other than LAC with a ``Calibration``, or what
+        ValueError: shapes, devices or classes do not match, labels are missing for a
+            ``Calibrator``, a ``Calibration`` has another score than LAC, or what
             :meth:`Calibrator.p_values` raises.
-        TypeError: wrong dtypes, or neither of the two.
+        TypeError: wrong dtypes, or ``calibration`` is neither of the two.
 
     Guarantee:
-        None for the chosen label: coverage is a promise about the true one.
+        None for the chosen label: coverage is a guarantee about the true label.
 
     Reference:
         Vovk, Gammerman & Shafer (2005), section 2.2, for p-values.
@@ -166,7 +167,7 @@ def certainty(
     check_probs(where, probs)
     if not isinstance(calibration, Calibration | Calibrator):
         expected, got = "a Calibration or a Calibrator", type(calibration).__name__
-        raise TypeError(message(where, expected, got, "pass what was calibrated"))
+        raise TypeError(message(where, expected, got, "pass a calibration of this model"))
     ignore_index = calibration.ignore_index
     if isinstance(calibration, Calibrator):
         if labels is None:
@@ -184,7 +185,7 @@ def certainty(
         check_labels(where, labels, probs)
     if calibration.num_source not in (None, probs.shape[-3]):
         expected, got = f"{calibration.num_source} classes as calibrated", f"probs {shape(probs)}"
-        raise ValueError(message(where, expected, got, "use the model that calibrated"))
+        raise ValueError(message(where, expected, got, "use the model of the calibration"))
     check_same_device(where, calibration.threshold, probs, name="calibration", reference="probs")
     probs = probs.detach()
     if calibration.recalibration is not None:
@@ -199,7 +200,7 @@ def _of_evidence(
     """Certainty of the labels that a calibration selects from evidence."""
     if not isinstance(calibration, Calibration) or labels is not None:
         got = "labels as well" if labels is not None else type(calibration).__name__
-        expected, fix = "evidence with a Calibration alone", "pass the class scores"
+        expected, fix = "evidence with a Calibration alone", "pass the probabilities"
         raise ValueError(message(where, expected, got, fix))
     selected = calibration.pseudo_labels(evidence)
     score = evidence.score_of(selected, ignore_index=calibration.ignore_index)
@@ -207,7 +208,7 @@ def _of_evidence(
 
 
 def _graded(score: Tensor, labels: Tensor, calibration: Calibration) -> Tensor:
-    """``1 - score / q`` in the set, 0 outside and where q is infinite or the score is NaN."""
+    """``1 - score / q`` inside the set; 0 outside, and where q is infinite or the score is NaN."""
 
     def of_label(threshold: Tensor) -> Tensor:
         threshold = to_image(threshold, (score.shape[-2], score.shape[-1]))
@@ -230,7 +231,7 @@ def _log_probs(logits: Tensor) -> Tensor:
 
 
 def _float(logits: Tensor) -> Tensor:
-    """At least float32, and apart from the graph: uncertainty is a weight."""
+    """At least float32, and detached from the graph, because uncertainty is only a weight."""
     values = logits.detach()
     return values if values.dtype == torch.float64 else values.to(torch.float32)
 
@@ -243,10 +244,8 @@ def _check_maps(where: str, logits: Tensor, name: str) -> None:
 
 
 def _check_pair(where: str, logits: Tensor, other: Tensor, name: str) -> None:
-    for value, called in ((logits, "logits"), (other, name)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = str(getattr(value, "dtype", type(value).__name__))
-            raise TypeError(message(where, f"floating-point {called}", got, "pass logits"))
+    check_float(where, logits, name="logits", fix="pass logits")
+    check_float(where, other, name=name, fix="pass logits")
     check_same_shape(where, other, logits, name=name, ref="logits")
     check_same_device(where, other, logits, name=name, reference="logits")
     check_not_empty(where, logits, name="logits")
