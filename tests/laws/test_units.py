@@ -218,7 +218,7 @@ def test_per_class_and_pixel_falls_back_to_class_and_image() -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    with raises(ValueError, "Calibrator", "unit 'pixel' or 'image', got 'scene'"):
+    with raises(ValueError, "Calibrator", "unit among 'pixel', 'image', got 'scene'"):
         Calibrator(groups.image(GRID), unit="scene")
     with raises(ValueError, "Calibrator", r"fallback groups of the grid \[4, 6\], got \[4, 5\]"):
         Calibrator(groups.pixel(GRID), fallback=[groups.image((4, 5))])
