@@ -238,7 +238,7 @@ SCORES = ("raw", "temperature", "vector", "dirichlet", "dirichlet, context")
 
 
 def refitted(run: Runner) -> str:
-    """Section *Scores refitted first* (recalibration), over five draws of labelled images."""
+    """Section *Recalibrated probabilities*, over five draws of labelled images."""
     script, paths = "benchmarks/refitted_scores.py", {}
     for kind, (background, maps) in KINDS.items():
         paths[kind] = run.place / f"{kind}.csv"
