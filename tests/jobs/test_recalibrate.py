@@ -404,7 +404,8 @@ def test_a_certifier_refuses_the_images_that_fitted_the_map(data: DataSet) -> No
         calibrator.update(*pair(data, image), ids=image)
     certifier = Certifier(calibrator, max_error=0.3)
     for image in (calibrator_images[0], fitting[0]):
-        with raises(ValueError, "Certifier.update", f"got '{image}', used in calibration or recalibration"):
+        says = f"got '{image}', used in calibration or recalibration"
+        with raises(ValueError, "Certifier.update", says):
             certifier.update(*pair(data, image), ids=image)
     certifier.update(*pair(data, new[0]), ids=new[0])
     with raises(ValueError, "Recalibrator.update", "every image once"):

@@ -310,7 +310,8 @@ def test_raw_argmax_stays_where_nothing_is_to_be_mended(tmp_path: Path) -> None:
     assert found.label_with == ARGMAX
     text = " ".join(advice(found))
     assert "stay with the raw argmax" in text
-    assert "Where pixels count" not in text
+    assert "If pixels matter" not in text
+    assert f"Promised by eq. 4: {found.calibration.guarantee()}." in text
     assert "at least 47 images" in text
     assert "Guaranteed: nothing about the labels" in text
 

@@ -176,12 +176,7 @@ def _promise(findings: Findings) -> str:
             )
     else:
         text += "nothing about the labels, since no bound was certified in every fold. "
-    if plan.variant == "pixel":
-        text += (
-            "For each pixel that the grid samples, the prediction set of eq. 4 contains the true "
-            f"class with a probability of at least {_rate(1 - plan.asked)}; this is no statement "
-            "about the chosen label. "
-        )
+    text += f"Promised by eq. 4: {findings.calibration.guarantee()}. "
     return text + (
         "Not guaranteed: the error of an argmax, of a constant confidence and of the labels of "
         "eq. 4, and anything on images of another kind. Figures after ± are standard errors over "
