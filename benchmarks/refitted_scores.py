@@ -66,7 +66,7 @@ class Cell:
         return {name: each.fit() for name, each in made.items()}
 
     def certified(self):
-        """Certified rules by name; 20 % of the images set thresholds, the rest is for certificates."""
+        """Certified rules: 20 % of the images set thresholds, the rest is for certificates."""
         count = round(0.2 * len(self.drawn))
         setting, proving = self.drawn[:count], self.drawn[count:]
         maps = {"raw": None, **self.fit(setting, ("dirichlet, context",))}
