@@ -55,6 +55,12 @@ def tiny(example: SimpleNamespace) -> torch.nn.Module:
     return example.sam_model.load("tiny", 0).eval()
 
 
+@pytest.fixture
+def unmeasured(example: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning without its two tables, which take longer than its steps."""
+    monkeypatch.setattr(example.train, "table", lambda *given: None)
+
+
 def read(example: SimpleNamespace, finished: SimpleNamespace, part: str, number: int = 0):
     folder = finished.out / "digits"
     pair = example.sam_data.read_list(folder, part)[number]
@@ -108,6 +114,7 @@ def test_only_prompt_encoder_and_decoder_learn_to_refine(tiny, finished):
     assert {"vision_encoder", "prompt_encoder", "mask_decoder"} == {n.split(".")[0] for n in moved}
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_stopped_run_ends_the_same(example, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished.out / "digits", out / "digits")
@@ -175,6 +182,7 @@ def test_maps_of_changed_inputs_are_written_again(example, finished, tmp_path):
     assert written() == "uncertainty: 0 maps written, 3 were there"
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("kind", ["maps", "coarse_masks"])
 def test_a_checkpoint_of_other_inputs_is_refused(example, finished, tmp_path, capsys, kind):
     out = copied(finished, tmp_path)
@@ -288,8 +296,8 @@ def test_nms_is_a_share(example, tmp_path, capsys, share):
     assert not any(tmp_path.iterdir())
 
 
-def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(example.train, "table", lambda *given: None)  # measures, and takes long
+@pytest.mark.usefixtures("unmeasured")
+def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
     ends = {"sum": weights(finished.out / "finetune-sum.pt")}
     for kind in ("confidence", "discrepancy", "none"):
         out = tmp_path / kind
@@ -727,6 +735,7 @@ def test_a_point_in_each_true_mask(example, folder, tiny, monkeypatch):
     assert example.refinement.good_pairs(x).tolist() == [0]
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_whole_command_makes_its_coarse_masks(example, finished, tmp_path, monkeypatch, capsys):
     data = Path(shutil.copytree(finished.out / "digits", tmp_path / "data"))
     shutil.rmtree(data / "coarse")
