@@ -593,7 +593,7 @@ def test_scores_that_do_not_calibrate_leave_an_older_file(
 def test_evidence_does_not_calibrate(data: DataSet, tmp_path: Path, capsys: Capture) -> None:
     done(command(capsys, *job("compact", data, Path(), tmp_path / "evidence")))
     words = job("calibrate", data, Path(), tmp_path / "out", probs=tmp_path / "evidence")
-    refused(command(capsys, *words), "00.safetensors: expected class scores", "got evidence")
+    refused(command(capsys, *words), "00.safetensors: expected probabilities", "got evidence")
 
 
 def test_the_folder_of_another_run_is_refused(

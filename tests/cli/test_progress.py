@@ -30,6 +30,19 @@ def test_one_bar_runs_over_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.count("\n") == 1
 
 
+def test_what_is_printed_after_a_job_has_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where more images were announced than read."""
+    terminal = Terminal(monkeypatch)
+    with Progress() as bar:
+        bar.expect(9)
+        assert [*bar("ab", 2, "first")] == [*"ab"]
+    print("the table", file=sys.stderr)
+    lines = terminal.shown().split("\n")
+    assert lines[1] == "the table\r"
+
+
 def test_a_pass_has_a_bar_of_its_own_where_nothing_was_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_one_image_without_a_batch_axis() -> None:
     probs, labels = case()
     assert same(nonconformity(probs[0], labels[0]), nonconformity(probs, labels)[0])
     assert same(nonconformity_map(probs[0]), nonconformity_map(probs)[0])
+
+
+def test_a_listed_score_that_is_not_computed_is_no_other_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules["cpseg.core.nonconformity"]
+    monkeypatch.setattr(module, "SCORES", ("lac", "new"))
+    with pytest.raises(NotImplementedError, match="'new' is listed but not computed"):
+        nonconformity_map(torch.rand(3, 2, 2), score="new")
 
 
 def test_the_old_name_of_the_map_is_an_alias() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.data import CAMVID as ROOT
 
 from cpseg import Calibration
-from cpseg.cli.main import main
+from cpseg.cli.command import main
 from cpseg.files.dataset import Source
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.evaluate import evaluate

@@ -97,10 +97,12 @@ def test_a_header_says_the_shape(tmp_path: Path, suffix: str, dtype: type) -> No
 
 def test_a_header_of_evidence_or_of_another_rank_is_refused(tmp_path: Path) -> None:
     write_evidence(tmp_path / "e.safetensors", evidence(torch.rand(3, 4, 5), background=0))
-    with pytest.raises(ValueError, match=r"expected class scores \[K, H, W\], got evidence"):
+    with pytest.raises(ValueError, match=r"expected probabilities \[K, H, W\], got evidence"):
         read_shape(tmp_path / "e.safetensors")
     np.save(tmp_path / "flat.npy", np.zeros((4, 5), np.float32))
-    with pytest.raises(ValueError, match=r"flat.npy: expected scores \[K, H, W\], got \[4, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"flat.npy: expected probabilities \[K, H, W\], got \[4, 5\]"
+    ):
         read_shape(tmp_path / "flat.npy")
     for name in ("broken.npy", "broken.npz", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"no such format")

@@ -140,7 +140,7 @@ def test_values_outside_the_unit_interval_are_refused(
     path = write(tmp_path / f"a{suffix}", probs=stored)
     with pytest.raises(ValueError, match="softmax or sigmoid") as caught:
         read_scores(path)
-    complains(caught.value, path, "class scores in [0, 1]", got)
+    complains(caught.value, path, "probabilities in [0, 1]", got)
 
 
 def test_the_next_float_above_one_is_refused_and_minus_zero_is_not(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     for name in ("a.npy", "b.npz"):
         with pytest.raises(ValueError, match="allow_pickle=False") as caught:
             read_scores(tmp_path / name)
-        complains(caught.value, tmp_path / name, "class scores")
+        complains(caught.value, tmp_path / name, "probabilities")
     assert not ran.exists()
 
 

@@ -269,7 +269,7 @@ def test_evidence_does_not_calibrate(data: DataSet) -> None:
     write_evidence(path, evidence(torch.from_numpy(data.scores[image]), background=0))
     with pytest.raises(ValueError, match="evidence") as caught:
         calibrate(source(data), data.ids, alpha=0.2, background=0)
-    complains(caught.value, path, "class scores [K, H, W]")
+    complains(caught.value, path, "probabilities [K, H, W]")
 
 
 @pytest.mark.parametrize("classes", [3, 5])

@@ -484,7 +484,7 @@ def test_images_that_are_none(root: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(path)
     with pytest.raises(ValueError, match="8 bits") as caught:
         read_image(path)
-    complains(caught.value, path, "8 bits a channel, got mode I;16; convert it to RGB")
+    complains(caught.value, path, "8 bits per channel, got mode I;16; convert it to RGB")
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "nowhere.png")
 
@@ -504,9 +504,9 @@ def test_names_that_would_share_a_file_or_break_a_list(root: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("segmenter", "said"),
     [
-        (lambda x: colours(x) * float("nan"), "class scores in [0, 1], got NaN; return prob"),
-        (lambda x: colours(x) * 7, "class scores in [0, 1], got values from"),
-        (lambda x: colours(x) - 1, "class scores in [0, 1], got values from"),
+        (lambda x: colours(x) * float("nan"), "probabilities in [0, 1], got NaN; return prob"),
+        (lambda x: colours(x) * 7, "probabilities in [0, 1], got values from"),
+        (lambda x: colours(x) - 1, "probabilities in [0, 1], got values from"),
         (lambda x: colours(x)[:, 1:], "scores [1, 4, 6, 9], got [1, 3, 6, 9]; return one"),
         (lambda x: colours(x)[..., 1:], "scores [1, 4, 6, 9], got [1, 4, 6, 8]; return one"),
     ],
@@ -514,7 +514,7 @@ def test_names_that_would_share_a_file_or_break_a_list(root: Path, tmp_path: Pat
 def test_bad_segmenters_leave_no_file(
     segmenter, said: str, root: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="scores") as caught:
+    with pytest.raises(ValueError, match=r"scores|probabilities") as caught:
         run(root, pairs, tmp_path / "out", segmenter)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -524,10 +524,12 @@ def test_bad_segmenters_leave_no_file(
 def test_bad_settings(root: Path, pairs: list[Pair], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype") as caught:
         run(root, pairs, tmp_path / "out", dtype="float32")
-    complains(caught.value, "predict", "a dtype among uint8, float16, got float32; choose one")
+    complains(
+        caught.value, "predict", "a dtype among 'uint8', 'float16', got 'float32'; choose one"
+    )
     with pytest.raises(ValueError, match="batch") as caught:
         run(root, pairs, tmp_path / "out", batch=0)
-    complains(caught.value, "predict", "batch >= 1, got 0; pass 1")
+    complains(caught.value, "predict", "batch as a whole number >= 1, got 0; pass 1")
     with pytest.raises(ValueError, match="background") as caught:
         run(root, pairs, tmp_path / "out", evidence=True, background=4)
     complains(caught.value, "predict", "background in 0..3 or None, got 4")

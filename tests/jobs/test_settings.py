@@ -80,6 +80,14 @@ def test_every_setting_is_documented(kind: type) -> None:
         assert f"\n        {field.name}: " in str(kind.__doc__), field.name
 
 
+def test_a_variant_without_a_function_of_its_name_is_no_other_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cpseg.jobs.variants.FIXED", ("pixel", "rows"))
+    with pytest.raises(AttributeError, match="rows"):
+        fixed_partition("rows", (4, 4), 2)
+
+
 def test_an_unknown_variant_is_refused_where_groups_are_made() -> None:
     """It gave image-wise groups in silence."""
     for word in ("pixle", "kmeans", ""):

@@ -653,7 +653,7 @@ def test_evidence_is_refused(data: DataSet) -> None:
         data.score_file(image).unlink()
         found = evidence(torch.from_numpy(data.scores[image]), background=None)
         write_evidence(data.score_file(image).with_suffix(".safetensors"), found)
-    with pytest.raises(ValueError, match="got evidence; pass the folder of class scores"):
+    with pytest.raises(ValueError, match="got evidence; pass the folder of probabilities"):
         run(data)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cpseg._internal.words import FIXED_VARIANTS, LEARNED_VARIANTS, UNITS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import (
     recalibration_of,
     save,
@@ -96,7 +97,8 @@ def _run(arguments: argparse.Namespace) -> None:
         recalibration=recalibration_of(arguments),
     )
     source = source_of(arguments)
-    calibration = calibrate(source, arguments.ids, settings, progress=arguments.progress)
+    with Progress() as progress:
+        calibration = calibrate(source, arguments.ids, settings, progress=progress)
     save(calibration, arguments.output)
     _tell(calibration, arguments)
 

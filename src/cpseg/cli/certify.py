@@ -9,6 +9,7 @@ from pathlib import Path
 from cpseg._internal.words import CERTIFICATES, FIXED_VARIANTS, PVALUES
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import (
     recalibration_of,
     save,
@@ -70,7 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
         recalibration=recalibration_of(arguments),
     )
     source = source_of(arguments)
-    calibration = certify(source, arguments.ids, settings, progress=arguments.progress)
+    with Progress() as progress:
+        calibration = certify(source, arguments.ids, settings, progress=progress)
     certificate = calibration.certificate
     assert certificate is not None
     if not certificate.certified:

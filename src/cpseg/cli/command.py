@@ -17,7 +17,6 @@ from datetime import timedelta
 from cpseg._version import __version__
 from cpseg.cli import calibrate, certify, compact, demo, evaluate, label, predict, report, sweep
 from cpseg.cli.options import Parser
-from cpseg.cli.progress import Progress
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
 SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, sweep, report, compact, predict)
@@ -25,12 +24,10 @@ SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, sweep, report, compact
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    progress = Progress()
     resumes = False
     try:
         arguments = parser().parse_args(argv)
         resumes = arguments.resumes(arguments)
-        arguments.progress = progress
         with _Ranks():
             code: int | None = arguments.run(arguments)
             sys.stdout.flush()
@@ -38,12 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        progress.close()
         then = "run the same command to go on" if resumes else "the same command starts over"
         print(f"cpseg: interrupted; {then}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
-        progress.close()
         print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return code or 0

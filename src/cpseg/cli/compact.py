@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpseg.cli import options
 from cpseg.cli.options import Commands, background
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import say, source_of
 
 
@@ -36,12 +37,13 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.compact import compact
 
     calibration = arguments.calibration and Calibration.load(arguments.calibration)
-    written = compact(
-        source_of(arguments),
-        arguments.ids,
-        arguments.output,
-        background=calibration.background if calibration else arguments.background,
-        calibration=calibration,
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        written = compact(
+            source_of(arguments),
+            arguments.ids,
+            arguments.output,
+            background=calibration.background if calibration else arguments.background,
+            calibration=calibration,
+            progress=progress,
+        )
     say(f"{arguments.output}: {written} evidence files written by this rank")

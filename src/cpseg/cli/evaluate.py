@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import say, source_of, warn
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.tally import class_table, table
 
     calibration = Calibration.load(arguments.calibration)
-    rows = evaluate(
-        source_of(arguments),
-        arguments.ids,
-        calibration,
-        constant=arguments.constant,
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        rows = evaluate(
+            source_of(arguments),
+            arguments.ids,
+            calibration,
+            constant=arguments.constant,
+            progress=progress,
+        )
     say(
         f"alpha {calibration.alpha:g}, calibrated on {calibration.num_images} images; "
         f"promised: {calibration.guarantee()}\n"

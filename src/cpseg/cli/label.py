@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpseg.cli import options
 from cpseg.cli.options import Commands
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import say, source_of
 
 
@@ -27,13 +28,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.estimate import percent
     from cpseg.jobs.label import label
 
-    kept = label(
-        source_of(arguments),
-        arguments.ids,
-        Calibration.load(arguments.calibration),
-        arguments.output,
-        labelled=arguments.labelled,
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        kept = label(
+            source_of(arguments),
+            arguments.ids,
+            Calibration.load(arguments.calibration),
+            arguments.output,
+            labelled=arguments.labelled,
+            progress=progress,
+        )
     lists = "ids.txt" if arguments.labelled is None else "ids.txt and stage1.txt"
     say(f"{arguments.output}: masks, {lists}, summary.csv; {percent(kept)} of pixels labelled")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cpseg._internal.words import AMP_DTYPES, SCORE_DTYPES
 from cpseg.cli.options import Commands, background, whole
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import check_device, say
 
 if TYPE_CHECKING:
@@ -71,20 +72,21 @@ def _run(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
     )
     evidence = hasattr(arguments, "evidence")
-    written = predict(
-        model,
-        root,
-        pairs,
-        arguments.output,
-        names=model.names,
-        made={"foundation": model.fingerprint},
-        dtype=arguments.dtype,
-        evidence=evidence,
-        background=arguments.evidence if evidence else None,
-        batch=arguments.batch,
-        device=device,
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        written = predict(
+            model,
+            root,
+            pairs,
+            arguments.output,
+            names=model.names,
+            made={"foundation": model.fingerprint},
+            dtype=arguments.dtype,
+            evidence=evidence,
+            background=arguments.evidence if evidence else None,
+            batch=arguments.batch,
+            device=device,
+            progress=progress,
+        )
     what = "evidence" if evidence else "score"
     rule = "there is none" if model.background is None else "class 0"
     say(

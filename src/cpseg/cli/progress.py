@@ -17,7 +17,8 @@ class Progress:
     """Wraps the loops of a job; the first rank alone writes.
 
     A job with several passes over the images announces their sum by :meth:`expect`, and one bar
-    with one estimate of the time left runs over all passes.
+    with one estimate of the time left runs over all passes. Leaving the ``with`` block finishes the
+    line of the bar, so that what is printed next has a line of its own.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,12 @@ class Progress:
             bar.update()
         if not self._whole_job:
             self.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Finish the line on which a bar stands."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from cpseg._internal.words import FIXED_VARIANTS, RECALIBRATIONS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole, words
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import refuse_unused, say, settings_from, source_of
 
 
@@ -74,14 +75,15 @@ def _run(arguments: argparse.Namespace) -> None:
         names=None if arguments.names is None else read_classes(arguments.names).names,
         **_share(arguments),
     )
-    findings = report(
-        source_of(arguments),
-        arguments.ids,
-        plan,
-        arguments.output,
-        made_by=_command(arguments, plan.context, plan.scores, plan.share),
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        findings = report(
+            source_of(arguments),
+            arguments.ids,
+            plan,
+            arguments.output,
+            made_by=_command(arguments, plan.context, plan.scores, plan.share),
+            progress=progress,
+        )
     say("\n\n".join([*advice(findings), f"{arguments.output}: figures, pictures, and how made"]))
 
 
@@ -97,7 +99,7 @@ def _command(
     defaults = {"context": context, "scores": scores, "recalibrate_share": share}
     words = ["cpseg", "report"]
     for name, value in (vars(arguments) | defaults).items():
-        if name in ("run", "resumes", "progress") or (value is None and name != "background"):
+        if name in ("run", "resumes") or (value is None and name != "background"):
             continue
         if isinstance(value, (list, tuple)):
             joined = ("x" if name == "grid" else ",").join(map(str, value))

@@ -8,6 +8,7 @@ from pathlib import Path
 from cpseg._internal.words import ALPHAS, FIXED_VARIANTS, LEARNED_VARIANTS, RECALIBRATIONS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, backgrounds, share, shares, whole, words
+from cpseg.cli.progress import Progress
 from cpseg.cli.shared import refuse_unused, say, settings_from, source_of, warn
 
 
@@ -83,13 +84,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.sweep_table import conclusion, infinite_threshold_warning, table_of_sweep
 
     refuse_unused(arguments, arguments.recalibrate != ["none"] or any(arguments.prior_powers))
-    rows = sweep(
-        source_of(arguments),
-        arguments.ids,
-        settings_from(SweepSettings, arguments),
-        out=arguments.output,
-        progress=arguments.progress,
-    )
+    with Progress() as progress:
+        rows = sweep(
+            source_of(arguments),
+            arguments.ids,
+            settings_from(SweepSettings, arguments),
+            out=arguments.output,
+            progress=progress,
+        )
     say(f"{table_of_sweep(rows)}\n\n{conclusion(rows)}")
     short = infinite_threshold_warning(rows)
     if short is not None:

@@ -207,6 +207,8 @@ def _all_scores(probs: Tensor, score: str, uniform: Tensor | None) -> Tensor:
         mass = before + uniform * ordered
     # A parallel sum may overtake its own end by a rounding: the share of all mass is 1.
     value = torch.where(total == 0, 1.0, mass / total).clamp(max=1)
+    if name not in ("aps", "raps"):
+        raise NotImplementedError(f"the score {name!r} is listed but not computed")
     if name == "raps":
         rank = torch.arange(1, p.shape[-3] + 1, device=p.device).reshape(-1, 1, 1)
         value = value + penalty * (rank - free).clamp(min=0)

@@ -49,7 +49,7 @@ def find_scores(folder: str | Path, image: str) -> Path:
         if files:
             return files[0]
     expected = f"{stem}{' | '.join(SUFFIXES)}"
-    fix = "write the class scores of every listed image"
+    fix = "write the probabilities of every listed image"
     raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
 
 
@@ -83,7 +83,7 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         probs = probs.to(device)
         fix = f"{SCORES_FIX}, and write the file anew"
-        check_unit_interval(str(path), probs, name="class scores", fix=fix)
+        check_unit_interval(str(path), probs, name="probabilities", fix=fix)
     else:
         expected, fix = "uint8, float16 or float32 scores", "convert and write it anew"
         raise ValueError(message(str(path), expected, str(probs.dtype), fix))
@@ -109,15 +109,15 @@ def read_shape(path: str | Path) -> tuple[int, int, int]:
 
 def no_probabilities(path: Path) -> ValueError:
     """The error where a job needs the probabilities and finds evidence."""
-    fix = "pass the folder of class scores"
-    return ValueError(message(str(path), "class scores [K, H, W]", "evidence", fix))
+    fix = "pass the folder of probabilities"
+    return ValueError(message(str(path), "probabilities [K, H, W]", "evidence", fix))
 
 
 def _three(path: Path, size: Sequence[int]) -> tuple[int, int, int]:
     """The shape of one image's probabilities."""
     if len(size) != 3 or 0 in size:
         got, fix = str(list(size)), "write one image per file, classes first"
-        raise ValueError(message(str(path), "scores [K, H, W]", got, fix))
+        raise ValueError(message(str(path), "probabilities [K, H, W]", got, fix))
     return size[0], size[1], size[2]
 
 
@@ -137,9 +137,9 @@ def _shape_from_numpy(path: Path) -> Sequence[int]:
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(f"{path}:"):
             raise
-        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
+        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
     except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
+        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
 
 
 def _from_numpy(path: Path) -> Tensor:
@@ -152,7 +152,7 @@ def _from_numpy(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        raise damaged(path, f"a {path.suffix} file of class scores", error) from error
+        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
 
 
 def _only(path: Path, arrays: Mapping[str, T]) -> T:
@@ -162,7 +162,7 @@ def _only(path: Path, arrays: Mapping[str, T]) -> T:
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     names = ", ".join(sorted(arrays)) or "none"
-    fix = "name the class scores 'probs'"
+    fix = "name the array of probabilities 'probs'"
     raise ValueError(message(str(path), "an array 'probs'", f"arrays {names}", fix))
 
 

@@ -286,8 +286,10 @@ def load_model(
         adapters: dict[str, Callable[..., ScoreFunction]] = {
             "clipseg": ClipSeg,
             "groupvit": GroupVit,
+            "sam3": Sam3,
+            "sam3_video": Sam3,
         }
-        scores = adapters.get(kind, Sam3)(frame, files.tokens, prompts, device)
+        scores = adapters[kind](frame, files.tokens, prompts, device)
         independent = kind != "groupvit"
         return Loaded(scores, None, f"{digest} {files.asked}", independent)
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))

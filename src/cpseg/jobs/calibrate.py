@@ -103,7 +103,7 @@ def calibrate(
 
 
 def _reads(settings: CalibrationSettings, images: int) -> int:
-    """How many images all passes read, for one progress bar."""
+    """About how many images all passes read, for one progress bar."""
     options, grouping = settings.recalibration, settings.grouping
     twice = options is not None and (options.folds > 0 or options.share == 0)
     return images * (1 + twice) + images * (grouping.learns and grouping.group_share == 0)

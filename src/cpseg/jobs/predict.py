@@ -139,7 +139,7 @@ def predict(
 def _kept(scores: Tensor, dtype: str) -> Tensor:
     """Probabilities in the dtype of the file."""
     fix = "return probabilities; where mixed precision overflowed, try bfloat16 or none"
-    check_unit_interval("predict", scores, name="class scores", fix=fix)
+    check_unit_interval("predict", scores, name="probabilities", fix=fix)
     if dtype == "uint8":
         return (scores.to(torch.float32) * 255).round().to(torch.uint8)
     return scores.to(torch.float16)

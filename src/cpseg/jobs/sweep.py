@@ -53,7 +53,7 @@ def sweep(
     takes its memory M times.
 
     Args:
-        source: the data set and the probabilities; evidence will not do.
+        source: the data set and the probabilities; evidence is refused.
         ids: id list of labelled images.
         settings: the rules to compare.
         out: a folder to write and to go on in, or None.

@@ -69,7 +69,8 @@ def fixed_partition(variant: str, grid: tuple[int, int], block: int) -> Tensor:
     check_choice("variant", variant, FIXED, name="a variant that learns nothing")
     if variant == "blocks":
         return groups.blocks(grid, block)
-    return groups.pixel(grid) if variant == "pixel" else groups.image(grid)
+    partition: Tensor = getattr(groups, variant)(grid)  # named like its function
+    return partition
 
 
 def learned_partition(
@@ -81,5 +82,6 @@ def learned_partition(
         ValueError: a variant that learns nothing.
     """
     check_choice("variant", variant, LEARNED, name="a variant that learns groups")
-    learn = groups.kmeans if variant == "kmeans" else groups.annuli
-    return learn(curves, num_groups, generator=generator)
+    learn = getattr(groups, variant)  # named like its function
+    partition: Tensor = learn(curves, num_groups, generator=generator)
+    return partition

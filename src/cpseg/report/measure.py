@@ -69,7 +69,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     """Measure every rule of a plan on the labelled images of an id list.
 
     Args:
-        source: the data set and the probabilities; evidence will not do.
+        source: the data set and the probabilities; evidence is refused.
         ids: id list of labelled images.
         plan: what to try.
         progress: wraps the loops over images.

@@ -67,7 +67,7 @@ def report(
     """Measure the rules of a plan on labelled images and write the page about them, atomically.
 
     Args:
-        source: the data set and the class scores; evidence will not do.
+        source: the data set and the probabilities; evidence is refused.
         ids: id list of labelled images, whose first column is shown.
         plan: what to try.
         out: the HTML file to write.
