@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPSEG_DEMO ?= demo_out
 
-.PHONY: demo test check format lint types docs bench clean
+.PHONY: demo test test-all check format lint types docs bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cpseg demo -o $(CPSEG_DEMO)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -q
+
+# With the slowest tests too: processes of torchrun, simulations, training runs of the examples.
+test-all: $(VENV)/.dev
+	CI=true $(BIN)/python -m pytest -n 2 -q
 
 check: format lint types test docs
 

@@ -64,6 +64,7 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+@pytest.mark.ci
 def test_a_table_is_written_and_goes_on(
     example, data, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +296,7 @@ def test_means_and_spreads(example) -> None:
     assert none.splitlines()[2] == "| x | 1 | - | - | - | - | 0 | - |"
 
 
+@pytest.mark.ci
 def test_a_cell_that_fails_is_named_and_the_rest_is_done(
     example, data, tmp_path: Path, capsys, in_process: None
 ) -> None:

@@ -296,6 +296,7 @@ def test_nms_is_a_share(example, tmp_path, capsys, share):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("unmeasured")
 def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
     ends = {"sum": weights(finished.out / "finetune-sum.pt")}
@@ -735,6 +736,7 @@ def test_a_point_in_each_true_mask(example, folder, tiny, monkeypatch):
     assert example.refinement.good_pairs(x).tolist() == [0]
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("unmeasured")
 def test_the_whole_command_makes_its_coarse_masks(example, finished, tmp_path, monkeypatch, capsys):
     data = Path(shutil.copytree(finished.out / "digits", tmp_path / "data"))

@@ -253,6 +253,7 @@ def test_a_folder_of_other_images_is_refused(root: Path, pairs: list[Pair], tmp_
         run(tmp_path / "others", pairs, tmp_path / "out")
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
@@ -307,6 +308,7 @@ for count in (20, 100):
 """
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in other units")
 def test_memory_is_flat_over_100_images(tmp_path: Path) -> None:
     pytest.importorskip("transformers")

@@ -754,6 +754,7 @@ def test_bad_words_are_refused(
     refused(command(capsys, "sweep", *data.options(**options)), said)
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )

@@ -519,6 +519,7 @@ def finds(strategy: Any, condition: Callable[[Any], Any]) -> None:
     find(strategy, lambda value: bool(condition(value)), settings=some)
 
 
+@pytest.mark.ci
 def test_strategies_reach_what_breaks_code() -> None:
     s = testing.scores(infinite=True)
     finds(s, lambda s: len(s) > 3 and len(s.unique()) < len(s) and not s.isnan().any())
@@ -716,6 +717,7 @@ def test_strategies_name_the_extra_where_hypothesis_is_missing(
         assert STANDARD.fullmatch(str(caught.value))
 
 
+@pytest.mark.ci
 def test_the_assertions_need_no_hypothesis() -> None:
     code = (
         "import sys; sys.modules['hypothesis'] = None; from cpseg.testing import *; "

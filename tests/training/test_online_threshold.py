@@ -140,6 +140,7 @@ def test_leave_one_out(some: list[int], alpha: str) -> None:
     assert inside >= math.ceil(len(some) * (1 - Fraction(alpha)))
 
 
+@pytest.mark.ci
 def test_coverage_of_a_fresh_exchangeable_pixel() -> None:
     """39 pixels, alpha 0.1: at least 90 % of fresh ones. False alarms: fewer than 1e-6."""
     generator = seeded(0)
