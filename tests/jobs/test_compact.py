@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tests.support import folders
@@ -33,20 +30,8 @@ def data(tmp_path: Path) -> DataSet:
     return folders.make(tmp_path / "data", count=12)
 
 
-@pytest.fixture
-def mixed(tmp_path: Path) -> DataSet:
-    return folders.make(tmp_path / "mixed", count=12, sizes=SIZES)
-
-
 def source(data: DataSet, **options: Any) -> Source:
     return Source(data.root, data.probs, **options)
-
-
-def quantile(values: np.ndarray, alpha: str) -> np.float32:
-    """The conformal quantile of the values that are numbers."""
-    values = np.sort(values[~np.isnan(values)])
-    rank = math.ceil((len(values) + 1) * (1 - Fraction(alpha)))
-    return np.float32(np.inf) if rank > len(values) else values[rank - 1]
 
 
 # Compact

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ def mixed(tmp_path: Path) -> DataSet:
 
 def source(data: DataSet, **options: Any) -> Source:
     return Source(data.root, data.probs, **options)
-
-
-def quantile(values: np.ndarray, alpha: str) -> np.float32:
-    """The conformal quantile of the values that are numbers."""
-    values = np.sort(values[~np.isnan(values)])
-    rank = math.ceil((len(values) + 1) * (1 - Fraction(alpha)))
-    return np.float32(np.inf) if rank > len(values) else values[rank - 1]
 
 
 # Evaluate
