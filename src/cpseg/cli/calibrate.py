@@ -11,10 +11,9 @@ from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole
 from cpseg.cli.progress import Progress
 from cpseg.cli.shared import (
-    recalibration_of,
+    job_settings,
     save,
     say,
-    settings_from,
     source_of,
     tell_recalibration,
     warn,
@@ -88,14 +87,8 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.calibrate import calibrate
     from cpseg.jobs.settings import CalibrationSettings
-    from cpseg.jobs.variants import Grouping
 
-    settings = settings_from(
-        CalibrationSettings,
-        arguments,
-        grouping=settings_from(Grouping, arguments),
-        recalibration=recalibration_of(arguments),
-    )
+    settings = job_settings(CalibrationSettings, arguments)
     source = source_of(arguments)
     with Progress() as progress:
         calibration = calibrate(source, arguments.ids, settings, progress=progress)

@@ -11,10 +11,9 @@ from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole
 from cpseg.cli.progress import Progress
 from cpseg.cli.shared import (
-    recalibration_of,
+    job_settings,
     save,
     say,
-    settings_from,
     source_of,
     tell_recalibration,
 )
@@ -62,14 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from cpseg._internal.distributed import rank
     from cpseg.jobs.certify import certify, class_levels
     from cpseg.jobs.settings import CertificationSettings
-    from cpseg.jobs.variants import Grouping
 
-    settings = settings_from(
-        CertificationSettings,
-        arguments,
-        grouping=settings_from(Grouping, arguments),
-        recalibration=recalibration_of(arguments),
-    )
+    settings = job_settings(CertificationSettings, arguments)
     source = source_of(arguments)
     with Progress() as progress:
         calibration = certify(source, arguments.ids, settings, progress=progress)

@@ -115,6 +115,15 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
     return settings_from(RecalibrationOptions, arguments, method=arguments.recalibrate, **given)
 
 
+def job_settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
+    """The settings of a job that groups cells and may recalibrate first."""
+    from cpseg.jobs.variants import Grouping
+
+    grouping = settings_from(Grouping, arguments)
+    recalibration = recalibration_of(arguments)
+    return settings_from(kind, arguments, grouping=grouping, recalibration=recalibration)
+
+
 def save(calibration: Calibration, path: Path) -> None:
     """Write a calibration on the first rank, and its recalibration beside it."""
     from cpseg._internal.distributed import rank
