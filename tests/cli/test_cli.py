@@ -435,7 +435,7 @@ def test_bad_files_are_refused_in_one_line_and_leave_nothing_half_written(
     left = {path: content for path, content in files(tmp_path).items() if path not in before}
     if name in ("label", "compact"):  # what comes before the bad file is whole and stays
         suffix = "png" if name == "label" else "safetensors"
-        pattern = rf"out/(run\.json|(masks/)?images/0[01]\.{suffix})"
+        pattern = rf"out/(run\.json|\.manifest-0\.log|(masks/)?images/0[01]\.{suffix})"
         assert all(re.fullmatch(pattern, path) for path in left), left.keys()
     else:
         assert left == {}

@@ -42,7 +42,7 @@ def test_compact_writes_the_evidence_of_every_image(data: DataSet, tmp_path: Pat
     out = tmp_path / "evidence"
     assert compact(source(data), ids, out, background=0) == 12
     wanted = [str(Path(image).with_suffix(".safetensors")) for image in data.images]
-    assert sorted(files(out)) == sorted([*wanted, "run.json"])
+    assert sorted(files(out)) == sorted([*wanted, "run.json", "manifest.jsonl"])
     for image, name in zip(data.images, wanted, strict=True):
         found = read_scores(out / name)
         made = evidence(torch.from_numpy(data.scores[image]), background=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -162,6 +163,17 @@ def test_true_masks_stored_otherwise_are_written_anew(data: DataSet, tmp_path: P
     assert all(set(np.unique(mask)) <= {0, 1, 2, 3, 255} for _, mask in read)
 
 
+def test_the_folder_says_what_made_it(data: DataSet, tmp_path: Path) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    run = json.loads((out / "run.json").read_text())
+    assert run["root"] == str(data.root.resolve())
+    assert run["probs"] == str(data.probs.resolve())
+    assert sorted(run) == ["cpseg", "fingerprint", "manifest", "probs", "root"]
+    calibration.save(tmp_path / "c.safetensors")
+    assert files(out)["calibration.safetensors"] == (tmp_path / "c.safetensors").read_bytes()
+
+
 def test_masks_older_than_their_scores_are_made_again(data: DataSet, tmp_path: Path) -> None:
     calibration, out = thresholds(data), tmp_path / "out"
     label(source(data), data.ids, calibration, out)
@@ -171,9 +183,104 @@ def test_masks_older_than_their_scores_are_made_again(data: DataSet, tmp_path: P
     newer(data.score_file(data.images[0]))
     label(source(data), data.ids, calibration, out)
     changed = {name for name, text in files(out).items() if text != before[name]}
-    assert changed == {f"masks/{data.images[0]}", "summary.csv"}
+    assert changed == {f"masks/{data.images[0]}", "summary.csv", "manifest.jsonl"}
     want = calibration.pseudo_labels(torch.from_numpy(flipped))
     assert np.array_equal(np.array(Image.open(masks(out, data)[0])), want)
+
+
+@pytest.mark.parametrize("time", ["older", "the same"])
+@pytest.mark.parametrize("way", ["written over", "moved there"])
+def test_replaced_scores_are_noticed_whatever_their_time(
+    data: DataSet, tmp_path: Path, time: str, way: str
+) -> None:
+    """As rsync -a, cp -p and tar leave them; files of one shape have one size."""
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    path = data.score_file(data.images[0])
+    was = path.stat()
+    flipped = data.scores[data.images[0]][::-1].copy()
+    if way == "written over":
+        np.save(path, flipped)
+    else:
+        np.save(tmp_path / "new.npy", flipped)
+        os.replace(tmp_path / "new.npy", path)
+    when = was.st_mtime_ns - (3600 * 10**9 if time == "older" else 0)
+    os.utime(path, ns=(when, when))
+    assert path.stat().st_size == was.st_size
+    label(source(data), data.ids, calibration, out)
+    want = calibration.pseudo_labels(torch.from_numpy(flipped))
+    assert np.array_equal(np.array(Image.open(masks(out, data)[0])), want)
+
+
+def test_a_replaced_image_is_noticed(data: DataSet, tmp_path: Path) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    Image.fromarray(np.zeros((20, 10, 3), np.uint8)).save(data.root / data.images[1])
+    with pytest.raises(ValueError, match="image's size"):
+        label(source(data), data.ids, calibration, out)
+
+
+def test_a_file_that_is_not_the_mask_that_was_written_is_made_again(
+    data: DataSet, tmp_path: Path
+) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    before = files(out)
+    empty, foreign, torn, same_size = masks(out, data)[:4]
+    empty.write_bytes(b"")
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(foreign)
+    torn.write_bytes(torn.read_bytes()[:-20])
+    changed = bytearray(same_size.read_bytes())
+    changed[60] ^= 1  # a colour of the palette
+    same_size.write_bytes(changed)
+    label(source(data), data.ids, calibration, out)
+    assert files(out) == before
+
+
+def made_by_an_older_version(out: Path) -> None:
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(
+        json.dumps({name: run[name] for name in ("cpseg", "fingerprint")})
+    )
+    (out / "manifest.jsonl").unlink()
+    (out / "calibration.safetensors").unlink()
+
+
+def test_the_folder_of_an_older_version_is_taken_over(data: DataSet, tmp_path: Path) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    before = files(out)
+    times = {path: path.stat().st_mtime_ns for path in masks(out, data)[3:]}
+    made_by_an_older_version(out)
+    masks(out, data)[0].write_bytes(b"")
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(masks(out, data)[1])
+    newer(data.score_file(data.images[2]))
+    label(source(data), data.ids, calibration, out)
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "made again"
+    after = files(out)
+    assert {**after, "manifest.jsonl": b""} == {**before, "manifest.jsonl": b""}
+
+    # From now on its masks are recorded, and an older time is no excuse.
+    path = data.score_file(data.images[5])
+    flipped = data.scores[data.images[5]][::-1].copy()
+    np.save(path, flipped)
+    os.utime(path, ns=(10**18, 10**18))
+    label(source(data), data.ids, calibration, out)
+    want = calibration.pseudo_labels(torch.from_numpy(flipped))
+    assert np.array_equal(np.array(Image.open(masks(out, data)[5])), want)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null\n{}\n"])
+def test_masks_of_a_damaged_manifest_are_made_again(
+    data: DataSet, tmp_path: Path, text: str
+) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    before = files(out)
+    (out / "manifest.jsonl").write_text(text)
+    masks(out, data)[0].write_bytes(b"")
+    label(source(data), data.ids, calibration, out)
+    assert files(out) == before
 
 
 def test_without_a_labelled_list_there_is_no_stage1(data: DataSet, tmp_path: Path) -> None:
@@ -183,6 +290,8 @@ def test_without_a_labelled_list_there_is_no_stage1(data: DataSet, tmp_path: Pat
         "ids.txt",
         "summary.csv",
         "run.json",
+        "manifest.jsonl",
+        "calibration.safetensors",
     }
 
 

@@ -94,7 +94,7 @@ def test_score_maps(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(tmp_path / "data", pairs, out) == 5
     written = {f"images/{n:02d}.npz" for n in range(5)}
-    assert set(files(out)) == {"run.json", "classes.txt", *written}
+    assert set(files(out)) == {"run.json", "manifest.jsonl", "classes.txt", *written}
     assert (out / "classes.txt").read_text().splitlines() == list(NAMES)
     for name, image in values.items():
         stored = np.load((out / name).with_suffix(".npz"))["probs"]

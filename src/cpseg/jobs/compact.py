@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cpseg._internal.checks import name_file_in_errors
-from cpseg._internal.distributed import barrier, shard
+from cpseg._internal.distributed import shard
 from cpseg._internal.hashing import digest
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
 from cpseg.files.dataset import Progress, Source, fingerprint, quiet
 from cpseg.files.id_lists import read_ids
-from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_paths
+from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 
 
@@ -39,7 +39,7 @@ def compact(
         The number of files written by this rank.
 
     Raises:
-        ValueError: bad settings or files, or a folder that holds another run.
+        ValueError: bad settings or files, or a folder that holds another run or is in use.
         OSError: a file that cannot be read or written.
     """
     out = Path(out)
@@ -54,18 +54,21 @@ def compact(
         settings["recalibration"] = recalibration.fingerprint
     paths = source.locate(pairs)
     outputs = output_paths("compact", out, pairs, ".safetensors", kind="evidence")
-    open_run_folder(out, digest({**settings, "probs": str(source.probs.resolve())}))
     written = 0
-    for pair in progress(*shard(pairs), "compact"):
-        if is_up_to_date(outputs[pair], paths[pair]):
-            continue
-        probs = source.probabilities(paths[pair])
-        with name_file_in_errors(paths[pair]):
-            if recalibration is not None:
-                compacted = recalibration.evidence(probs, background=background)
-            else:
-                compacted = evidence(probs, background=background)
-        write_evidence(outputs[pair], replace(compacted, class_map=fingerprint(source.class_map)))
-        written += 1
-    barrier()
+    run = digest({**settings, "probs": str(source.probs.resolve())})
+    with open_run_folder(out, run) as folder:
+        for pair in progress(*shard(pairs), "compact"):
+            path, output = paths[pair], outputs[pair]
+            if folder.is_up_to_date(output, path):
+                continue
+            stamps = folder.stamps(path)
+            probs = source.probabilities(path)
+            with name_file_in_errors(path):
+                if recalibration is not None:
+                    made = recalibration.evidence(probs, background=background)
+                else:
+                    made = evidence(probs, background=background)
+            write_evidence(output, replace(made, class_map=fingerprint(source.class_map)))
+            folder.record(output, [path], stamps)
+            written += 1
     return written

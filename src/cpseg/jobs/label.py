@@ -21,7 +21,7 @@ from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
-from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_path, output_paths
+from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 
 
 def label(
@@ -37,9 +37,11 @@ def label(
 
     The folder gets ``masks/`` (8-bit palette PNG, 255 = ignore, image size), ``ids.txt`` (pairs as
     UniMatch and AllSpark read them), ``summary.csv`` (kept share and pixels of every class, per
-    image), ``run.json``, and with ``labelled`` a ``stage1.txt``: both lists in one. Where a mask
-    map or another void value was used for calibration, ``true/`` gets the labelled masks in the
-    form in which training code reads pseudo-labels.
+    image), ``calibration.safetensors``, ``run.json``, ``manifest.jsonl``, and with ``labelled`` a
+    ``stage1.txt``: both lists in one. Where a mask map or another void value was used for
+    calibration, ``true/`` gets the labelled masks in the form in which training code reads
+    pseudo-labels. A mask is made again if its scores or its image have changed, or if it is not
+    the one that was written.
 
     Args:
         source: the data set and the scores, maps or evidence.
@@ -53,7 +55,7 @@ def label(
         The share of pixels that carry a label.
 
     Raises:
-        ValueError: bad settings or files, or a folder that holds another run.
+        ValueError: bad settings or files, or a folder that holds another run or is in use.
         OSError: a file that cannot be read or written.
     """
     out = Path(out)
@@ -67,35 +69,62 @@ def label(
     check_ids(out, listed)  # before the work, not after it
     source = source.with_recorded_class_map(calibration.provenance.class_map)
     paths = source.locate(pairs)
-    open_run_folder(out, _fingerprint(source, calibration, pairs))
-    calibration = replace(calibration, ignore_index=VOID).to(source.device)
-    for pair in progress(*shard(pairs), "label"):
-        path = paths[pair]
-        if is_up_to_date(masks[pair], path):
-            continue
-        size = image_size(source.root / pair.image)
-        scores = source.scores(path)
-        plane = scores.best if isinstance(scores, Evidence) else scores[0]
-        if size != tuple(plane.shape):
-            expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
-            raise ValueError(message(str(path), expected, shape(plane), fix))
-        with name_file_in_errors(path):
-            labels = calibration.pseudo_labels(scores, dtype=torch.uint8)
-        write_mask(masks[pair], labels)
-    barrier()
-    if rank() > 0:
-        return float("nan")
-    kept = _summarise(out, masks, calibration)
-    if labelled is not None:
-        lines = dict(_true_masks(source, known, calibration, out))
-        more = [line for line in listed if line[0] not in lines]
-        write_ids(out / "stage1.txt", [*lines.items(), *more])
-    write_ids(out / "ids.txt", listed)
+    run = _fingerprint(source, calibration, pairs)
+    facts = {"root": str(source.root.resolve()), "probs": str(source.probs.resolve())}
+    chosen = replace(calibration, ignore_index=VOID).to(source.device)
+    with open_run_folder(out, run, facts=facts, digest_files=True) as folder:
+        for pair in progress(*shard(pairs), "label"):
+            _label_image(folder, source, chosen, source.root / pair.image, paths[pair], masks[pair])
+        barrier()
+        if rank() > 0:
+            return float("nan")
+        kept = _summarise(out, masks, chosen)
+        calibration.save(out / "calibration.safetensors")
+        if labelled is not None:
+            lines = dict(_true_masks(folder, source, known, calibration))
+            more = [line for line in listed if line[0] not in lines]
+            write_ids(out / "stage1.txt", [*lines.items(), *more])
+        write_ids(out / "ids.txt", listed)
     return kept
 
 
+def _label_image(
+    folder: RunFolder,
+    source: Source,
+    calibration: Calibration,
+    image: Path,
+    path: Path,
+    mask: Path,
+) -> None:
+    """Write the mask of one image from its score file, unless it is there."""
+    inputs = (path, image)
+    if folder.is_up_to_date(mask, *inputs, sound=lambda: _fits(mask, image, calibration)):
+        return
+    stamps = folder.stamps(*inputs)
+    size = image_size(image)
+    scores = source.scores(path)
+    plane = scores.best if isinstance(scores, Evidence) else scores[0]
+    if size != tuple(plane.shape):
+        expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
+        raise ValueError(message(str(path), expected, shape(plane), fix))
+    with name_file_in_errors(path):
+        labels = calibration.pseudo_labels(scores, dtype=torch.uint8)
+    write_mask(mask, labels)
+    folder.record(mask, inputs, stamps)
+
+
+def _fits(mask: Path, image: Path, calibration: Calibration) -> bool:
+    """Whether a file can be the mask of an image."""
+    try:
+        num_classes = calibration.num_classes or VOID
+        read_mask(mask, num_classes=num_classes, size=image_size(image))
+    except ValueError:
+        return False
+    return True
+
+
 def _true_masks(
-    source: Source, pairs: Sequence[Pair], calibration: Calibration, out: Path
+    folder: RunFolder, source: Source, pairs: Sequence[Pair], calibration: Calibration
 ) -> list[tuple[str, str]]:
     """Lines of ``stage1.txt`` for labelled images.
 
@@ -109,10 +138,13 @@ def _true_masks(
     source = replace(source, mask_map=mask_map, void=stored.void, device="cpu")
     lines = []
     for pair in pairs:
-        path = output_path(out / "true", pair.image, ".png")
-        if not is_up_to_date(path, source.root / str(pair.mask)):
+        path = output_path(folder.out / "true", pair.image, ".png")
+        inputs = (source.root / str(pair.mask), source.root / pair.image)
+        if not folder.is_up_to_date(path, *inputs):
+            stamps = folder.stamps(*inputs)
             size = image_size(source.root / pair.image)
             write_mask(path, source.labels(pair, calibration.num_classes or VOID, size))
+            folder.record(path, inputs, stamps)
         lines.append((pair.image, _listed(path, source.root)))
     return lines
 
@@ -156,7 +188,7 @@ def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> 
     kept = pixels = 0
     for pair, path in masks.items():
         labels = read_mask(path, num_classes=num_classes, size=None)
-        counts = torch.bincount(labels.flatten().to(torch.int64), minlength=256).tolist()
+        counts = torch.bincount(labels.flatten(), minlength=256).tolist()
         total, ignored = sum(counts), counts[VOID]
         writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
         kept, pixels = kept + total - ignored, pixels + total

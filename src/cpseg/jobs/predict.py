@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,16 @@ from cpseg._internal.checks import (
     name_file_in_errors,
     shape,
 )
-from cpseg._internal.distributed import barrier, broadcast_from_rank0, rank, shard
+from cpseg._internal.distributed import broadcast_from_rank0, rank, shard
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import atomic, write_text
+from cpseg.core.selection import Evidence
 from cpseg.core.selection import evidence as evidence_of
 from cpseg.files.dataset import Progress, quiet
 from cpseg.files.id_lists import Pair, check_ids
+from cpseg.files.manifest import Stamp
 from cpseg.files.masks import image_size
-from cpseg.files.run_folder import is_up_to_date, open_run_folder, output_paths
+from cpseg.files.run_folder import RunFolder, open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
 
@@ -78,8 +80,8 @@ def predict(
         The number of files written by this rank.
 
     Raises:
-        ValueError: bad settings or images, a folder that holds another run, scores of another
-            shape or outside [0, 1].
+        ValueError: bad settings or images, a folder that holds another run or is in use, scores of
+            another shape or outside [0, 1].
         FileNotFoundError: an image is missing.
         OSError: a file that cannot be read or written.
 
@@ -107,33 +109,46 @@ def predict(
             )
     form = [dtype, background] if evidence else [dtype]
     facts = {"made": dict(made), "names": list(names), "form": form, "root": str(root.resolve())}
-    open_run_folder(out, digest(facts))
-    if rank() == 0:
-        write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    left = broadcast_from_rank0(
-        [pair for pair in pairs if not is_up_to_date(paths[pair], root / pair.image)]
-    )
-    mine = list(shard(left)[0])
-    if batch > 1:
-        mine.sort(key=lambda pair: image_size(root / pair.image))
-    for group in _batches(progress(mine, len(mine), "predict"), root, batch):
-        images = torch.stack([image for _, image in group]).to(device).to(torch.float32) / 255
-        probs = segmenter(images)
-        wanted = [len(group), len(names), *images.shape[-2:]]
-        if list(probs.shape) != wanted:
-            fix = "return one score per class and pixel, and name every class"
-            raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
-        for (pair, _), scores in zip(group, probs, strict=True):
-            with name_file_in_errors(root / pair.image):
-                kept = _kept(scores, dtype)
-                if evidence:
-                    read = kept.to(torch.float32) / 255 if dtype == "uint8" else kept
-                    write_evidence(paths[pair], evidence_of(read, background=background))
-                    continue
-            with atomic(paths[pair]) as file:
-                np.savez_compressed(file, probs=kept.cpu().numpy())
-    barrier()
+    # An image is read once more for its digest: a model takes longer, should only times change.
+    with open_run_folder(out, digest(facts), digest_inputs=True) as folder:
+        if rank() == 0:
+            write_text(out / "classes.txt", "".join(f"{name}\n" for name in names))
+        left = broadcast_from_rank0(
+            [
+                pair
+                for pair in pairs
+                if rank() > 0 or not folder.is_up_to_date(paths[pair], root / pair.image)
+            ]
+        )
+        mine = list(shard(left)[0])
+        if batch > 1:
+            mine.sort(key=lambda pair: image_size(root / pair.image))
+        for group in _batches(progress(mine, len(mine), "predict"), folder, root, batch):
+            images = torch.stack([item.pixels for item in group])
+            images = images.to(device).to(torch.float32) / 255
+            probs = segmenter(images)
+            wanted = [len(group), len(names), *images.shape[-2:]]
+            if list(probs.shape) != wanted:
+                fix = "return one score per class and pixel, and name every class"
+                raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
+            for item, scores in zip(group, probs, strict=True):
+                image, path = root / item.pair.image, paths[item.pair]
+                with name_file_in_errors(image):
+                    kept = _kept(scores, dtype)
+                    compact = _evidence_of(kept, background) if evidence else None
+                if compact is not None:
+                    write_evidence(path, compact)
+                else:
+                    with atomic(path) as file:
+                        np.savez_compressed(file, probs=kept.cpu().numpy())
+                folder.record(path, [image], item.stamps)
     return len(mine)
+
+
+def _evidence_of(kept: Tensor, background: int | None) -> Evidence:
+    """The evidence of probabilities as a file keeps them."""
+    read = kept.to(torch.float32) / 255 if kept.dtype == torch.uint8 else kept
+    return evidence_of(read, background=background)
 
 
 def _kept(scores: Tensor, dtype: str) -> Tensor:
@@ -145,15 +160,26 @@ def _kept(scores: Tensor, dtype: str) -> Tensor:
     return scores.to(torch.float16)
 
 
-def _batches(pairs: Iterable[Pair], root: Path, most: int) -> Iterator[list[tuple[Pair, Tensor]]]:
+class _Item(NamedTuple):
+    """An image that was read, and the stamp of its file from before that."""
+
+    pair: Pair
+    pixels: Tensor
+    stamps: list[Stamp]
+
+
+def _batches(
+    pairs: Iterable[Pair], folder: RunFolder, root: Path, most: int
+) -> Iterator[list[_Item]]:
     """Groups of at most ``most`` images of one size."""
-    group: list[tuple[Pair, Tensor]] = []
+    group: list[_Item] = []
     for pair in pairs:
-        image = read_image(root / pair.image)
-        if group and group[0][1].shape != image.shape:
+        stamps = folder.stamps(root / pair.image)
+        item = _Item(pair, read_image(root / pair.image), stamps)
+        if group and group[0].pixels.shape != item.pixels.shape:
             yield group
             group = []
-        group.append((pair, image))
+        group.append(item)
         if len(group) == most:
             yield group
             group = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cpseg._internal.safe_files import write_text
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import is_up_to_date, open_run_folder
-from cpseg.jobs.cross_validation import PLAIN, Counts, FoldFit, measure_fold
+from cpseg.jobs.cross_validation import PLAIN, Counts, Fold, FoldFit, measure_fold
 from cpseg.jobs.estimate import Estimate
 from cpseg.jobs.settings import SweepSettings, settings_of
 from cpseg.jobs.sweep_plan import (
@@ -82,15 +83,26 @@ def sweep(
     for background in settings.backgrounds:
         check_background("sweep", background, images.num_classes)
     plan = SweepPlan(settings, settings.grid or images.size, images.num_classes)
+    if out is None:
+        return _rows(images, folds, plan, None)
+    with open_run_folder(Path(out), plan.fingerprint(pairs, **_data(source))):
+        return _rows(images, folds, plan, Path(out))
+
+
+def _rows(
+    images: LabelledImages, folds: Sequence[Fold], plan: SweepPlan, out: Path | None
+) -> list[SweepRow]:
+    """Measure the folds that ``out`` does not hold yet, and average over all of them."""
     finished: dict[int, list[dict[str, float]]] = {}
     if out is not None:
-        out = Path(out)
-        open_run_folder(out, plan.fingerprint(pairs, **_data(source)))
-        inputs = [*images.paths.values(), *(source.root / str(pair.mask) for pair in pairs)]
+        root = images.source.root
+        inputs = [*images.paths.values(), *(root / str(pair.mask) for pair in images.pairs)]
         for number in range(len(folds)):
             if is_up_to_date(fold_file(out, number), *inputs):
                 finished[number] = read_fold(fold_file(out, number), plan)
-    announce(progress, sum(sum(map(len, f)) for n, f in enumerate(folds) if n not in finished))
+    announce(
+        images.progress, sum(sum(map(len, f)) for n, f in enumerate(folds) if n not in finished)
+    )
     trial = plan.trial()
     figures = []
     for number, fold in enumerate(folds):
