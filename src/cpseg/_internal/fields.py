@@ -15,6 +15,11 @@ def whole(value: object) -> bool:
     return is_whole(value)
 
 
+def count(value: object) -> bool:
+    """A whole number, 0 or more."""
+    return is_whole(value, 0)
+
+
 def rate(value: object) -> bool:
     """A float strictly between 0 and 1."""
     return isinstance(value, float) and 0 < value < 1

@@ -163,6 +163,7 @@ class Calibrator:
         # counts for nothing there, and `compute` says so.
         self._bad_batches = torch.zeros((), dtype=torch.int64)
         self._synced = False
+        self._largest_image = 0
         self.ids: set[str] = set()
 
     def __repr__(self) -> str:
@@ -182,6 +183,11 @@ class Calibrator:
     def num_images(self) -> int:
         """Images seen so far."""
         return 0 if self._store is None else self._store.images
+
+    @property
+    def largest_image(self) -> int:
+        """Pixels of the largest image (or score map) seen so far, with void; 0 before the first."""
+        return self._largest_image
 
     @property
     def provenance(self) -> Provenance:
@@ -242,6 +248,7 @@ class Calibrator:
             scores = self._score(where, probs, labels)
             scores = self._without_bad(scores, bad.any() | ~inside)
         self.num_classes = num_classes
+        self._largest_image = max(self._largest_image, scores[0].numel())
         scores = to_grid(scores, self._grid)
         classes = None
         if self.per_class:  # void pixels may have any: their score is NaN
@@ -282,6 +289,7 @@ class Calibrator:
                 )
             else:
                 scores = self._without_bad(scores, ~in_unit_interval(within))
+        self._largest_image = max(self._largest_image, scores[0].numel())
         # The store keeps the tensor: it must not be the caller's.
         self._take(to_grid(scores, self._grid).clone(), None)
 
@@ -303,6 +311,7 @@ class Calibrator:
         self._check_room(where, other.num_images, other._bad_batches.device)
         check_image_ids(where, sorted(other.ids), len(other.ids), self.ids)
         self.ids |= other.ids
+        self._largest_image = max(self._largest_image, other._largest_image)
         self.num_classes = other.num_classes if self.num_classes is None else self.num_classes
         store: Any = self._ensure_store(other._bad_batches.device)
         store.merge(other._store)
@@ -550,8 +559,9 @@ class Calibrator:
     def _check_ranks_agree(self, where: str, group: dist.ProcessGroup | None) -> bool:
         """Raise on every rank alike unless all can be merged; whether there is any image."""
         settings = {**self._settings(), "num_classes": None}
-        state = (self.num_classes, self.num_images, sorted(self.ids))
-        classes, images, ids = zip(*gather_alike(where, settings, state, group), strict=True)
+        state = (self.num_classes, self.num_images, sorted(self.ids), self._largest_image)
+        everyone = gather_alike(where, settings, state, group)
+        classes, images, ids, largest = zip(*everyone, strict=True)
         known = {number for number in classes if number is not None}
         if len(known) > 1:
             expected, got = "the same number of classes on all ranks", str(sorted(known))
@@ -563,6 +573,7 @@ class Calibrator:
         names = [name for each in ids for name in each]
         self.ids = set(check_image_ids(where, names, len(names), set()) or ())
         self.num_classes = known.pop() if known else None
+        self._largest_image = max(largest)
         return any(images)
 
 

@@ -11,7 +11,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +20,7 @@ from cpseg._internal.checks import (
     check_alike,
     check_alpha,
     check_choice,
+    check_count,
     check_image_ids,
     check_label_values,
     check_labels,
@@ -33,8 +33,17 @@ from cpseg._internal.checks import (
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
-from cpseg.calibration.certificate import METHODS, PVALUES, Certificate
-from cpseg.certification.p_values import Floats, fixed_sequence, images_needed, p_values
+from cpseg.calibration.certificate import METHODS, PER, PVALUES, Certificate
+from cpseg.certification.p_values import Floats
+from cpseg.certification.rule_choice import (
+    Integers,
+    Start,
+    Statement,
+    choose,
+    fewest_images,
+    losses_of,
+    starts_of,
+)
 from cpseg.core.nested_rules import confusion_per_alpha
 from cpseg.groups.resampling import to_image
 
@@ -44,7 +53,6 @@ ALPHAS = (
     *(f"0.{percent:02d}" for percent in range(95, 5, -2)),
     *("0.05", "0.04", "0.03", "0.02", "0.01"),
 )
-Integers = npt.NDArray[np.int64]
 
 
 class _Image(NamedTuple):
@@ -54,6 +62,28 @@ class _Image(NamedTuple):
     wrong: Integers
     kept: Integers
     pixels: int
+    area: int
+
+    @property
+    def key(self) -> tuple[str, bytes, bytes]:
+        """The same for the same image, and an order that depends on nothing else."""
+        return (self.name or "", self.wrong.tobytes(), self.kept.tobytes())
+
+
+class _Counts(NamedTuple):
+    """The counts of several images, in the order of the bets: ``[n, C, A]``, ``[n]``, ``[n]``."""
+
+    wrong: Integers
+    kept: Integers
+    pixels: Integers
+    area: Integers
+
+    @classmethod
+    def of(cls, images: Sequence[_Image]) -> _Counts:
+        """Of images, at least one."""
+        wrong, kept = ([getattr(image, name) for image in images] for name in ("wrong", "kept"))
+        sizes = np.array([(image.pixels, image.area) for image in images], np.int64)
+        return cls(np.stack(wrong), np.stack(kept), sizes[:, 0], sizes[:, 1])
 
 
 class Certifier:
@@ -63,9 +93,14 @@ class Certifier:
     of each rule is measured on labelled images other than the calibration images, and the loosest
     rule that can be certified is returned. Images without any labelled pixel do not count.
 
-    - ``method="ltt"``: the share of wrong labels among those an image keeps (0 where it keeps
-      none). Rules are tested from the strictest on, each at ``delta``, up to the first that is
-      not proven (fixed-sequence testing). The image's error need not be monotone in alpha.
+    - ``method="ltt", per="labels"``: of all labels kept, at most ``max_error`` are wrong. Pixels
+      are pooled: a large image weighs more than a small one, and the labelled pixels of an image
+      stand for all its pixels. An image that keeps nothing proves nothing. Rules are tested from
+      the level on where :meth:`learn_order` expects most, to looser ones, up to the first that is
+      not proven (fixed-sequence testing). The error need not be monotone in alpha.
+    - ``method="ltt", per="image"``: among images that keep a label, the mean over images of the
+      share of wrong labels is at most ``max_error``. Every such image weighs the same, so that
+      of all labels more may be wrong. Rules are tested in the same way.
     - ``method="crc"``: the share of an image's pixels with a wrong label, made monotone by a
       running maximum from the strictest rule.
 
@@ -82,6 +117,11 @@ class Certifier:
         max_error: the bound on the mean error of an image.
         delta: 1 - confidence of ``"ltt"``.
         method: ``"ltt"`` or ``"crc"``.
+        per: ``"labels"`` or ``"image"``, what ``"ltt"`` bounds; ``"crc"`` has a statement of its
+            own and does not use it.
+        max_pixels: of ``per="labels"``: pixels of the largest image that the statement is about,
+            fixed before the certification images are seen; by default the largest that the
+            calibrator has seen. Larger images are left out, and the certificate says so.
         pvalue: ``"betting"`` or ``"hoeffding-bentkus"``, chosen before the images are seen.
         per_class: a level for every class.
         seed: of the order in which ``"betting"`` takes the images.
@@ -92,10 +132,14 @@ class Certifier:
 
     Guarantee:
         ``"ltt"``: with probability at least 1 - delta over the draw of the certification images,
-        the mean error of a new image under the returned rule is at most ``max_error``; per class,
-        for all classes at once. Images are i.i.d. and independent of the calibration images, and
-        the score function was fixed before. ``"crc"``: the mean error of a new image is at most
-        ``max_error`` on average over the draw of images and the new one; images are exchangeable.
+        E[wrong labels] <= ``max_error`` E[labels kept] for a new image under the returned rule
+        (``"labels"``), or the mean of its share of wrong labels, given that it keeps one, is at
+        most ``max_error`` (``"image"``); per class, for all classes at once. Images are i.i.d. and
+        independent of the calibration images, the score function was fixed before, and void
+        pixels are like the labelled ones of their image. delta is the chance that a certificate is
+        issued and false, not the share of false ones among those issued. ``"crc"``: the mean error
+        of a new image is at most ``max_error`` on average over the draw of images and the new one;
+        images are exchangeable.
 
     Reference:
         Angelopoulos et al. (2021), Learn then test (fixed-sequence testing) with the p-values of
@@ -108,7 +152,8 @@ class Certifier:
         ...     return probs, torch.distributions.Categorical(probs.movedim(1, -1)).sample()
         >>> calibrator = Calibrator(groups.image((8, 8)), alpha=0.9)
         >>> calibrator.update(*draw(20))
-        >>> certifier = Certifier(calibrator, max_error=0.2, delta=0.1)
+        >>> certifier = Certifier(calibrator, max_error=0.3, delta=0.1)
+        >>> certifier.learn_order(*draw(20))
         >>> certifier.update(*draw(60))
         >>> calibration = certifier.compute()
         >>> calibration.certificate.certified, calibration.certificate.num_images
@@ -123,17 +168,25 @@ class Certifier:
         max_error: float | str | Fraction = 0.05,
         delta: float | str | Fraction = 0.1,
         method: str = "ltt",
+        per: str = "labels",
         pvalue: str = "betting",
         per_class: bool = False,
+        max_pixels: int | None = None,
         seed: int = 0,
     ) -> None:
         where = "Certifier"
         _check_calibrator(where, calibrator)
-        for name, value, known in (("method", method, METHODS), ("pvalue", pvalue, PVALUES)):
+        words = (("method", method, METHODS), ("per", per, PER), ("pvalue", pvalue, PVALUES))
+        for name, value, known in words:
             check_choice(where, value, known, name=name)
+        if max_pixels is not None:
+            fix = "count the pixels of the largest image that you will label"
+            check_count(where, max_pixels, name="max_pixels", fix=fix)
         self.max_error = float(check_alpha(where, max_error, name="max_error"))
         self.delta = float(check_alpha(where, delta, name="delta"))
-        self.method, self.pvalue, self.per_class, self.seed = method, pvalue, per_class, seed
+        self.method, self.per, self.pvalue = method, per, pvalue
+        self.per_class, self.seed = per_class, seed
+        self.max_pixels = max_pixels or calibrator.largest_image
         levels = _levels(where, calibrator, alphas)
         self.alphas = tuple(float(alpha) for alpha in levels)
         made = [calibrator.compute(alpha) for alpha in levels]
@@ -143,11 +196,14 @@ class Certifier:
         recalibrated = () if fitted is None else fitted.images
         self._calibrated = calibrator.provenance.images_used.union(recalibrated)
         self._images: list[_Image] = []
+        self._learned: dict[tuple[str, bytes, bytes], _Image] = {}
         self._named: bool | None = None
         self._synced = False
 
     def __repr__(self) -> str:
-        rule = "" if self.method == "crc" else f", {self.pvalue}, delta {self.delta:g}"
+        rule = ""
+        if self.method == "ltt":
+            rule = f" per {self.per}, {self.pvalue}, delta {self.delta:g}"
         return (
             f"Certifier({self.method}{rule}{', per class' if self.per_class else ''}, at most "
             f"{100 * self.max_error:g} % error, {len(self.alphas)} alphas, "
@@ -163,6 +219,32 @@ class Certifier:
     def ids(self) -> frozenset[str]:
         """Ids of these images, where they were given."""
         return frozenset(image.name for image in self._images if image.name is not None)
+
+    def learn_order(
+        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+    ) -> None:
+        """Choose by these labelled images at which level ``"ltt"`` starts to test.
+
+        They must not be certification images: those that set the thresholds will do. Without them
+        testing starts at three levels, each with a third of ``delta``, which needs more images
+        (69 instead of 50 for 5 %) and certifies less.
+
+        Args:
+            probs: as for :meth:`update`.
+            labels: as for :meth:`update`.
+            ids: a name for every image; ``update`` then refuses these images.
+
+        Raises:
+            ValueError: as for :meth:`update`, an image that certifies, or a call after ``update``
+                or ``sync``.
+            TypeError: wrong dtypes.
+        """
+        where = "Certifier.learn_order"
+        if self._images or self._synced:
+            fix = "choose the order before a certification image is seen"
+            raise ValueError(message(where, "a call before update", "one after it", fix))
+        _, images = self._measure(where, probs, labels, ids)
+        self._learned.update({image.key: image for image in images if image.pixels > 0})
 
     def update(
         self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
@@ -183,6 +265,21 @@ class Certifier:
         """
         where = "Certifier.update"
         refuse_after_sync(where, self._synced)
+        names, images = self._measure(where, probs, labels, ids)
+        learned = {image.name for image in self._learned.values() if image.name is not None}
+        overlap = sorted((self._calibrated | learned).intersection(names or ()))
+        if overlap:
+            expected = "certification images that were not used before"
+            got = f"'{overlap[0]}', used in calibration, recalibration or for the order of tests"
+            raise ValueError(message(where, expected, got, "certify on other labelled images"))
+        self._check_naming(where, names is not None)
+        self._named = names is not None
+        self._images += [image for image in images if image.pixels > 0]
+
+    def _measure(
+        self, where: str, probs: Tensor, labels: Tensor, ids: str | Sequence[str] | None
+    ) -> tuple[list[str] | None, list[_Image]]:
+        """The names and counts of a batch of images, checked."""
         check_probs(where, probs)
         check_labels(where, labels, probs)
         if probs.shape[-3] != self._base.num_source:
@@ -194,13 +291,7 @@ class Certifier:
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
         names = check_image_ids(where, ids, len(probs), self.ids)
-        overlap = sorted(self._calibrated.intersection(names or ()))
-        if overlap:
-            expected = "certification images that were not used before"
-            got = f"'{overlap[0]}', used in calibration or recalibration"
-            raise ValueError(message(where, expected, got, "certify on other labelled images"))
-        self._check_naming(where, names is not None)
-        counted = [
+        return names, [
             _count(image, truth, name, self._thresholds, self._base, self.per_class)
             for image, truth, name in zip(
                 probs.detach(),
@@ -209,8 +300,6 @@ class Certifier:
                 strict=True,
             )
         ]
-        self._named = names is not None
-        self._images += [image for image in counted if image.pixels > 0]
 
     def merge(self, other: Certifier) -> None:
         """Take all that another certifier of the same settings has seen; it stays as it is.
@@ -224,6 +313,7 @@ class Certifier:
         refuse_after_sync(where, self._synced or other._synced)
         check_alike(where, self._settings(), other._settings())
         self._take(where, other._images)
+        self._learned.update(other._learned)
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Merge over the ranks of ``torch.distributed``; every rank then holds the whole.
@@ -237,10 +327,12 @@ class Certifier:
         where = "Certifier.sync"
         if not begin_sync(where, self._synced):
             return
-        everyone = gather_alike(where, self._settings(), self._images, process_group)
+        state = (self._images, self._learned)
+        everyone = gather_alike(where, self._settings(), state, process_group)
         self._images, self._named = [], None
-        for images in everyone:
+        for images, learned in everyone:
             self._take(where, images)
+            self._learned.update(learned)
         self._synced = True
 
     def compute(self, max_error: float | str | Fraction | None = None) -> Calibration:
@@ -260,13 +352,16 @@ class Certifier:
         if not self._images:
             fix = "call update with labelled images other than the calibration images"
             raise ValueError(message(where, "labelled images", "none", fix))
-        images = self._ordered()
-        wrong = np.stack([image.wrong for image in images])
-        kept = np.stack([image.kept for image in images])
-        pixels = np.array([image.pixels for image in images]).reshape(-1, 1, 1)
-        losses = wrong / (np.maximum(kept, 1) if self.method == "ltt" else pixels)
-        levels, p = choose(losses, bound, self.delta, self.method, self.pvalue)
-        certificate = self._certificate(bound, losses, wrong, kept, pixels, levels, p)
+        within = [image for image in self._ordered() if self._is_within(image)]
+        if not within:
+            expected = f"an image of at most max_pixels={self.max_pixels} pixels"
+            got = f"none among {self.num_images}"
+            fix = "calibrate on images of the same sizes, or pass max_pixels"
+            raise ValueError(message(where, expected, got, fix))
+        counts = _Counts.of(within)
+        losses, starts = self._tested(bound, counts)
+        levels, p = choose(losses, self._statement(bound), starts)
+        certificate = self._certificate(bound, losses, counts, starts, levels, p)
         base = replace(self._base, certificate=certificate)
         nothing = torch.full_like(base.threshold, -torch.inf)
         if self.ids:
@@ -295,38 +390,62 @@ class Certifier:
 
         return [image for _, image in sorted(enumerate(self._images), key=place)]
 
+    def _is_within(self, image: _Image) -> bool:
+        """Whether the statement is about images of this size."""
+        return self.method == "crc" or self.per == "image" or image.area <= self.max_pixels
+
+    def _statement(self, max_error: float, pvalue: str | None = None) -> Statement:
+        return Statement(self.method, self.per, pvalue or self.pvalue, max_error, self.delta)
+
+    def _tested(self, max_error: float, counts: _Counts) -> tuple[Floats, list[Start]]:
+        """Losses of the certification images, and where to start, which they do not decide."""
+        statement = self._statement(max_error)
+        classes, levels = counts.wrong.shape[1:]
+        weight = counts.area / self.max_pixels
+        losses = losses_of(statement, counts.wrong, counts.kept, weight, counts.pixels)
+        learned = [image for image in self._learned.values() if self._is_within(image)]
+        setting, kept = None, np.zeros((classes, levels))
+        if learned:
+            known = _Counts.of(sorted(learned, key=lambda image: image.key))
+            weight = known.area / self.max_pixels
+            setting = losses_of(statement, known.wrong, known.kept, weight, known.pixels)
+            kept = (known.kept / known.pixels[:, None, None]).mean(0)
+        return losses, starts_of(statement, setting, kept, classes)
+
     def _certificate(
         self,
         max_error: float,
         losses: Floats,
-        wrong: Integers,
-        kept: Integers,
-        pixels: Integers,
+        counts: _Counts,
+        starts: Sequence[Start],
         levels: Integers,
         p: Floats | None,
     ) -> Certificate:
         n, classes, _ = losses.shape
         certified = bool((levels >= 0).any())
-        kept_share = _at(kept, levels) / pixels[..., 0]
-        wrong_at, kept_at = _at(wrong, levels).sum(1), _at(kept, levels).sum(1)
-        ltt = self.method == "ltt"
-        error = wrong_at / (np.maximum(kept_at, 1) if ltt else pixels[:, 0, 0])
-        rows: list[dict[str, Any]] = [
-            {
+        ltt, per_label = self.method == "ltt", self.method == "ltt" and self.per == "labels"
+        kept, wrong = _at(counts.kept, levels), _at(counts.wrong, levels)
+        kept_share = kept / counts.pixels[:, None]
+        mean, pooled = self._errors(wrong.sum(1), kept.sum(1), counts)
+        rows: list[dict[str, Any]] = []
+        for c, level in enumerate(levels):
+            errors = self._errors(wrong[:, c], kept[:, c], counts) if level >= 0 else (None, None)
+            row = {
                 "certified": bool(level >= 0),
                 "alpha": self.alphas[level] if level >= 0 else None,
-                "mean_error": float(losses[:, c, level].mean()) if level >= 0 else None,
+                "mean_error": errors[0],
+                "pooled_error": errors[1],
                 "kept": float(kept_share[:, c].mean()),
-                "p_value": None if p is None else float(p[c, max(level, 0)]),
+                "p_value": None if p is None else float(p[c, max(level, starts[0].levels[c])]),
             }
-            for c, level in enumerate(levels)
-        ]
+            rows.append(row)
         needed, lowest = None, None
         if not certified:
-            needed = _needed(max_error, self.delta / classes, self.method, self.pvalue)
+            needed = fewest_images(self._statement(max_error), classes, starts)
             needed = needed if needed > n else None
             if needed is None:
-                lowest = _lowest(losses, max_error, self.delta, self.method, self.pvalue)
+                lowest = self._lowest(max_error, counts)
+        sizes = {*counts.area.tolist(), self.max_pixels}
         return Certificate(
             self.method,
             self.pvalue if ltt else None,
@@ -335,23 +454,49 @@ class Certifier:
             certified,
             alpha=None if self.per_class else rows[0]["alpha"],
             num_images=n,
-            mean_error=float(error.mean()) if certified else None,
+            mean_error=mean if certified else None,
             kept=float(kept_share.sum(1).mean()),
             p_value=None if self.per_class else rows[0]["p_value"],
-            beside=self._beside(max_error, losses, kept, pixels) if ltt else None,
+            beside=self._beside(max_error, losses, starts, counts) if ltt else None,
             classes=tuple(rows) if self.per_class else None,
             needed_images=needed,
             lowest_error=lowest,
+            per=self.per if ltt else "pixels",
+            pooled_error=pooled if certified else None,
+            max_pixels=self.max_pixels if per_label and len(sizes) > 1 else None,
+            larger_images=self.num_images - n,
         )
 
+    def _errors(
+        self, wrong: Integers, kept: Integers, counts: _Counts
+    ) -> tuple[float | None, float | None]:
+        """What was seen: the mean over images, and of all labels kept; None where none is."""
+        if self.method == "crc":
+            return float((wrong / counts.pixels).mean()), _share(wrong, kept, counts)
+        keeps = kept > 0
+        mean = float((wrong[keeps] / kept[keeps]).mean()) if keeps.any() else None
+        return mean, _share(wrong, kept, counts)
+
+    def _lowest(self, max_error: float, counts: _Counts) -> float | None:
+        """The lowest bound in thousandths that these images certify for some class."""
+
+        def certified(bound: int) -> bool:
+            losses, starts = self._tested(bound / 1000, counts)
+            levels, _ = choose(losses, self._statement(bound / 1000), starts)
+            return bool((levels >= 0).any())
+
+        bounds = range(math.floor(1000 * max_error) + 1, 1000)
+        first = bisect_left(bounds, True, key=certified)
+        return bounds[first] / 1000 if first < len(bounds) else None
+
     def _beside(
-        self, max_error: float, losses: Floats, kept: Integers, pixels: Integers
+        self, max_error: float, losses: Floats, starts: Sequence[Start], counts: _Counts
     ) -> dict[str, Any]:
         """What the other p-value gives."""
         other = PVALUES[1 - PVALUES.index(self.pvalue)]
-        levels, _ = choose(losses, max_error, self.delta, self.method, other)
+        levels, _ = choose(losses, self._statement(max_error, other), starts)
         alpha = self.alphas[levels[0]] if not self.per_class and levels[0] >= 0 else None
-        share = (_at(kept, levels) / pixels[..., 0]).sum(1).mean()
+        share = (_at(counts.kept, levels) / counts.pixels[:, None]).sum(1).mean()
         return {"pvalue": other, "alpha": alpha, "kept": float(share)}
 
     def _check_naming(self, where: str, named: bool) -> None:
@@ -379,6 +524,8 @@ class Certifier:
             "max_error": self.max_error,
             "delta": self.delta,
             "method": self.method,
+            "per": self.per,
+            "max_pixels": self.max_pixels,
             "pvalue": self.pvalue,
             "per_class": self.per_class,
             "seed": self.seed,
@@ -393,55 +540,11 @@ class Certifier:
         }
 
 
-def choose(
-    losses: Floats, max_error: float, delta: float, method: str, pvalue: str
-) -> tuple[Integers, Floats | None]:
-    """The loosest certified level of every class, and the p-values of all levels.
-
-    Args:
-        losses: in [0, 1], ``[n, C, A]``, images in the order of the bets, strictest level first.
-        max_error: the bound on their mean.
-        delta: 1 - confidence, shared among the C classes (Bonferroni).
-        method: ``"ltt"`` or ``"crc"``.
-        pvalue: which p-value ``"ltt"`` tests with.
-
-    Returns:
-        int64 ``[C]``, -1 where no level is certified; ``[C, A]``, None for ``"crc"``.
-    """
-    if method == "crc":
-        return (_expected(losses) <= max_error).sum(-1) - 1, None
-    each = delta / losses.shape[1]
-    p = p_values(losses, max_error, delta=each, pvalue=pvalue)
-    return fixed_sequence(p, each) - 1, p
-
-
-def _expected(losses: Floats) -> Floats:
-    """Conformal risk control's bound on the expectation, ``[C, A]``, growing along A."""
-    return np.asarray(
-        (np.maximum.accumulate(losses, -1).sum(0) + 1) / (len(losses) + 1), np.float64
-    )
-
-
-def _needed(max_error: float, delta: float, method: str, pvalue: str) -> int:
-    """The fewest images that could certify, were no label wrong."""
-    if method == "crc":
-        return math.ceil(1 / Fraction(str(max_error))) - 1
-    return images_needed(max_error, delta, pvalue)
-
-
-def _lowest(
-    losses: Floats, max_error: float, delta: float, method: str, pvalue: str
-) -> float | None:
-    """The lowest bound in thousandths at which some class's strictest level is certified."""
-    strictest = losses[..., :1]
-
-    def certified(bound: int) -> bool:  # a larger bound is certified wherever a smaller one is
-        levels, _ = choose(strictest, bound / 1000, delta, method, pvalue)
-        return bool((levels >= 0).any())
-
-    bounds = range(math.floor(1000 * max_error) + 1, 1000)
-    first = bisect_left(bounds, True, key=certified)
-    return bounds[first] / 1000 if first < len(bounds) else None
+def _share(wrong: Integers, kept: Integers, counts: _Counts) -> float | None:
+    """Wrong labels among all kept, the labelled pixels of an image standing for all of them."""
+    weight = counts.area / counts.pixels
+    total = float((weight * kept).sum())
+    return float((weight * wrong).sum()) / total if total > 0 else None
 
 
 def _at(counts: Integers, levels: Integers) -> Integers:
@@ -468,7 +571,8 @@ def _count(
     if not per_class:
         kept, right = kept.sum(1, keepdim=True), right.sum(1, keepdim=True)
     wrong = (kept - right).T.cpu().numpy()
-    return _Image(name, wrong, kept.T.cpu().numpy(), int(matrix[0].sum()))
+    area = labels.shape[-2] * labels.shape[-1]
+    return _Image(name, wrong, kept.T.cpu().numpy(), int(matrix[0].sum()), area)
 
 
 def _check_calibrator(where: str, calibrator: Calibrator) -> None:

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 # The largest bet, as a share of the one that a loss of 1 would ruin. At 0.97 images without any
 # error certify 5 % at delta 0.1 with 47 of them (no method needs fewer than 45), and a loss of 1
 # leaves 3 % of the wealth.
-_LARGEST_BET = 0.97
+LARGEST_BET = 0.97
 
 
 def p_values(losses: Floats, max_error: float, *, delta: float, pvalue: str) -> Floats:
@@ -58,7 +58,7 @@ def betting(losses: Floats, max_error: float, *, delta: float) -> Floats:
     mean = (0.5 + losses.cumsum(0)) / (number + 1)
     variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (number + 1)
     before = np.concatenate([np.full_like(losses[:1], 0.25), variance[:-1]])
-    bet = np.sqrt(2 * math.log(1 / delta) / (n * before)).clip(max=_LARGEST_BET / (1 - max_error))
+    bet = np.sqrt(2 * math.log(1 / delta) / (n * before)).clip(max=LARGEST_BET / (1 - max_error))
     wealth = np.log1p(-bet * (losses - max_error)).cumsum(0)
     return np.asarray(np.exp(-wealth.max(0).clip(min=0)))
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cpseg._internal.words import CERTIFICATES, FIXED_VARIANTS, PVALUES
+from cpseg._internal.words import CERTIFICATES, CERTIFIED_PER, FIXED_VARIANTS, PVALUES
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole
 from cpseg.cli.progress import Progress
@@ -34,9 +34,16 @@ def add(commands: Commands) -> None:
         help="thresholds whose labels are proven to be wrong rarely",
     )
     add = command.add_argument
-    add("--max-error", default="0.05", help="bound on the mean error of an image (default 0.05)")
+    add("--max-error", default="0.05", help="bound on the share of wrong labels (default 0.05)")
     add("--delta", default="0.1", help="1 - confidence of the certificate (default 0.1)")
     add("--method", choices=CERTIFICATES, default="ltt", help="kind of certificate (default ltt)")
+    add(
+        "--per",
+        choices=CERTIFIED_PER,
+        default=None,
+        help="what ltt bounds: labels, the share of wrong ones among all labels kept (default); "
+        "image, its mean over images that keep a label",
+    )
     add("--pvalue", choices=PVALUES, default="betting", help="kind of p-value (default betting)")
     add("--per-class", action="store_true", help="a separate alpha for every class")
     add(
@@ -58,10 +65,15 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from cpseg._internal.checks import message
     from cpseg._internal.distributed import rank
     from cpseg.jobs.certify import certify, class_levels
     from cpseg.jobs.settings import CertificationSettings
 
+    if arguments.per is not None and arguments.method == "crc":
+        expected, fix = "--method ltt with --per", "crc has one statement: leave --per out"
+        raise ValueError(message("certify", expected, "--method crc", fix))
+    arguments.per = arguments.per or "labels"
     settings = job_settings(CertificationSettings, arguments)
     source = source_of(arguments)
     with Progress() as progress:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from cpseg._internal.words import FIXED_VARIANTS, RECALIBRATIONS
+from cpseg._internal.words import CERTIFIED_PER, FIXED_VARIANTS, RECALIBRATIONS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole, words
 from cpseg.cli.progress import Progress
@@ -38,6 +38,13 @@ def add(commands: Commands) -> None:
         help="bounds on the error to certify, or none (default 0.05,0.1)",
     )
     add("--delta", default="0.1", help="1 - confidence of the certificates (default 0.1)")
+    add(
+        "--per",
+        choices=CERTIFIED_PER,
+        default="labels",
+        help="what certificates bound: the share of wrong ones among all labels kept (default), "
+        "or its mean over images that keep a label",
+    )
     add(
         "--recalibrate",
         type=words,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +60,9 @@ def certify(
     images = replace(images, paths=source.locate([*setting, *certifying]))
     recalibration = None
     options = settings.recalibration
-    announce(progress, len(setting) * (1 if options is None else 2) + len(certifying))
+    learns = settings.method == "ltt"
+    passes = 1 + learns + (options is not None)
+    announce(progress, len(setting) * passes + len(certifying))
     if options is not None:
         on_setting = replace(
             images, pairs=setting, num_classes=options.num_classes or images.num_source
@@ -88,14 +91,20 @@ def certify(
         max_error=settings.max_error,
         delta=settings.delta,
         method=settings.method,
+        per=settings.per,
         pvalue=settings.pvalue,
         per_class=settings.per_class,
         seed=settings.seed,
     )
 
+    def learn_order(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+        certifier.learn_order(probs, labels, ids=pair.image)
+
     def certify_on(pair: Pair, probs: Tensor, labels: Tensor) -> None:
         certifier.update(probs, labels, ids=pair.image)
 
+    if learns:
+        images.feed(learn_order, setting, "choose the order of tests")
     images.feed(certify_on, certifying, "certify")
     certifier.sync()
     return certifier.compute()
@@ -123,11 +132,15 @@ def overlap(calibration: Calibration, ids: str | Path) -> list[str]:
 
 def class_levels(certificate: Certificate) -> str:
     """The alphas of the classes as a Markdown table."""
-    lines: list[tuple[str, ...]] = [("class", "alpha", "wrong", "kept"), ("---", *["---:"] * 3)]
+    lines: list[tuple[str, ...]] = [
+        ("class", "alpha", "wrong of all kept", "mean over images", "kept"),
+        ("---", *["---:"] * 4),
+    ]
     for index, row in enumerate(certificate.classes or ()):
         if row["certified"]:
-            shares = (percent(row[name]) for name in ("mean_error", "kept"))
+            seen = (row["pooled_error"], row["mean_error"], row["kept"])
+            shares = (percent(math.nan if share is None else share) for share in seen)
             lines.append((str(index), f"{row['alpha']:g}", *shares))
         else:
-            lines.append((str(index), "none", "-", "-"))
+            lines.append((str(index), "none", "-", "-", "-"))
     return aligned(lines)

@@ -55,6 +55,7 @@ class CertificationSettings:
         delta: 1 - confidence.
         grouping: which cells share a threshold; groups cannot be learned here.
         method: ``"ltt"`` or ``"crc"``, see :class:`cpseg.Certifier`.
+        per: ``"labels"`` or ``"image"``, what ``"ltt"`` bounds.
         pvalue: ``"betting"`` or ``"hoeffding-bentkus"``.
         per_class: a separate alpha for every class.
         calibrate_share: share of the images, drawn with ``seed``, that sets the thresholds; the
@@ -72,6 +73,7 @@ class CertificationSettings:
     delta: float | str = 0.1
     grouping: Grouping = field(default_factory=lambda: Grouping("image"))
     method: str = "ltt"
+    per: str = "labels"
     pvalue: str = "betting"
     per_class: bool = False
     calibrate_share: float = 0.2

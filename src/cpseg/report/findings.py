@@ -34,8 +34,9 @@ class Plan:
         block: side of a block in cells.
         folds: number of parts, each measured once.
         seed: of all draws.
-        max_errors: bounds on the mean error of an image, each certified separately.
+        max_errors: bounds on the error of the labels kept, each certified separately.
         delta: 1 - confidence of each certificate.
+        per: what certificates bound, ``"labels"`` or ``"image"``, see :class:`cpseg.Certifier`.
         methods: methods of recalibration; ``"none"`` is always measured.
         context: ``"auto"`` or parts of the context, see :class:`cpseg.Recalibrator`.
         scores: the model's, ``"softmax"`` or ``"sigmoid"``.
@@ -54,6 +55,7 @@ class Plan:
     seed: int = 0
     max_errors: tuple[str, ...] = ("0.05", "0.1")
     delta: str = "0.1"
+    per: str = "labels"
     methods: tuple[str, ...] = (RAW, "dirichlet")
     context: str | tuple[str, ...] = "auto"
     scores: str = "softmax"

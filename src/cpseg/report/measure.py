@@ -88,7 +88,10 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         raise ValueError(message("report", expected, got, "write one name per line, in order"))
     names = [RAW, *(name for name in plan.methods if name != RAW)]
     trial = _trial(plan, names, images)
-    announce(progress, sum(sum(map(len, fold)) + len(fold.recalibrating) for fold in folds))
+    passes = 2 if plan.max_errors else 1
+    announce(
+        progress, sum(sum(map(len, fold)) + passes * len(fold.recalibrating) for fold in folds)
+    )
     whole = _calibrator(trial, plan.variant, plan.alpha, len(pairs))
     of_class = torch.zeros(images.num_classes, dtype=torch.int64)
     sums = _Sums({}, {name: [] for name in names}, of_class)
@@ -213,9 +216,23 @@ class _Certifiers:
 
         self._images.feed(update, self._setting, f"{title}, set levels")
         self._certifiers = {
-            key: Certifier(self._calibrators[key], delta=self._plan.delta, seed=self._plan.seed)
+            key: Certifier(
+                self._calibrators[key],
+                delta=self._plan.delta,
+                per=self._plan.per,
+                seed=self._plan.seed,
+            )
             for key in self._keys
         }
+
+        def learn_order(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+            for scoring, recalibrate in fit.maps.items():
+                mapped = recalibrate(probs)
+                for background in self._plan.backgrounds:
+                    certifier = self._certifiers[scoring, background]
+                    certifier.learn_order(mapped, labels, ids=pair.image)
+
+        self._images.feed(learn_order, self._setting, f"{title}, choose the order of tests")
 
     def update(self, pair: Pair, scoring: Scoring, probs: Tensor, labels: Tensor) -> None:
         """Take an image for the certificates."""

@@ -414,7 +414,7 @@ def _making(findings: Findings, made_by: str) -> str:
         ("context", context or "none"),
         ("scores of the model", plan.scores),
         ("classes without images for recalibration in some fold", absent or "none"),
-        ("bounds certified", f"{bounds}; delta {plan.risk:g} for each"),
+        ("bounds certified", f"{bounds}; delta {plan.risk:g} for each, per {plan.per}"),
         ("versions", ", ".join(f"{name} {number}" for name, number in packages)),
     ]
     command = f"<pre>{escape(made_by)}</pre>\n" if made_by else ""

@@ -139,6 +139,7 @@ def _uncertified(findings: Findings, bound: float) -> str:
     )
     needed = [proof.needed_images for proof in closest if proof.needed_images is not None]
     lowest = [proof.lowest_error for proof in closest if proof.lowest_error is not None]
+    text += " per label" if findings.plan.per == "labels" else " per image"
     if needed:
         text += f"; that takes at least {max(needed)} images besides those that set thresholds"
     elif lowest:
@@ -165,8 +166,8 @@ def _promise(findings: Findings) -> str:
     text = "Guaranteed: "
     if any(rule is not None for rule in findings.keep.values()):
         text += (
-            "a certificate bounds the share of wrong labels among the labels that an image keeps, "
-            f"on average over images like these, with {confidence} confidence for each bound. "
+            f"{_BOUNDED[plan.per]}, on images like these, with {confidence} confidence for each "
+            "bound. "
         )
         if tried > 1:
             text += (
@@ -182,6 +183,13 @@ def _promise(findings: Findings) -> str:
         "eq. 4, and anything on images of another kind. Figures after ± are standard errors over "
         f"{plan.folds} folds."
     )
+
+
+_BOUNDED = {
+    "labels": "a certificate bounds the share of wrong labels among all labels kept",
+    "image": "a certificate bounds the mean, over images that keep a label, of the share of wrong "
+    "labels, so that of all labels more may be wrong",
+}
 
 
 def _rate(value: float) -> str:
