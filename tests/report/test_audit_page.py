@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.support.browser import CHROMIUM, Browser, Page
 from tests.support.helpers import raises
 
 from cpseg.files.audit_files import CLOSE_UP, Question, read_answers
+from cpseg.files.id_lists import Pair
 from cpseg.report.audit_page import audit_pictures, picture_of, write_audit_page
 
 PLAN = "plan-7c"
@@ -314,6 +315,21 @@ def test_answers_survive_closing_the_browser(tmp_path: Path) -> None:
 
 
 @needs_browser
+def test_the_same_page_in_two_tabs_has_the_same_answers(
+    browser: Browser, show: Callable[..., Page], tmp_path: Path
+) -> None:
+    first = show(questions(8))
+    second = browser.open(tmp_path / "audit.html")
+    first.key("n")
+    wait_until(second, "answers[0] === 'no'")
+    second.key("f")
+    second.key("y")
+    wait_until(first, "answers[1] === 'yes'")
+    assert given(first) == given(second) == {0: "no", 1: "yes"}
+    second.close()
+
+
+@needs_browser
 def test_where_the_browser_keeps_nothing_the_page_says_so_and_goes_on(
     browser: Browser, show: Callable[..., Page], tmp_path: Path
 ) -> None:
@@ -552,7 +568,14 @@ def test_pictures_are_made_once_for_each_pixel_and_images_opened_once() -> None:
         opened.append(name)
         return image_of(name)
 
-    made = audit_pictures(asked, open_image, mask_of)
+    shown = []
+
+    def progress(items: Iterable[Pair], count: int, title: str) -> Iterable[Pair]:
+        shown.append((count, title))
+        return items
+
+    made = audit_pictures(asked, open_image, mask_of, progress=progress)
+    assert shown == [(2, "images")]
     assert sorted(made) == [0, 1, 2, 4, 5]
     assert sorted(opened) == ["a.png", "b.png"]
     assert made[0] == picture_of(asked[0], image_of(""), mask_of(""))

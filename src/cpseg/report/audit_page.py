@@ -16,6 +16,8 @@ import numpy.typing as npt
 from cpseg._internal.checks import message
 from cpseg._internal.safe_files import atomic
 from cpseg.files.audit_files import CLOSE_UP, Question, class_name, once
+from cpseg.files.dataset import Progress, quiet
+from cpseg.files.id_lists import Pair
 from cpseg.files.masks import palette
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.uint8]
 _TEMPLATE = "audit_page.html"
-_AROUND = 80  # pixels of the image on each side of the one in question, in the page
+_AROUND = 100  # pixels of the image on each side of the one in question, in the page
 _OVERVIEW = 640  # pixels, the longer side of a whole image as shown
 _CELLS = 256  # cells, the longer side of the region's outline in the whole image
 _SCALE = 8  # pixels of a picture for each pixel of its close-up
@@ -48,6 +50,7 @@ def write_audit_page(
     allowed: Sequence[int] | None,
     title: str,
     statement: str,
+    progress: Progress = quiet,
 ) -> None:
     """Write the page, atomically. It needs no server and no network.
 
@@ -62,6 +65,7 @@ def write_audit_page(
             for the bound to be certified, -1 where it cannot be; None shows no verdict.
         title: headline of the page.
         statement: what the audit is to show and how answers count, in a sentence or two.
+        progress: wraps the loop over images.
 
     Raises:
         ValueError: questions are not numbered in order, ``allowed`` has another length, a mask has
@@ -86,7 +90,7 @@ def write_audit_page(
         images: list[dict[str, Any]] = []
         pixels: dict[int, dict[str, Any]] = {}
         asked = once(questions)
-        for name, opened, places in _by_image(asked, image, mask):
+        for name, opened, places in _by_image(asked, image, mask, progress):
             file.write(_block(f"o{len(images)}", _jpeg(opened.overview, quality=75)))
             for place in places:
                 question = asked[place]
@@ -113,17 +117,21 @@ def write_audit_page(
 
 
 def _by_image(
-    asked: Sequence[Question], image: Callable[[str], Image.Image], mask: Callable[[str], Mask]
+    asked: Sequence[Question],
+    image: Callable[[str], Image.Image],
+    mask: Callable[[str], Mask],
+    progress: Progress,
 ) -> Iterator[tuple[str, _Opened, list[int]]]:
     """Each image once, opened, with the places in ``asked`` of the questions about it."""
     places: dict[str, list[int]] = {}
     for place, question in enumerate(asked):
         places.setdefault(question.image, []).append(place)
-    for name, mine in places.items():
+    pairs = [Pair(name, None) for name in places]
+    for name, _ in progress(pairs, len(pairs), "images"):
         with image(name) as opened:
             labels = np.asarray(mask(name))
-            _check(name, opened, labels, [asked[place] for place in mine])
-            yield name, _Opened(opened, labels, _overview(opened)), mine
+            _check(name, opened, labels, [asked[place] for place in places[name]])
+            yield name, _Opened(opened, labels, _overview(opened)), places[name]
 
 
 def _check(name: str, image: Image.Image, labels: Mask, asked: Sequence[Question]) -> None:
@@ -222,6 +230,8 @@ def audit_pictures(
     questions: Sequence[Question],
     image: Callable[[str], Image.Image],
     mask: Callable[[str], Mask],
+    *,
+    progress: Progress = quiet,
 ) -> dict[int, bytes]:
     """A picture for the first question about each pixel, by number; each image is opened once.
 
@@ -229,6 +239,7 @@ def audit_pictures(
         questions: the drawn pixels.
         image: opens an image by its name.
         mask: the labels of an image by its name, uint8 ``[H, W]``.
+        progress: wraps the loop over images.
 
     Raises:
         ValueError: a mask has not the size of its image, or another label than a question says.
@@ -237,7 +248,7 @@ def audit_pictures(
     asked = once(questions)
     return {
         asked[place].number: _picture(asked[place], opened)
-        for _, opened, places in _by_image(asked, image, mask)
+        for _, opened, places in _by_image(asked, image, mask, progress)
         for place in places
     }
 
