@@ -271,8 +271,11 @@ def test_how_many_answers_are_needed_before_at_and_after_a_look(show: Callable[.
     says("The bound cannot be certified any more with this plan.")
     page.key("Backspace")
     page.key("Backspace")
+    ready = "document.getElementById('save').classList.contains('ready')"
+    assert not page.evaluate(ready)
     page.key("y")
     says("Certified with 4 answers: you may stop.")
+    assert page.evaluate(ready)
     for key in "nnnn":
         page.key(key)
     says("Certified with 4 answers: you may stop.")
@@ -444,6 +447,33 @@ def test_the_outline_goes_along_the_edges_of_the_region_and_can_be_hidden(
     assert page.evaluate(path) == ""
     page.click("#outline")
     assert page.evaluate(path) != ""
+
+
+@needs_browser
+def test_far_out_the_whole_image_surrounds_the_close_up(show: Callable[..., Page]) -> None:
+    size = (600, 1000)
+    mask = np.zeros(size, np.uint8)
+    mask[250:400, 300:800] = 1
+    page = show(
+        [Question(0, "a.png", 300, 500, 1)],
+        image=lambda name: Image.new("RGB", size[::-1]),
+        mask=lambda name: mask,
+    )
+    path = "document.querySelector('#close .outline').getAttribute('d')"
+    assert page.evaluate(path) == "M400 250h201M400 400h201", "no border of its own at its sides"
+    for _ in range(5):
+        page.key("-")
+    assert re.fullmatch(r"close-up, \d+ × 641 pixels", page.text("width"))
+    corners = [float(x) for x in re.findall(r"[\d.]+", page.evaluate(path))]
+    assert min(corners[0::3]) == pytest.approx(300, abs=4)
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('#close image')].map(e => "
+        "['x', 'y', 'width', 'height'].map(name => Number(e.getAttribute(name))))"
+    )
+    assert boxes == [[0, 0, 1000, 600], [400, 200, 201, 201]]
+    assert page.evaluate("document.getElementById('out').disabled")
+    page.click("#in")
+    assert re.fullmatch(r"close-up, \d+ × 321 pixels", page.text("width"))
 
 
 @needs_browser
