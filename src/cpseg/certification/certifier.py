@@ -119,9 +119,9 @@ class Certifier:
         method: ``"ltt"`` or ``"crc"``.
         per: ``"labels"`` or ``"image"``, what ``"ltt"`` bounds; ``"crc"`` has a statement of its
             own and does not use it.
-        max_pixels: of ``per="labels"``: pixels of the largest image that the statement is about,
-            fixed before the certification images are seen; by default the largest that the
-            calibrator has seen. Larger images are left out, and the certificate says so.
+        max_pixels: of ``per="labels"``: pixels of the largest image that the statement is about;
+            larger images are left out, and the certificate says so. By default the largest that
+            was seen, here or by the calibrator.
         pvalue: ``"betting"`` or ``"hoeffding-bentkus"``, chosen before the images are seen.
         per_class: a level for every class.
         seed: of the order in which ``"betting"`` takes the images.
@@ -137,9 +137,13 @@ class Certifier:
         most ``max_error`` (``"image"``); per class, for all classes at once. Images are i.i.d. and
         independent of the calibration images, the score function was fixed before, and void
         pixels are like the labelled ones of their image. delta is the chance that a certificate is
-        issued and false, not the share of false ones among those issued. ``"crc"``: the mean error
-        of a new image is at most ``max_error`` on average over the draw of images and the new one;
-        images are exchangeable.
+        issued and false, not the share of false ones among those issued. Per label, images are not
+        larger than ``max_pixels``; where that is left to the largest of n certification images,
+        larger than all before, delta grows by a factor of at most 1 / (1 - (1 - q)^n), q the share
+        of images of that size.
+
+        ``"crc"``: the mean error of a new image is at most ``max_error`` on average over the draw
+        of images and the new one; images are exchangeable.
 
     Reference:
         Angelopoulos et al. (2021), Learn then test (fixed-sequence testing) with the p-values of
@@ -186,7 +190,8 @@ class Certifier:
         self.delta = float(check_alpha(where, delta, name="delta"))
         self.method, self.per, self.pvalue = method, per, pvalue
         self.per_class, self.seed = per_class, seed
-        self.max_pixels = max_pixels or calibrator.largest_image
+        self.max_pixels = max_pixels
+        self._largest_before = calibrator.largest_image
         levels = _levels(where, calibrator, alphas)
         self.alphas = tuple(float(alpha) for alpha in levels)
         made = [calibrator.compute(alpha) for alpha in levels]
@@ -356,7 +361,7 @@ class Certifier:
         if not within:
             expected = f"an image of at most max_pixels={self.max_pixels} pixels"
             got = f"none among {self.num_images}"
-            fix = "calibrate on images of the same sizes, or pass max_pixels"
+            fix = "pass the pixels of the largest image that you will label"
             raise ValueError(message(where, expected, got, fix))
         counts = _Counts.of(within)
         losses, starts = self._tested(bound, counts)
@@ -392,7 +397,16 @@ class Certifier:
 
     def _is_within(self, image: _Image) -> bool:
         """Whether the statement is about images of this size."""
-        return self.method == "crc" or self.per == "image" or image.area <= self.max_pixels
+        limited = self.method == "ltt" and self.per == "labels" and self.max_pixels is not None
+        return not limited or image.area <= (self.max_pixels or 0)
+
+    @property
+    def _largest(self) -> int:
+        """Pixels of the largest image that the statement is about."""
+        if self.max_pixels is not None:
+            return self.max_pixels
+        seen = [*self._images, *self._learned.values()]
+        return max(self._largest_before, *(image.area for image in seen))
 
     def _statement(self, max_error: float, pvalue: str | None = None) -> Statement:
         return Statement(self.method, self.per, pvalue or self.pvalue, max_error, self.delta)
@@ -401,13 +415,13 @@ class Certifier:
         """Losses of the certification images, and where to start, which they do not decide."""
         statement = self._statement(max_error)
         classes, levels = counts.wrong.shape[1:]
-        weight = counts.area / self.max_pixels
+        weight = counts.area / self._largest
         losses = losses_of(statement, counts.wrong, counts.kept, weight, counts.pixels)
         learned = [image for image in self._learned.values() if self._is_within(image)]
         setting, kept = None, np.zeros((classes, levels))
         if learned:
             known = _Counts.of(sorted(learned, key=lambda image: image.key))
-            weight = known.area / self.max_pixels
+            weight = known.area / self._largest
             setting = losses_of(statement, known.wrong, known.kept, weight, known.pixels)
             kept = (known.kept / known.pixels[:, None, None]).mean(0)
         return losses, starts_of(statement, setting, kept, classes)
@@ -445,7 +459,7 @@ class Certifier:
             needed = needed if needed > n else None
             if needed is None:
                 lowest = self._lowest(max_error, counts)
-        sizes = {*counts.area.tolist(), self.max_pixels}
+        sizes = {*counts.area.tolist(), self._largest}
         return Certificate(
             self.method,
             self.pvalue if ltt else None,
@@ -463,7 +477,7 @@ class Certifier:
             lowest_error=lowest,
             per=self.per if ltt else "pixels",
             pooled_error=pooled if certified else None,
-            max_pixels=self.max_pixels if per_label and len(sizes) > 1 else None,
+            max_pixels=self._largest if per_label and len(sizes) > 1 else None,
             larger_images=self.num_images - n,
         )
 
@@ -526,6 +540,7 @@ class Certifier:
             "method": self.method,
             "per": self.per,
             "max_pixels": self.max_pixels,
+            "largest image of the calibrator": self._largest_before,
             "pvalue": self.pvalue,
             "per_class": self.per_class,
             "seed": self.seed,

@@ -6,6 +6,7 @@ the assertions need nothing beyond the package.
 """
 
 from cpseg.testing.assertions import assert_coverage, assert_leave_one_out, assert_selection_law
+from cpseg.testing.certificates import WORLDS, assert_certificate, try_world
 from cpseg.testing.strategies import (
     CalibrationProblem,
     calibration_problems,
@@ -15,7 +16,9 @@ from cpseg.testing.strategies import (
 )
 
 __all__ = [
+    "WORLDS",
     "CalibrationProblem",
+    "assert_certificate",
     "assert_coverage",
     "assert_leave_one_out",
     "assert_selection_law",
@@ -23,4 +26,5 @@ __all__ = [
     "labels",
     "probs",
     "scores",
+    "try_world",
 ]
