@@ -177,7 +177,8 @@ def test_answers_of_the_page(tmp_path: Path) -> None:
 def test_an_export_of_label_studio(tmp_path: Path) -> None:
     path = tmp_path / "export.json"
     tasks = json.loads(export(["yes"], [], ["no", "no"]))
-    tasks[0]["annotations"].insert(0, {"was_cancelled": True, "result": []})
+    skipped = json.loads(export(["no"]))[0]["annotations"][0]
+    tasks[0]["annotations"].insert(0, {**skipped, "was_cancelled": True})
     path.write_text(json.dumps(tasks))
     assert read_answers(path, PLAN, QUESTIONS).answer == {0: "yes", 2: "yes", 3: "no"}
 
