@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -697,6 +698,149 @@ def test_help_is_printed(words: list[str], capsys: Capture) -> None:
         main(words)
     assert caught.value.code == 0
     assert "usage: cpseg" in capsys.readouterr().out
+
+
+# Errors of any kind
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("a\n b"), "RuntimeError: a b; --debug shows where it comes from"),
+        (AssertionError(), "AssertionError: no message; --debug shows where it comes from"),
+        (RecursionError("deep"), "RecursionError: deep; --debug shows where it comes from"),
+        (MemoryError(), "MemoryError: no message; --debug shows where it comes from"),
+        (ValueError(), "ValueError: no message; --debug shows where it comes from"),
+        (ValueError("f: expected a, got b; c"), "f: expected a, got b; c"),
+        (OSError(28, "No space left on device", "x"), "x: No space left on device"),
+    ],
+)
+def test_every_error_is_one_line_and_debug_shows_its_trace(
+    error: Exception,
+    line: str,
+    data: DataSet,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["cpseg.jobs.calibrate"], "calibrate", fail)
+    words = job("calibrate", data, Path(), tmp_path / "out")
+    assert command(capsys, *words) == (2, "", f"cpseg: error: {line}\n")
+    for debug in (["--debug", *words], [*words, "--debug"]):
+        result = command(capsys, *debug)
+        assert result.code == 2
+        assert result.err.startswith("Traceback (most recent call last):\n")
+        assert result.err.endswith(f"cpseg: error: {line}\n")
+
+
+def test_debug_is_heard_where_the_options_are_wrong(capsys: Capture) -> None:
+    result = command(capsys, "--debug", "label", "--unknown")
+    assert result.code == 2
+    assert "Traceback" in result.err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"map":' * 100_000])
+def test_a_class_map_nested_without_end_is_refused(
+    text: str, data: DataSet, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "map.json").write_text(text)
+    words = job("calibrate", data, Path(), tmp_path / "out", class_map=tmp_path / "map.json")
+    refused(command(capsys, *words), str(tmp_path / "map.json"), "nested")
+
+
+@pytest.mark.ci
+def test_names_that_the_locale_cannot_hold_are_shown(
+    data: DataSet, calibration: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = job("label", data, calibration, tmp_path / "öut")
+    result = finish(start(*words, env={**os.environ, **plain}))
+    refused(result, "ut/ids.txt: expected text in UTF-8", "PYTHONUTF8=1")
+    done(command(capsys, *words))
+
+    for folder in ("images", "masks", "probs/images"):
+        (path,) = (data.root / folder).glob("00.*")
+        path.rename(path.with_stem("ü"))
+    data.ids.write_text(data.ids.read_text().replace("00.png", "ü.png"), encoding="utf-8")
+    words = job("label", data, calibration, tmp_path / "out")
+    result = finish(start(*words, env={**os.environ, **plain}))
+    refused(result, r"images/\xfc.png", "PYTHONUTF8=1")
+    done(command(capsys, *words))
+
+
+# Two at once
+
+# Runs a command line for every line that comes in, so that two of these start at one moment.
+WAITING = """
+import contextlib, io, json, sys
+import cpseg.jobs.label
+from cpseg.cli import main
+print("ready", flush=True)
+for words in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(json.loads(words))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+class Waiting:
+    """The command in a process that is up and waits for words."""
+
+    def __init__(self) -> None:
+        self._process = start(code=WAITING, stdin=subprocess.PIPE)
+
+    def tell(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{text}\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("other", ["the same", "another"])
+def test_of_two_runs_at_once_one_is_refused_and_the_folder_is_of_the_other(
+    other: str, data: DataSet, calibration: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    second = calibration
+    if other == "another":
+        second = tmp_path / "second.safetensors"
+        made = calibrate(Source(data.root, data.probs), data.ids, alpha=0.1, background=0)
+        made.save(second)
+    wanted = []
+    for path in (calibration, second):
+        alone = tmp_path / f"alone_{path.stem}"
+        shutil.rmtree(alone, ignore_errors=True)
+        done(command(capsys, *job("label", data, path, alone)))
+        wanted.append(files(alone / "masks"))
+    both = [Waiting(), Waiting()]
+    assert [each.hear() for each in both] == ["ready\n"] * 2
+    refusals = 0
+    for attempt in range(10):
+        out = tmp_path / f"out{attempt}"
+        for each, path in zip(both, (calibration, second), strict=True):
+            each.tell(json.dumps(job("label", data, path, out)))
+        results = [folders.Result(*json.loads(each.hear())) for each in both]
+        codes = [result.code for result in results]
+        assert 0 in codes, results
+        for result in results:
+            if result.code:
+                refused(result, str(out), "choose another with -o")
+                refusals += 1
+        assert files(out / "masks") == wanted[codes.index(0)]
+        left = {path.name for path in out.iterdir()}
+        assert left == {path.name for path in (tmp_path / "alone_c").iterdir()}
+    for each in both:
+        each.end()
+    assert refusals == 10 if other == "another" else refusals > 0
 
 
 def test_an_interrupt_says_how_to_go_on(

@@ -57,6 +57,36 @@ def test_opening_reads_no_values(data: DataSet, monkeypatch: pytest.MonkeyPatch)
     assert opened(data).num_classes == 4
 
 
+@pytest.mark.parametrize("link", ["folder", "file"])
+def test_an_image_under_two_names_is_refused(data: DataSet, link: str) -> None:
+    """It would count twice. Its scores may well be two files."""
+    if link == "folder":
+        (data.root / "also").symlink_to(data.root / "images")
+        twice = f"also/{Path(data.images[1]).name}"
+    else:
+        twice = "images/again.png"
+        (data.root / twice).symlink_to(data.root / data.images[1])
+    scores = (data.probs / twice).with_suffix(".npy")
+    scores.parent.mkdir(exist_ok=True)
+    np.save(scores, data.scores[data.images[1]])
+    with data.ids.open("a") as file:
+        file.write(f"{twice} masks/01.png\n")
+    with pytest.raises(ValueError, match="are one file") as caught:
+        opened(data)
+    complains(caught.value, "id list", f"{data.images[1]} and {twice}", "remove one")
+
+
+def test_a_linked_root_and_linked_images_of_their_own_are_welcome(
+    data: DataSet, tmp_path: Path
+) -> None:
+    (tmp_path / "linked").symlink_to(data.root)
+    image = data.root / data.images[0]
+    image.rename(tmp_path / "elsewhere.png")
+    image.symlink_to(tmp_path / "elsewhere.png")
+    source = Source(tmp_path / "linked", data.probs)
+    assert len(LabelledImages.open(source, read_ids(data.ids)).pairs) == len(data.images)
+
+
 def test_another_number_of_classes_than_the_first_image_is_refused(data: DataSet) -> None:
     path = data.score_file(data.images[1])
     np.save(path, np.full((3, 12, 16), 0.25, np.float32))

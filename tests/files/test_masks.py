@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -130,6 +131,45 @@ def test_every_truncation_of_a_mask_is_refused_or_complete(tmp_path: Path) -> No
             complains(error, path)
         else:
             assert np.array_equal(found, LABELS)
+
+
+def grey_png(path: Path, height: int, width: int) -> None:
+    """An image of one grey value, written without holding it whole."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checked = name + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    packed = zlib.compressobj(1)
+    rows = bytes(1 + width)
+    data = b"".join(packed.compress(rows) for _ in range(min(height, 20_000))) + packed.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000])
+def test_images_of_satellites_are_read_without_a_warning(tmp_path: Path, side: int) -> None:
+    """Pillow warns from 89 million pixels and refuses from 179 million."""
+    path = tmp_path / "m.png"
+    grey_png(path, side, side)
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(path) == (side, side)
+        labels = read_mask(path, num_classes=4, size=(side, side))
+    assert labels.shape == (side, side)
+    assert int(labels.max()) == 0
+    assert limit == Image.MAX_IMAGE_PIXELS, "other code keeps its limit"
+
+
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    grey_png(path, 2**30, 2)
+    for read in (image_size, lambda path: read_mask(path, num_classes=4, size=None)):
+        with pytest.raises(ValueError, match="cut it into tiles") as caught:
+            read(path)
+        complains(caught.value, path, "at most 2147483647 pixels", "1073741824x2")
 
 
 def test_missing_images_are_file_not_found(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.support.folders import complains
 
 from cpseg._internal.safe_files import (
     atomic,
+    locked,
     read_tensors,
     write_tensors,
     write_text,
@@ -73,6 +74,24 @@ def test_metadata_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata={"cpseg": "{"})
     with pytest.raises(ValueError, match="unreadable") as caught:
+        read_tensors(path)
+    complains(caught.value, path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_metadata_nested_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"cpseg": text})
+    with pytest.raises(ValueError, match="unreadable") as caught:
+        read_tensors(path)
+    complains(caught.value, path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"kind"'])
+def test_metadata_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"cpseg": text})
+    with pytest.raises(ValueError, match="an object as its metadata") as caught:
         read_tensors(path)
     complains(caught.value, path)
 
@@ -147,6 +166,27 @@ def test_the_umask_is_obeyed(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_name_that_utf8_cannot_hold_is_shown(tmp_path: Path) -> None:
+    """As Python reads names where the locale is C and PYTHONUTF8 is 0."""
+    with pytest.raises(ValueError, match="PYTHONUTF8=1") as caught:
+        write_text(tmp_path / "ids.txt", "images/a\udcc3\udca4.png\n")
+    complains(caught.value, tmp_path / "ids.txt", r"images/a\udcc3\udca4.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_locked_file_is_locked_and_gone_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "x.lock"
+    with locked(path) as holds:
+        assert holds
+        with pytest.raises(BlockingIOError), locked(path):
+            pass
+        assert path.exists(), "the refused one took it away"
+    assert not path.exists()
+    path.write_text("left by a killed process")
+    with locked(path) as holds:
+        assert holds
 
 
 def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:

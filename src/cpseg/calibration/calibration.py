@@ -14,6 +14,7 @@ from cpseg._internal import words
 from cpseg._internal.checks import (
     check_alpha,
     check_background,
+    check_ignore_index,
     check_probs,
     is_whole,
     message,
@@ -334,6 +335,7 @@ class Calibration:
         check_score(where, fields["score"])
         check_alpha(where, fields["alpha"])
         check_background(where, fields["background"], fields["num_classes"] or 2**15)
+        check_ignore_index(where, fields["ignore_index"], fields["num_classes"] or 0)
         grid = check_size(where, fields.pop("grid"), name="grid")
         fields["extra"] = Provenance.from_json(fields["extra"], where=where)
         if "certificate" in metadata:

@@ -1,6 +1,7 @@
 """The command: finds the subcommand, runs it, and turns errors into one line.
 
-Exit 0 on success, 2 with one line on bad input, 1 where nothing can be certified. Under
+Exit 0 on success, 2 with one line on bad input and any other error, 1 where nothing can be
+certified, 130 after an interrupt. With ``--debug`` the trace of an error comes first. Under
 ``torchrun`` the images are shared out over the ranks; the result is the same to the byte.
 
 Nothing here, nor on top of a subcommand's file, imports torch: ``cpseg --help`` answers at once.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -24,6 +26,7 @@ SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, sweep, report, compact
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
     resumes = False
     try:
         arguments = parser().parse_args(argv)
@@ -35,10 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        if "--debug" in words:
+            traceback.print_exc()
         then = "run the same command to go on" if resumes else "the same command starts over"
         print(f"cpseg: interrupted; {then}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
         print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return code or 0
@@ -51,18 +58,36 @@ def parser() -> argparse.ArgumentParser:
         description="Calibrated pseudo-labels from the probabilities of a foundation model.",
     )
     top.add_argument("--version", action="version", version=f"cpseg {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the trace of an error")
     top.set_defaults(resumes=lambda arguments: False)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add(commands)
+    for command in commands.choices.values():  # after the subcommand too, where it is easy to add
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return top
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
-        return f"{named}{error.strerror}"
-    return " ".join(str(error).split())
+        return _printable(f"{named}{error.strerror}")
+    if isinstance(error, UnicodeEncodeError):
+        got = f"{error.object!a}, which {error.encoding} cannot hold"
+        return f"a name or a text: expected {error.encoding}, got {got}; set PYTHONUTF8=1"
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text:
+        return _printable(text)
+    kind = type(error).__name__
+    return _printable(f"{kind}: {text or 'no message'}; --debug shows where it comes from")
+
+
+def _printable(text: str) -> str:
+    """The text as stderr can show it: names of files may hold other bytes."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Ranks:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from cpseg.calibration.calibration import Calibration
+    from cpseg.core.class_map import ClassMap
     from cpseg.files.dataset import Source
     from cpseg.jobs.recalibrate import RecalibrationOptions
 
@@ -46,7 +47,6 @@ def source_of(arguments: argparse.Namespace) -> Source:
         ValueError: a folder that is none, a bad class map, or an unknown device.
     """
     from cpseg._internal.checks import message
-    from cpseg.core.class_map import read_class_map
     from cpseg.files.dataset import Source
 
     for option in ("root", "probs"):
@@ -56,12 +56,23 @@ def source_of(arguments: argparse.Namespace) -> Source:
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
     check_device(arguments.device)
     maps: dict[str, Any] = {
-        option: read_class_map(path)
+        option: _class_map(path)
         for option in ("class_map", "mask_map")
         if (path := getattr(arguments, option, None)) is not None
     }
     void = {"void": arguments.void} if hasattr(arguments, "void") else {}
     return Source(arguments.root, arguments.probs, **maps, **void, device=arguments.device)
+
+
+def _class_map(path: Path) -> ClassMap:
+    from cpseg._internal.checks import message
+    from cpseg.core.class_map import read_class_map
+
+    try:
+        return read_class_map(path)
+    except RecursionError as error:
+        got, fix = "one nested without end", "see the command's page in the docs"
+        raise ValueError(message(str(path), "a class map in JSON", got, fix)) from error
 
 
 def check_device(device: str) -> None:

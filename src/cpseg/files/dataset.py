@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,9 +180,11 @@ class LabelledImages:
 
         Raises:
             FileNotFoundError: an image has no score file.
-            ValueError: two images share one, or the first holds evidence.
+            ValueError: two images share one, the first holds evidence, or one image is listed
+                under two names, by a symbolic link: it would count twice.
         """
         pairs = list(pairs)
+        _check_distinct(source.root, pairs)
         paths = source.locate(pairs)
         num_classes, height, width = source.shape(paths[pairs[0]])
         return cls(source, pairs, paths, num_classes, num_classes, (height, width), progress)
@@ -217,6 +220,24 @@ class LabelledImages:
             probs, labels = self.read(pair)
             with name_file_in_errors(self.paths[pair]):
                 update(pair, probs, labels)
+
+
+def _check_distinct(root: Path, pairs: Sequence[Pair]) -> None:
+    """Every listed image is another file."""
+    folders: dict[str, str] = {}  # what a folder really is; there are few
+    owner: dict[str, str] = {}
+    for pair in pairs:
+        path = os.path.join(root, pair.image)
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        file = os.path.join(folders[folder], name)
+        if os.path.islink(file):
+            file = os.path.realpath(file)
+        if file in owner:
+            got = f"{owner[file]} and {pair.image}, which are one file"
+            raise ValueError(message("id list", "every image once", got, "remove one of them"))
+        owner[file] = pair.image
 
 
 def read_example(

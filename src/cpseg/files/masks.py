@@ -1,9 +1,12 @@
-"""Masks: 8-bit PNG files whose values are class indices."""
+"""Masks: 8-bit PNG files whose values are class indices. Images are opened here too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +18,52 @@ from cpseg._internal.checks import (
 )
 from cpseg._internal.safe_files import atomic, damaged
 
+if TYPE_CHECKING:
+    from PIL import ImageFile
+
 VOID = 255  # what training code expects in files
+MOST_PIXELS = 2**31 - 1  # 46,340 x 46,340
+
+_opening = threading.Lock()
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path, kind: str = "an image") -> Iterator[ImageFile.ImageFile]:
+    """An image file, opened by Pillow, of any size up to ``MOST_PIXELS``.
+
+    Pillow warns of images above 89 million pixels and refuses them above 179 million; satellite
+    images have more.
+
+    Args:
+        path: the file.
+        kind: what it is, for messages.
+
+    Raises:
+        ValueError: the file is not an image, is damaged where it is read inside the ``with``
+            block, or has more pixels than that.
+        FileNotFoundError: there is no such file.
+    """
+    from PIL import Image
+
+    try:
+        with _opening:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                expected = f"{kind} of at most {MOST_PIXELS} pixels"
+                got, fix = f"{image.height}x{image.width}", "cut it into tiles, and its mask alike"
+                raise ValueError(message(str(path), expected, got, fix))
+            yield image
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # from Pillow's many decoders: anything may come
+        if str(error).startswith(f"{path}: expected "):
+            raise
+        raise damaged(path, kind, error) from error
 
 
 def read_mask(
@@ -36,18 +84,11 @@ def read_mask(
         ValueError: not such an image, another size, or a value that is neither class nor void.
         FileNotFoundError: there is no such file.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow would scale these up
-                mode = f"{str(image.tile[0][3]).strip('()').partition(',')[0]} bits"
-            values = np.array(image)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise damaged(path, "a mask image", error) from error
+    with open_image(path, "a mask image") as image:
+        mode = image.mode
+        if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow would scale these up
+            mode = f"{str(image.tile[0][3]).strip('()').partition(',')[0]} bits"
+        values = np.array(image) if mode in ("L", "P") else np.empty(0)
     if mode not in ("L", "P") or values.ndim != 2:
         fix = "store class indices, 255 for void"
         raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
@@ -55,7 +96,11 @@ def read_mask(
     if size is not None and tuple(labels.shape) != tuple(size):
         expected, got = f"a mask {_by(size)} like its image's scores", _by(tuple(labels.shape))
         raise ValueError(message(str(path), expected, got, "write both at the image's size"))
-    check_label_values(str(path), labels, num_classes, ignore_index)
+    known = [*range(min(num_classes, 256)), *([ignore_index] if 0 <= ignore_index < 256 else [])]
+    counts = torch.bincount(labels.flatten(), minlength=256)
+    counts[known] = 0
+    if bool(counts.any()):  # the check that names a value takes 30 bytes per pixel
+        check_label_values(str(path), labels, num_classes, ignore_index)
     return labels
 
 
@@ -66,15 +111,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ValueError: the file is not an image.
         FileNotFoundError: there is no such file.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise damaged(path, "an image", error) from error
+    with open_image(path) as image:
+        return image.height, image.width
 
 
 def _by(size: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ from cpseg.core.selection import evidence as evidence_of
 from cpseg.files.dataset import Progress, quiet
 from cpseg.files.id_lists import Pair, check_ids
 from cpseg.files.manifest import Stamp
-from cpseg.files.masks import image_size
+from cpseg.files.masks import image_size, open_image
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
@@ -213,18 +213,9 @@ def read_image(path: str | Path) -> Tensor:
         ValueError: not an image of 8 bits per channel.
         FileNotFoundError: there is no such file.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.array(image.convert("RGB")) if mode in _MODES else None
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        got = f"an unreadable one ({reason})"
-        raise ValueError(message(str(path), "an image", got, "mend or remove it")) from error
+    with open_image(path) as image:
+        mode = image.mode
+        values = np.array(image.convert("RGB")) if mode in _MODES else None
     if values is None:
         expected, fix = "an image of 8 bits per channel", "convert it to RGB"
         raise ValueError(message(str(path), expected, f"mode {mode}", fix))
