@@ -27,6 +27,7 @@ from cpseg import (
     prediction_set,
     pseudo_labels,
 )
+from cpseg._internal import checks
 
 INF, NAN = math.inf, math.nan
 GRID = (4, 3)
@@ -425,8 +426,14 @@ def warm(**options: Any) -> Calibrator:
     return calibrator
 
 
+@pytest.fixture
+def meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values pass, as the stand-in for those of an accelerator."""
+    monkeypatch.setattr(checks, "check_has_values", lambda *_, **__: None)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_deferred_branch_runs_without_looking_at_values(variant: str) -> None:
+def test_the_deferred_branch_runs_without_looking_at_values(variant: str, meta: None) -> None:
     calibrator = Calibrator(**VARIANTS[variant], num_classes=3, alpha=0.2)
     probs = torch.rand(2, 3, 8, 5, device="meta")
     calibrator.update(probs, torch.zeros(2, 8, 5, dtype=torch.uint8, device="meta"))
@@ -591,7 +598,12 @@ BAD_BATCHES: list[tuple[Any, Any, type[Exception], str]] = [
     (PROBS[:1], LABELS[0], ValueError, r"labels \[1, 4, 3\] .*, got \[4, 3\]"),
     (PROBS, LABELS.mT, ValueError, r"got \[2, 3, 4\]; resize the labels"),
     (PROBS, LABELS.to("meta"), ValueError, r"labels on the device of probs \(cpu\), got meta"),
-    (PROBS.to("meta"), LABELS.to("meta"), ValueError, "tensors on cpu as before, got meta"),
+    (
+        PROBS.to("meta"),
+        LABELS.to("meta"),
+        ValueError,
+        "probs with values, got a tensor on device m",
+    ),
     (PROBS[:, :2], LABELS, ValueError, r"3 classes as before, got probs \[2, 2, 4, 3\]"),
     (with_value(NAN), LABELS, ValueError, r"probs in \[0, 1\], got NaN; apply softmax"),
     (with_value(7.6), LABELS, ValueError, r"probs in \[0, 1\], got values from .* to 7\.6; apply"),
@@ -675,7 +687,7 @@ def test_max_images_bounds_every_way_in() -> None:
         (torch.rand(4), ValueError, r"scores \[B, H, W\] or \[H, W\], got \[4\]; pass one"),
         (torch.rand(1, 1, 4, 3), ValueError, r"got \[1, 1, 4, 3\]"),
         (torch.rand(0, 4, 3), ValueError, r"at least one element in scores, got \[0, 4, 3\]"),
-        (torch.rand(2, 4, 3, device="meta"), ValueError, "tensors on cpu as before, got meta"),
+        (torch.rand(2, 4, 3, device="meta"), ValueError, "scores with values, got a tensor on dev"),
     ],
 )
 def test_scores_that_are_none(scores: Any, kind: type[Exception], match: str) -> None:
@@ -776,10 +788,20 @@ def test_merging_what_cannot_be() -> None:
     other.update(*batch(0, 2, num_classes=4))
     with raises(ValueError, "Calibrator.merge", r"the same num_classes \(3\), got 4"):
         one.merge(other)
-    away = Calibrator(PIXEL, alpha=0.2)
+    assert one.num_images == 2
+
+
+def test_devices_do_not_mix(meta: None) -> None:
+    one, away = Calibrator(PIXEL, alpha=0.2), Calibrator(PIXEL, alpha=0.2)
+    one.update(PROBS, LABELS)
     away.update(PROBS.to("meta"), LABELS.to("meta"))
-    with raises(ValueError, "Calibrator.merge", "tensors on cpu as before, got meta"):
+    match = "tensors on cpu as before, got meta; move"
+    with raises(ValueError, "Calibrator.merge", match):
         one.merge(away)
+    with raises(ValueError, "Calibrator.update", match):
+        one.update(PROBS.to("meta"), LABELS.to("meta"))
+    with raises(ValueError, "Calibrator.update_scores", match):
+        one.update_scores(torch.rand(2, *GRID, device="meta"))
     assert one.num_images == 2
 
 

@@ -159,7 +159,7 @@ def test_bad_input() -> None:
         augment(image, labels, weight[:, 1:])
     with raises(TypeError, "WeakAugmentation", "labels"):
         augment(image, weight)
-    with raises(ValueError, "WeakAugmentation", "crop of at least 1, got 0"):
+    with raises(ValueError, "WeakAugmentation", "crop as a whole number >= 1, got 0"):
         WeakAugmentation(0)
     with raises(ValueError, "WeakAugmentation", "scale factors, smallest first"):
         WeakAugmentation(4, scale=(2.0, 0.5))

@@ -43,12 +43,12 @@ def test_weight_with_no_decay_or_no_weight() -> None:
         (80, {"start": 80}, "total_steps above start, got 80 after start 80; let the stage"),
         (80, {"start": 81}, "got 80 after start 81"),
         (0, {}, "got 0 after start 0"),
-        (math.nan, {}, "got nan after start 0"),
+        (math.nan, {}, "total_steps as a finite number, got nan"),
         (80, {"initial": 1.01}, r"initial in \[0, 1\], got 1.01"),
         (80, {"initial": -0.01}, r"initial in \[0, 1\], got -0.01"),
         (80, {"initial": math.nan}, r"initial in \[0, 1\], got nan"),
         (80, {"decay": -1}, "decay >= 0, got -1; pass 5.0"),
-        (80, {"decay": math.nan}, "decay >= 0, got nan"),
+        (80, {"decay": math.nan}, "decay as a finite number, got nan"),
     ],
 )
 def test_weight_says_what_is_wrong(total: float, options: dict[str, Any], match: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import (
+    MOST_CLASSES,
     SCORES_FIX,
     check_alike,
     check_alpha,
@@ -21,6 +22,7 @@ from cpseg._internal.checks import (
     check_choice,
     check_count,
     check_float,
+    check_generator,
     check_ignore_index,
     check_image_ids,
     check_labels,
@@ -32,6 +34,7 @@ from cpseg._internal.checks import (
     labels_outside,
     message,
     shape,
+    short,
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import UNITS, Calibration
@@ -126,8 +129,20 @@ class Calibrator:
         if max_images is not None:
             fix = "count the images, or leave it out"
             check_count(where, max_images, name="max_images", fix=fix)
+        check_ignore_index(where, ignore_index)
         if num_classes is not None:
-            _check_classes(where, num_classes, background, ignore_index)
+            _check_classes(where, num_classes, background, ignore_index, per_class)
+        if not isinstance(fallback, (list, tuple)):
+            got, fix = type(fallback).__name__, "pass a list of group maps"
+            raise TypeError(message(where, "fallback as a list of groups", got, fix))
+        if generator is not None:
+            check_generator(where, generator, getattr(generator, "device", groups.device))
+        if recalibration is not None and not isinstance(recalibration, Recalibration):
+            got, fix = type(recalibration).__name__, "pass the result of Recalibrator.fit"
+            raise TypeError(message(where, "a Recalibration or None", got, fix))
+        if variant is not None and not isinstance(variant, str):
+            fix = "name it in a word"
+            raise TypeError(message(where, "variant as a word", short(variant), fix))
         self.groups = groups.to(torch.int64)
         self.background = background
         self.num_classes = num_classes
@@ -150,7 +165,7 @@ class Calibrator:
                 expected = f"num_classes={recalibration.num_classes}, those of the recalibration"
                 raise ValueError(message(where, expected, str(num_classes), "leave it out"))
             self.num_classes = recalibration.num_classes
-            _check_classes(where, self.num_classes, background, ignore_index)
+            _check_classes(where, self.num_classes, background, ignore_index, per_class)
         self._pixelwise = is_pixelwise(groups)
         if variant == "pixel" and not self._pixelwise:
             fix = "pass groups.pixel(size), or another name"
@@ -227,7 +242,7 @@ class Calibrator:
         if self.recalibration is not None:
             num_classes = self.recalibration.num_classes
         if self.num_classes is None:
-            _check_classes(where, num_classes, self.background, self.ignore_index)
+            _check_classes(where, num_classes, self.background, self.ignore_index, self.per_class)
         elif probs.shape[-3] != self._num_source:
             expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
             raise ValueError(message(where, expected, got, "use one calibrator per model"))
@@ -577,7 +592,11 @@ class Calibrator:
         return any(images)
 
 
-def _check_classes(where: str, num_classes: int, background: int | None, ignore: int) -> None:
-    check_count(where, num_classes, name="num_classes", fix="count the probabilities of a pixel")
+def _check_classes(
+    where: str, num_classes: int, background: int | None, ignore: int, per_class: bool
+) -> None:
+    fix = "count the probabilities of a pixel"
+    most = MOST_CLASSES if per_class else None
+    check_count(where, num_classes, name="num_classes", fix=fix, most=most)
     check_background(where, background, num_classes)
     check_ignore_index(where, ignore, num_classes)

@@ -13,8 +13,10 @@ _TILE = 2**21  # probabilities that a step on the CPU holds in cache
 
 
 def class_dtype(num_classes: int) -> torch.dtype:
-    """The smallest dtype of a class index: uint8, or int16 above 255 classes."""
-    return torch.uint8 if num_classes <= 255 else torch.int16
+    """The smallest dtype of a class index: uint8, int16 above 255 classes, int32 above 32,768."""
+    if num_classes <= 255:
+        return torch.uint8
+    return torch.int16 if num_classes <= 2**15 else torch.int32
 
 
 def best_of_classes(

@@ -10,16 +10,22 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 
 from cpseg._internal.checks import (
+    MOST_CLASSES,
     check_bool,
+    check_count,
+    check_has_values,
     check_ignore_index,
     check_integer,
     check_label_values,
     check_not_empty,
     check_same_device,
     check_same_shape,
+    check_share,
     message,
     shape,
 )
+
+_RATIO_FIX = "pass a share of the diagonal such as 0.02"
 
 
 def confusion_matrix(
@@ -58,7 +64,7 @@ def confusion_matrix(
     """
     where = "confusion_matrix"
     _check_pair(where, predictions, labels)
-    check_ignore_index(where, ignore_index, num_classes)
+    _check_classes(where, num_classes, ignore_index)
     check_label_values(where, predictions, num_classes, ignore_index, name="predictions")
     check_label_values(where, labels, num_classes, ignore_index)
     columns = num_classes + 1
@@ -85,6 +91,7 @@ def mean_iou(confusion: Tensor, *, per_class: bool = False) -> Tensor:
 
     Raises:
         ValueError: another shape.
+        TypeError: not a tensor, or one of bools or complex numbers.
 
     Reference:
         Everingham et al. (2010), PASCAL VOC; SUM (NeurIPS 2024), appendix B.3.
@@ -96,9 +103,15 @@ def mean_iou(confusion: Tensor, *, per_class: bool = False) -> Tensor:
     if not isinstance(confusion, Tensor):
         got, fix = type(confusion).__name__, "make it with confusion_matrix"
         raise TypeError(message("mean_iou", "confusion as a tensor", got, fix))
+    if confusion.dtype == torch.bool or confusion.is_complex():
+        got, fix = str(confusion.dtype), "make it with confusion_matrix"
+        raise TypeError(message("mean_iou", "counts of pixels", got, fix))
+    check_has_values("mean_iou", confusion, name="confusion")
     if confusion.ndim != 2 or confusion.shape[1] - confusion.shape[0] not in (0, 1):
         expected, fix = "confusion [K, K] or [K, K + 1]", "make it with confusion_matrix"
         raise ValueError(message("mean_iou", expected, shape(confusion), fix))
+    if confusion.is_floating_point():
+        confusion = confusion.to(torch.float64)
     square = confusion[:, : len(confusion)]
     hits = square.diagonal().to(torch.float64)
     union = confusion.sum(1) + square.sum(0) - square.diagonal()
@@ -125,7 +138,8 @@ def boundary_iou(
         labels: true classes, integer, the same shape; void pixels belong to no mask.
         num_classes: number of classes K.
         ignore_index: void, or without a predicted label.
-        dilation_ratio: width of the band as a share of the diagonal; at least one pixel.
+        dilation_ratio: width of the band as a share of the diagonal, in [0, 1]; at least one
+            pixel.
         per_class: return the IoU of every class instead of their mean.
 
     Returns:
@@ -150,10 +164,11 @@ def boundary_iou(
     if labels.ndim not in (2, 3):
         expected, fix = "labels [B, H, W] or [H, W]", "pass maps of class indices"
         raise ValueError(message(where, expected, shape(labels), fix))
-    check_ignore_index(where, ignore_index, num_classes)
+    _check_classes(where, num_classes, ignore_index)
+    check_share(where, dilation_ratio, name="dilation_ratio", fix=_RATIO_FIX)
     check_label_values(where, predictions, num_classes, ignore_index, name="predictions")
     check_label_values(where, labels, num_classes, ignore_index)
-    width = max(1, round(dilation_ratio * math.hypot(*labels.shape[-2:])))
+    width = _band_width(dilation_ratio, labels)
     predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
     predictions = predictions.masked_fill(labels == ignore_index, ignore_index)
     ours = _bands(predictions, num_classes, ignore_index, width)
@@ -186,7 +201,8 @@ def interactive_iou(
     Args:
         predictions: bool ``[R, N, H, W]``: the masks after each of R rounds.
         targets: bool ``[N, H, W]``.
-        dilation_ratio: width of the band as a share of the diagonal; at least one pixel.
+        dilation_ratio: width of the band as a share of the diagonal, in [0, 1]; at least one
+            pixel.
 
     Returns:
         An :class:`InteractiveIoU`. A mask that is empty in target and prediction does not count;
@@ -216,11 +232,18 @@ def interactive_iou(
         raise ValueError(message(where, expected, got, "stack the rounds in front"))
     check_same_device(where, predictions, targets, name="predictions", reference="targets")
     check_not_empty(where, predictions, name="predictions")
-    width = max(1, round(dilation_ratio * math.hypot(*targets.shape[-2:])))
+    check_share(where, dilation_ratio, name="dilation_ratio", fix=_RATIO_FIX)
+    width = _band_width(dilation_ratio, targets)
     truth = _band(targets, width)
     iou = [_mean_of_masks(masks, targets) for masks in predictions]
     bands = [_mean_of_masks(_band(masks, width), truth) for masks in predictions]
     return InteractiveIoU(torch.stack(iou), torch.stack(bands))
+
+
+def _band_width(dilation_ratio: float, maps: Tensor) -> int:
+    """Width of the band in pixels; one that is as wide as the image takes all of it."""
+    height, width = maps.shape[-2:]
+    return min(max(1, round(dilation_ratio * math.hypot(height, width))), max(height, width))
 
 
 def _mean_of_masks(masks: Tensor, targets: Tensor) -> Tensor:
@@ -269,6 +292,7 @@ def coverage(prediction_set: Tensor, labels: Tensor, *, ignore_index: int = 255)
         wanted = f"labels {list(expected)} for sets {shape(prediction_set)}"
         raise ValueError(message(where, wanted, shape(labels), "resize the labels (nearest)"))
     check_same_device(where, labels, prediction_set, name="labels", reference="prediction_set")
+    check_ignore_index(where, ignore_index)
     check_label_values(where, labels, prediction_set.shape[-3], ignore_index)
     labels = labels.to(torch.int64)
     void = labels == ignore_index
@@ -312,7 +336,14 @@ def kept_share(pseudo_labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """
     check_integer("kept_share", pseudo_labels, name="pseudo_labels")
     check_not_empty("kept_share", pseudo_labels, name="pseudo_labels")
+    check_ignore_index("kept_share", ignore_index)
     return (pseudo_labels.to(torch.int64) != ignore_index).to(torch.float64).mean()
+
+
+def _check_classes(where: str, num_classes: int, ignore_index: int) -> None:
+    fix = "count the classes of the data set"
+    check_count(where, num_classes, name="num_classes", fix=fix, most=MOST_CLASSES)
+    check_ignore_index(where, ignore_index, num_classes)
 
 
 def _check_pair(where: str, predictions: Tensor, labels: Tensor) -> None:

@@ -6,23 +6,26 @@ the model prefers to it; the margin at its best rival.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from cpseg._internal.checks import (
+    check_generator,
     check_ignore_index,
     check_label_values,
     check_labels,
     check_probs,
     is_compiling,
+    is_number,
     message,
+    short,
 )
 
 SCORES = ("lac", "aps", "raps", "margin")
 _RAPS = (0.01, 5)  # penalty and free ranks where "raps" stands alone, the paper's for ImageNet
+_MOST_PENALTY, _MOST_RANKS = 2.0**20, 2**20  # of RAPS: far beyond use, and float32 holds them
 _TILE = 2**20  # probabilities that a step of a sorting score holds
 
 
@@ -235,6 +238,7 @@ def check_drawing(where: str, score: str, probs: Tensor, generator: torch.Genera
     name = _parse(where, score)[0]
     if name == "margin" and probs.shape[-3] == 1:
         raise ValueError(message(where, "at least 2 classes for a margin", "1", "use 'lac'"))
+    check_generator(where, generator, probs.device)
     if generator is not None and name not in ("aps", "raps"):
         expected, got = "no generator: only aps and raps are randomised", f"one for {score!r}"
         raise ValueError(message(where, expected, got, "leave it out"))
@@ -253,8 +257,8 @@ def _parse(where: str, score: str) -> tuple[str, float, int]:
                 penalty, free = float(numbers[0]), int(numbers[1])
             except ValueError:
                 penalty, free = -1.0, 0
-            if 0 <= penalty < math.inf and free >= 0:
+            if is_number(penalty, 0, _MOST_PENALTY) and 0 <= free <= _MOST_RANKS:
                 return name, penalty, free
     names = ", ".join(repr(name) for name in SCORES)
     expected = f"a score among {names} or 'raps:PENALTY:FREE'"
-    raise ValueError(message(where, expected, repr(score), "choose one, such as 'raps:0.01:5'"))
+    raise ValueError(message(where, expected, short(score), "choose one, such as 'raps:0.01:5'"))

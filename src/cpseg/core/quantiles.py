@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from fractions import Fraction
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from cpseg._internal.checks import (
     check_float,
     check_not_empty,
     message,
+    short,
 )
 
 RULES = ("conformal", "linear")
@@ -45,11 +45,14 @@ def conformal_rank(n: int, alpha: float | str | Fraction) -> int:
         (27, 19, 19)
     """
     exact = check_alpha("conformal_rank", alpha)
-    whole = isinstance(n, SupportsIndex) and not isinstance(n, bool)
-    if not whole or operator.index(n) < 0:
+    try:
+        number = operator.index(n)
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without values
+        number = -1
+    if isinstance(n, bool) or number < 0:
         fix = "count the scores that are not NaN"
-        raise ValueError(message("conformal_rank", "a whole n >= 0", repr(n), fix))
-    return operator.index(n) + 1 - from_top(operator.index(n), exact)
+        raise ValueError(message("conformal_rank", "a whole n >= 0", short(n), fix))
+    return number + 1 - from_top(number, exact)
 
 
 def from_top(n: int, alpha: Fraction) -> int:
@@ -102,8 +105,10 @@ def conformal_quantile(
     where = "conformal_quantile"
     exact = check_alpha(where, alpha)
     check_float(where, scores, name="scores", fix="convert them to float32")
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(message(where, "dim as int", short(dim), "pass the number of an axis"))
     if scores.ndim == 0 or not -scores.ndim <= dim < scores.ndim:
-        expected, got = f"scores with an axis {dim}", str(list(scores.shape))
+        expected, got = f"scores with an axis {short(dim)}", str(list(scores.shape))
         raise ValueError(message(where, expected, got, "stack the scores along that axis"))
     check_not_empty(where, scores, name="scores")
     check_choice(where, rule, RULES, name="rule")

@@ -10,13 +10,21 @@ from torch import Tensor
 from cpseg._internal.checks import (
     check_background,
     check_ignore_index,
+    check_integer,
     check_probs,
+    check_same_device,
+    check_same_shape,
     check_threshold,
     message,
     shape,
+    short,
 )
 from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.nonconformity import check_drawing, check_score, nonconformity_map_unchecked
+
+_INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+# Not every version of PyTorch has all of them.
+_LABEL_DTYPES = tuple(getattr(torch, name) for name in _INTEGERS if hasattr(torch, name))
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class Evidence:
     Attributes:
         best: largest score among the classes other than the background, as given, ``[B, H, W]``
             or ``[H, W]``.
-        best_class: its class, the lowest index among ties, uint8 (int16 above 255 classes).
+        best_class: its class, the lowest index among ties, uint8 (int16 above 255 classes,
+            int32 above 32,768).
         background_score: the score of the background, None without one.
         background: index of the background class, or None.
         num_classes: number of classes K.
@@ -89,11 +98,21 @@ class Evidence:
         Returns:
             float32, the shape of ``labels``; NaN where they are ignored.
 
+        Raises:
+            ValueError: labels of another shape or on another device.
+            TypeError: labels or an ``ignore_index`` that are not integer.
+
         Example:
             >>> found = evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0)
             >>> found.score_of(torch.tensor([[0]])), found.score_of(torch.tensor([[1]]))
             (tensor([[0.4000]]), tensor([[0.7000]]))
         """
+        where = "Evidence.score_of"
+        check_integer(where, labels)
+        check_same_shape(where, labels, self.best, name="labels", ref="best")
+        check_same_device(where, labels, self.best, name="labels", reference="best")
+        check_ignore_index(where, ignore_index)
+        labels = labels.to(torch.int64)  # in a byte, other numbers would wrap around
         p = self.best
         if self.background_score is not None and self.background is not None:
             p = torch.where(labels == self.background, self.background_score, p)
@@ -236,7 +255,8 @@ def threshold_of(labels: Tensor, threshold: Tensor, *, ignore_index: int) -> Ten
     """
     if threshold.ndim == 2:
         return threshold
-    index = labels.to(torch.int64).masked_fill(labels == ignore_index, 0).unsqueeze(-3)
+    index = labels.to(torch.int64)
+    index = index.masked_fill(index == ignore_index, 0).unsqueeze(-3)
     per_class = threshold.expand(*index.shape[:-3], *threshold.shape)
     return per_class.gather(-3, index).squeeze(-3)
 
@@ -324,9 +344,9 @@ def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _P
 
 def _check_output(where: str, ignore_index: int, dtype: torch.dtype, num_classes: int) -> None:
     check_ignore_index(where, ignore_index, num_classes)
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+    if dtype not in _LABEL_DTYPES:
         fix = "pass torch.int64 or torch.uint8"
-        raise TypeError(message(where, "an integer dtype", str(dtype), fix))
+        raise TypeError(message(where, "an integer dtype", short(dtype), fix))
     info = torch.iinfo(dtype)
     low, high = min(ignore_index, 0), max(ignore_index, num_classes - 1)
     if low < info.min or high > info.max:

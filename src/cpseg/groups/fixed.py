@@ -9,9 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpseg._internal.checks import check_integer, message, shape
+from cpseg._internal.checks import (
+    check_has_values,
+    check_integer,
+    is_whole,
+    message,
+    shape,
+    short,
+)
 
 Size = tuple[int, int]
+_MOST_GROUPS = 2**16
 
 
 def pixel(size: Size, *, device: torch.device | str | None = None) -> Tensor:
@@ -37,6 +45,7 @@ def pixel(size: Size, *, device: torch.device | str | None = None) -> Tensor:
                 [3, 4, 5]])
     """
     height, width = check_size("groups.pixel", size)
+    device = _check_device("groups.pixel", device)
     return torch.arange(height * width, device=device).reshape(height, width)
 
 
@@ -58,7 +67,9 @@ def image(size: Size, *, device: torch.device | str | None = None) -> Tensor:
         tensor([[0, 0, 0],
                 [0, 0, 0]])
     """
-    return torch.zeros(check_size("groups.image", size), dtype=torch.int64, device=device)
+    height, width = check_size("groups.image", size)
+    device = _check_device("groups.image", device)
+    return torch.zeros(height, width, dtype=torch.int64, device=device)
 
 
 def blocks(
@@ -85,6 +96,7 @@ def blocks(
     height, width = check_size("groups.blocks", size)
     sides = (block, block) if isinstance(block, int) else block
     down, across = check_size("groups.blocks", sides, name="block")
+    device = _check_device("groups.blocks", device)
     rows = torch.arange(height, device=device) // down
     columns = torch.arange(width, device=device) // across
     return rows[:, None] * (columns[-1] + 1) + columns
@@ -96,8 +108,14 @@ def check_groups(where: str, groups: Tensor) -> None:
     fix = "make the map with cpseg.groups"
     if groups.ndim != 2 or groups.numel() == 0:
         raise ValueError(message(where, "groups [H, W]", shape(groups), fix))
-    if int(groups.min()) < 0:
-        raise ValueError(message(where, "group indices from 0", str(int(groups.min())), fix))
+    check_has_values(where, groups, name="groups")
+    least, most = (int(end) for end in groups.aminmax())
+    if least < 0:
+        raise ValueError(message(where, "group indices from 0", str(least), fix))
+    limit = max(groups.numel(), _MOST_GROUPS)  # memory grows with the largest
+    if most >= limit:
+        fix = "number the groups from 0 without gaps"
+        raise ValueError(message(where, f"group indices below {limit}", str(most), fix))
 
 
 def is_pixelwise(groups: Tensor) -> bool:
@@ -109,8 +127,21 @@ def is_pixelwise(groups: Tensor) -> bool:
 def check_size(where: str, size: Size, *, name: str = "size") -> Size:
     """Height and width as positive whole numbers."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else ()
-    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    if len(sides) != 2 or not whole or min(sides) < 1:
+    if len(sides) != 2 or not all(is_whole(side) for side in sides):
         fix = "pass positive whole numbers of cells"
-        raise ValueError(message(where, f"{name} as (height, width)", str(size), fix))
+        raise ValueError(message(where, f"{name} as (height, width)", short(size), fix))
+    if max(sides) * min(sides) >= 2**31:
+        expected, fix = f"a {name} of fewer than 2**31 cells", "take a coarser grid"
+        raise ValueError(message(where, expected, short(size), fix))
     return sides
+
+
+def _check_device(where: str, device: object) -> torch.device | None:
+    """A device, or the name of one."""
+    if device is None or isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]
+    except (RuntimeError, TypeError) as error:
+        fix = "pass the name of one, such as 'cpu'"
+        raise ValueError(message(where, "a device", short(device), fix)) from error

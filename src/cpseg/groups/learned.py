@@ -17,6 +17,7 @@ from torch import Tensor
 from cpseg._internal.checks import (
     check_count,
     check_float,
+    check_generator,
     check_not_empty,
     message,
     shape,
@@ -28,6 +29,7 @@ Array = np.ndarray[Any, Any]
 _VARIANCE, _COMPONENTS = 0.999, 16  # what the search sees of the curves
 _STARTS, _SAMPLE = 20, 2**14  # k-means++ starts, and the cells that they look at
 _MOST_ANNULI = 128
+_LARGEST = 1e12  # scores are near 1
 _BLOCKS, _RINGS = 2**12, 128  # blocks of cells in the search for a centre, radii that it tries
 
 
@@ -62,7 +64,7 @@ def curves(scores: Tensor, levels: int = 100) -> Tensor:
     """
     where = "groups.curves"
     _check_maps(where, scores, name="scores", first="N")
-    check_count(where, levels, name="levels", fix="count from 1")
+    check_count(where, levels, name="levels", fix="count from 1", most=2**16)
     _check_finite(where, scores, name="scores")
     if scores.dtype != torch.float64:
         scores = scores.to(torch.float32)
@@ -111,6 +113,7 @@ def kmeans(curves: Tensor, k: int, *, generator: torch.Generator | None = None) 
 
     where = "groups.kmeans"
     check_count(where, k, name="k", fix="count from 1")
+    check_generator(where, generator, _device_of(generator))
     rows, present = _rows(where, curves)
     _, first, inverse = np.unique(_as_bytes(rows), return_index=True, return_inverse=True)
     if k > len(first):
@@ -171,6 +174,7 @@ def annuli(curves: Tensor, n: int, *, generator: torch.Generator | None = None) 
 
     where = "groups.annuli"
     check_count(where, n, name="n", fix="count from 1")
+    check_generator(where, generator, _device_of(generator))
     rows, present = _rows(where, curves)
     most = min(len(rows), _MOST_ANNULI)  # the tables of the search grow with n squared
     if n > most:
@@ -341,9 +345,14 @@ def _part(ring: Array, cells: Array, n: int) -> tuple[float, list[int] | None]:
 
 def _rng(generator: torch.Generator | None) -> np.random.Generator:
     """NumPy's generator, seeded by a draw from PyTorch's."""
-    device = "cpu" if generator is None else generator.device
+    device = _device_of(generator)
     seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
     return np.random.default_rng(int(seed))
+
+
+def _device_of(generator: object) -> torch.device:
+    """Where a generator draws: the learners take one of any device."""
+    return getattr(generator, "device", torch.device("cpu"))
 
 
 def _check_maps(where: str, maps: Tensor, *, name: str, first: str) -> None:
@@ -356,7 +365,7 @@ def _check_maps(where: str, maps: Tensor, *, name: str, first: str) -> None:
 
 
 def _check_finite(where: str, values: Tensor, *, name: str) -> None:
-    """No infinity; NaN is no score."""
-    if bool(values.isinf().any()):
+    """Neither infinity nor what is infinite as a square in float32; NaN is no score."""
+    if bool((values.abs() > _LARGEST).any()):
         fix = "score with probabilities, NaN where there is none"
-        raise ValueError(message(where, f"finite {name}", "infinite values", fix))
+        raise ValueError(message(where, f"finite {name}", "infinite or huge values", fix))

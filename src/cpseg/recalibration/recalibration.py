@@ -16,6 +16,9 @@ from torch import Tensor
 from cpseg._internal import words
 from cpseg._internal.checks import (
     check_background,
+    check_count,
+    check_float,
+    check_has_values,
     check_probs,
     check_same_device,
     is_compiling,
@@ -103,6 +106,10 @@ class Recalibration:
     absent: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        for name in _TENSORS:
+            part = getattr(self, name)
+            check_float("Recalibration", part, name=name, fix="fit one with a Recalibrator")
+        check_has_values("Recalibration", self.prior, name="prior")
         missing = (self.prior == 0).nonzero().flatten().tolist()
         object.__setattr__(self, "absent", tuple(missing))
 
@@ -227,6 +234,8 @@ class Recalibration:
             the probability of the target where the model gives 0.9 to that source (the others
             share 0.1, and with context all of the image is the same). Empty for absent classes.
         """
+        fix = "pass 3"
+        check_count("Recalibration.correspondence", top, name="top", fix=fix)
         sources, device = self.num_source, self.weight.device
         sure = torch.full((sources, sources), 0.1 / max(1, sources - 1), device=device)
         sure.fill_diagonal_(0.9)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpseg._internal.checks import (
+    MOST_CLASSES,
     SCORES_FIX,
     check_alike,
     check_choice,
@@ -24,6 +25,7 @@ from cpseg._internal.checks import (
     check_unit_interval,
     message,
     shape,
+    short,
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.recalibration.features import (
@@ -107,16 +109,19 @@ class Recalibrator:
         ignore_index: int = 255,
     ) -> None:
         where = "Recalibrator"
-        for name, number, least in (
-            ("num_classes", num_classes, 2),
-            ("budget", budget, 1),
-            ("folds", folds, 2),
-            ("seed", seed, 0),
+        for name, number, least, most in (
+            ("num_classes", num_classes, 2, MOST_CLASSES),
+            ("budget", budget, 1, 2**62),
+            ("folds", folds, 2, 2**62),
+            ("seed", seed, 0, 2**63 - 1),
         ):
-            check_count(where, number, name=name, fix="pass another", least=least)
+            check_count(where, number, name=name, fix="pass another", least=least, most=most)
         check_ignore_index(where, ignore_index, num_classes)
         for name, value, allowed in (("method", method, METHODS), ("scores", scores, SCORES)):
             check_choice(where, value, allowed, name=name)
+        if not isinstance(context, (str, list, tuple)):
+            expected, fix = "context as a word or a list of words", "pass 'auto' or ()"
+            raise TypeError(message(where, expected, short(context), fix))
         asked = (
             CONTEXTS if context == "auto" else (context,) if isinstance(context, str) else context
         )

@@ -11,7 +11,20 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 
-from cpseg._internal.checks import check_integer, check_share, message, shape
+from cpseg._internal.checks import (
+    check_count,
+    check_float,
+    check_generator,
+    check_ignore_index,
+    check_integer,
+    check_not_empty,
+    check_same_device,
+    check_share,
+    is_number,
+    message,
+    shape,
+    short,
+)
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence
 from cpseg.training.uncertainty import certainty
@@ -67,14 +80,14 @@ class WeakAugmentation:
 
     def __post_init__(self) -> None:
         where = "WeakAugmentation"
-        if self.crop < 1:
-            raise ValueError(message(where, "crop of at least 1", str(self.crop), "pass 513"))
-        if not 0 < self.scale[0] <= self.scale[1]:
-            fix = "pass (0.5, 2.0)"
-            raise ValueError(
-                message(where, "positive scale factors, smallest first", str(self.scale), fix)
-            )
+        check_count(where, self.crop, name="crop", fix="pass 513")
+        factors = tuple(self.scale) if isinstance(self.scale, (tuple, list)) else ()
+        numbers = len(factors) == 2 and all(is_number(factor) for factor in factors)
+        if not numbers or not 0 < factors[0] <= factors[1]:
+            expected, fix = "positive scale factors, smallest first", "pass (0.5, 2.0)"
+            raise ValueError(message(where, expected, short(self.scale), fix))
         check_share(where, self.flip, name="flip", fix="pass 0.5")
+        check_ignore_index(where, self.ignore_index)
 
     def __call__(
         self,
@@ -98,23 +111,37 @@ class WeakAugmentation:
             ``crop``.
 
         Raises:
-            ValueError: the size of a map differs from that of the image.
-            TypeError: the labels are not integer.
+            ValueError: the size or device of a map differs from that of the image, or the dtype of
+                the labels does not hold ``ignore_index``.
+            TypeError: wrong dtypes.
         """
         where = "WeakAugmentation"
+        check_float(where, image, name="image", fix="scale it to float32")
         check_integer(where, labels)
+        if certainty is not None:
+            check_float(where, certainty, name="certainty")
+        check_not_empty(where, image, name="image")
         maps = [labels] if certainty is None else [labels, certainty]
         for each in maps:
             if image.ndim != 3 or each.shape != image.shape[1:]:
                 got = f"image {shape(image)}, map {shape(each)}"
                 fix = "make labels and certainty at the size of the image"
                 raise ValueError(message(where, "maps [H, W] of an image [C, H, W]", got, fix))
+            check_same_device(where, each, image, name="labels and certainty", reference="image")
+        limits = torch.iinfo(labels.dtype)
+        if not max(limits.min, -(2**24)) <= self.ignore_index <= min(limits.max, 2**24):
+            expected = f"labels of a dtype that holds ignore_index {self.ignore_index}"
+            raise ValueError(message(where, expected, str(labels.dtype), "pass int64 labels"))
+        check_generator(where, generator, torch.device("cpu"))
         draw_scale, draw_flip, draw_top, draw_left = torch.rand(4, generator=generator).tolist()
         smallest, largest = self.scale
         factor = smallest + draw_scale * (largest - smallest)
         size = [max(1, round(side * factor)) for side in labels.shape]
         weight = torch.ones_like(labels, dtype=torch.float32) if certainty is None else certainty
-        image = interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+        kind = image.dtype  # on a CPU there is no antialiasing in half precision
+        values = image if kind == torch.float64 else image.to(torch.float32)
+        values = interpolate(values[None], size=size, mode="bilinear", antialias=True)
+        image = values[0].to(kind)
         classes = interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0]
         weight = interpolate(weight[None, None].float(), size=size, mode="nearest-exact")[0]
         top = int(draw_top * max(1, size[0] - self.crop + 1))
@@ -178,6 +205,7 @@ class PseudoLabelled(Dataset[Row]):
         """The image at ``index``, its labels int64 and their certainty, see :func:`certainty`."""
         image, probs = self.images[index], self.scores(index)
         labels = self.calibration.pseudo_labels(probs)
+        check_float("PseudoLabelled", image, name=f"image {index}")
         if image.ndim != 3 or labels.shape != image.shape[1:]:
             expected = f"probabilities at the size of image {index}"
             got = f"image {shape(image)}, labels {shape(labels)}"

@@ -20,6 +20,7 @@ from cpseg._internal.checks import (
     check_bool,
     check_choice,
     check_float,
+    check_has_values,
     check_ignore_index,
     check_integer,
     check_label_values,
@@ -28,12 +29,15 @@ from cpseg._internal.checks import (
     check_same_device,
     check_unit_interval,
     is_compiling,
+    is_number,
     message,
     shape,
+    short,
 )
 from cpseg.training.loss_sums import LossRule, binary_sums, class_sums
 
 REDUCTIONS = ("none", "mean", "sum")
+_MOST_SMOOTH, _MOST_GAMMA = 1e30, 1e4  # float32 holds what is computed from them
 _WEIGHT_FIXES = {
     "uncertainty": "make it with uncertainty_map",
     "certainty": "make it with cpseg.certainty",
@@ -203,6 +207,10 @@ def sum_loss(
         tensor(2.1241)
     """
     where = "sum_loss"
+    weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
+    for name, number in weights.items():
+        if not isinstance(number, Tensor) and not is_number(number):
+            raise ValueError(message(where, f"{name} as a number", short(number), "SAM: 20, 1, 1"))
     pixels, trusted = _checked(where, logits, targets, uncertainty, ignore_index, reduction)
     _check_dice(where, certainty_threshold, smooth)
     weight, power = _check_balance(where, balance, logits), _check_gamma(where, gamma)
@@ -324,9 +332,16 @@ def self_reliance_loss(loss_x: Tensor, loss_u: Tensor, weight: float | Tensor) -
         )
         raise ValueError(message(where, expected, shape(loss_u), fix))
     check_same_device(where, loss_u, loss_x, name="loss_u", reference="loss_x")
-    if not isinstance(weight, Tensor) and not 0 <= weight <= 1:
-        fix = "take it from self_reliance_weight"
-        raise ValueError(message(where, "weight in [0, 1]", str(weight), fix))
+    check_has_values(where, loss_x, name="loss_x")
+    fix = "take it from self_reliance_weight"
+    if isinstance(weight, Tensor):
+        check_float(where, weight, name="weight", fix=fix)
+        if weight.shape not in (torch.Size(()), loss_x.shape):
+            expected = f"weight [] or of the shape of the losses {shape(loss_x)}"
+            raise ValueError(message(where, expected, shape(weight), fix))
+        check_same_device(where, weight, loss_x, name="weight", reference="the losses")
+    elif not is_number(weight, 0, 1):
+        raise ValueError(message(where, "weight in [0, 1]", short(weight), fix))
     return (1 - weight) * loss_x + weight * loss_u
 
 
@@ -414,8 +429,11 @@ def _checked(
         raise TypeError(message(where, "targets as a tensor", got, fix))
     if num_classes > 1:
         check_integer(where, targets, name="targets")
-    elif targets.is_complex():
-        raise TypeError(message(where, "real targets", str(targets.dtype), "pass a mask"))
+    elif targets.is_floating_point():
+        check_float(where, targets, name="targets")
+    elif targets.dtype != torch.bool:
+        check_integer(where, targets, name="targets")
+    targets = targets.detach()
     check_ignore_index(where, ignore_index, max(2, num_classes))
     _check_plane(where, targets, logits, "targets", "logits")
     if uncertainty is not None:
@@ -483,16 +501,18 @@ def _check_weight(where: str, values: Tensor, other: Tensor, name: str) -> None:
 
 
 def _check_dice(where: str, certainty_threshold: float, smooth: float) -> None:
-    if not 0 <= certainty_threshold < 1:
+    if not is_number(certainty_threshold, 0, 1) or certainty_threshold == 1:
         expected, fix = "certainty_threshold in [0, 1)", "the paper uses 0.6"
-        raise ValueError(message(where, expected, str(certainty_threshold), fix))
-    if not smooth >= 0:
-        raise ValueError(message(where, "smooth >= 0", str(smooth), "the published code uses 1"))
+        raise ValueError(message(where, expected, short(certainty_threshold), fix))
+    if not is_number(smooth, 0, _MOST_SMOOTH):
+        fix = f"the published code uses 1, and {_MOST_SMOOTH:g} is the most"
+        raise ValueError(message(where, "smooth >= 0", short(smooth), fix))
 
 
 def _check_gamma(where: str, gamma: float) -> float:
-    if not gamma >= 0:
-        raise ValueError(message(where, "gamma >= 0", str(gamma), "the paper uses 2"))
+    if not is_number(gamma, 0, _MOST_GAMMA):
+        fix = f"the paper uses 2, and {_MOST_GAMMA:g} is the most"
+        raise ValueError(message(where, "gamma >= 0", short(gamma), fix))
     return float(gamma)
 
 
@@ -505,12 +525,14 @@ def _check_balance(
             expected = "a number" if num_classes == 1 else f"balance [{num_classes}] or a number"
             got, fix = f"balance {shape(balance)}", "pass one weight per class"
             raise ValueError(message(where, expected, got, fix))
+        if not balance.is_floating_point():
+            check_integer(where, balance, name="balance")
         check_same_device(where, balance, logits, name="balance", reference="logits")
         return balance.detach()
     if balance is None:
         return None
-    if not 0 <= balance <= 1:
-        raise ValueError(message(where, "balance in [0, 1]", str(balance), "the paper uses 0.25"))
+    if not is_number(balance, 0, 1):
+        raise ValueError(message(where, "balance in [0, 1]", short(balance), "the paper uses 0.25"))
     return float(balance)
 
 

@@ -8,8 +8,10 @@ from cpseg._internal.checks import (
     check_float,
     check_not_empty,
     check_same_device,
+    is_number,
     message,
     shape,
+    short,
 )
 
 
@@ -66,13 +68,13 @@ def mask_filters(
     check_same_device(where, predicted_iou, logits, name="predicted_iou", reference="logits")
     limits = {"min_iou": min_iou, "min_stability": min_stability, "max_area": max_area}
     for name, limit in limits.items():
-        if not 0 <= limit <= 100:
-            raise ValueError(message(where, f"{name} in 0..100", str(limit), "pass percent"))
+        if not is_number(limit, 0, 100):
+            raise ValueError(message(where, f"{name} in 0..100", short(limit), "pass percent"))
         if 0 < limit <= 1:
             fix = "pass percent, such as 88.0"
             raise ValueError(message(where, f"{name} in percent", f"{limit:g}", fix))
-    if not stability_offset >= 0:
-        got, fix = str(stability_offset), "SAM uses 1"
+    if not is_number(stability_offset, 0):
+        got, fix = short(stability_offset), "SAM uses 1"
         raise ValueError(message(where, "stability_offset >= 0", got, fix))
     pixels = logits.shape[1] * logits.shape[2]
     # The smaller mask is part of the larger one, so their IoU is the ratio of their areas.

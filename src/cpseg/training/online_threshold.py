@@ -7,7 +7,7 @@ nonconformity scores ``1 - p_y``, where recent batches have more weight than old
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import torch
@@ -15,17 +15,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpseg._internal.checks import (
+    MOST_CLASSES,
     check_alpha,
+    check_float,
+    check_has_values,
     check_ignore_index,
     check_label_values,
     check_labels,
     check_probs,
     is_compiling,
+    is_number,
     labels_outside,
     message,
     shape,
+    short,
 )
 from cpseg._internal.distributed import active, all_reduce_sum, device_without_data
+from cpseg._internal.streaming import gather_alike
 from cpseg.core.argmax import best_of_classes
 from cpseg.core.score_bins import NUM_BINS, bin_edges, score_bins
 
@@ -100,24 +106,30 @@ class OnlineThreshold:
         where = "OnlineThreshold"
         if isinstance(num_classes, bool) or not isinstance(num_classes, int):
             fix = "pass the number of classes of the model"
-            raise TypeError(message(where, "num_classes as int", repr(num_classes), fix))
+            raise TypeError(message(where, "num_classes as int", short(num_classes), fix))
         if num_classes < 2:
             fix = "add a channel for the background"
-            raise ValueError(message(where, "num_classes of at least 2", str(num_classes), fix))
+            raise ValueError(message(where, "num_classes of at least 2", short(num_classes), fix))
+        if per_class and num_classes > MOST_CLASSES:
+            expected, fix = f"num_classes of at most {MOST_CLASSES}", "leave per_class out"
+            raise ValueError(message(where, expected, short(num_classes), fix))
         check_ignore_index(where, ignore_index, num_classes)
         self.alpha = check_alpha(where, alpha)
         if self.alpha.denominator > 10**9:
             got = " ".join(repr(alpha).split())[:80]
             raise ValueError(message(where, "alpha of at most 9 decimals", got, "round it"))
-        if not 0 < decay <= 1:
+        if not is_number(decay, 0, 1) or decay == 0:
             fix = "pass 0.99, or 1 to weight all updates equally"
-            raise ValueError(message(where, "decay in (0, 1]", str(decay), fix))
+            raise ValueError(message(where, "decay in (0, 1]", short(decay), fix))
         if isinstance(stride, bool) or not isinstance(stride, int):
             fix = "pass 4, or 1 for every pixel"
-            raise TypeError(message(where, "stride as int", repr(stride), fix))
+            raise TypeError(message(where, "stride as int", short(stride), fix))
         if stride < 1:
             fix = "pass 4, or 1 for every pixel"
-            raise ValueError(message(where, "stride of at least 1", str(stride), fix))
+            raise ValueError(message(where, "stride of at least 1", short(stride), fix))
+        if stride >= 2**31:
+            fix = "pass 4, or 1 for every pixel"
+            raise ValueError(message(where, "stride below 2**31", short(stride), fix))
         self.num_classes = num_classes
         self.per_class = per_class
         self.decay = float(decay)
@@ -129,6 +141,7 @@ class OnlineThreshold:
         self._before = self._weights
         self._recent = torch.zeros(layers, NUM_BINS, dtype=torch.int64)
         self._unsynced = 0
+        self._alike = False  # whether the ranks have compared their settings
         self._confidence = _confidences(bin_edges(self._weights.device))
 
     @torch.no_grad()
@@ -237,14 +250,20 @@ class OnlineThreshold:
             Itself, so that ``.threshold()`` can follow.
 
         Raises:
-            ValueError: several updates since the last call, after which ranks would disagree.
+            ValueError: several updates since the last call, after which ranks would disagree; or,
+                in the first call, other settings than on another rank. Every rank raises it.
         """
         if not active():
             return self
-        if self._unsynced > 1 and dist.get_world_size(process_group) > 1:
-            expected, got = "one update between two calls", f"{self._unsynced} updates"
+        where = "OnlineThreshold.sync"
+        most = self._unsynced
+        if not self._alike:  # in the first call alone: it costs more than the sums do
+            most = max(gather_alike(where, self._settings(), most, process_group))
+            self._alike = True
+        if most > 1 and dist.get_world_size(process_group) > 1:
+            expected, got = "one update between two calls", f"{most} updates"
             fix = "call it after every update"
-            raise ValueError(message("OnlineThreshold.sync", expected, got, fix))
+            raise ValueError(message(where, expected, got, fix))
         if self._weights.device.type == "cpu":  # there may have been no update yet
             self._move(device_without_data(process_group))
         recent = all_reduce_sum(self._recent, process_group)
@@ -260,12 +279,18 @@ class OnlineThreshold:
 
         Raises:
             ValueError: not a result of :meth:`state_dict`, or one for other classes.
+            TypeError: not a mapping, or weights that are not floating point.
         """
         where = "OnlineThreshold.load_state_dict"
+        fix = "pass the result of state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(message(where, "a state_dict", type(state).__name__, fix))
         weights = state.get("weights")
         if not isinstance(weights, Tensor):
-            got, fix = f"keys {sorted(map(str, state))}", "pass the result of state_dict"
+            got = f"keys {sorted(map(str, state))}"
             raise ValueError(message(where, "'weights' as a tensor", got, fix))
+        check_float(where, weights, name="weights", fix=fix)
+        check_has_values(where, weights, name="weights")
         if weights.shape != self._weights.shape:
             expected, fix = (
                 f"weights {shape(self._weights)}",
@@ -273,6 +298,17 @@ class OnlineThreshold:
             )
             raise ValueError(message(where, expected, shape(weights), fix))
         self._settle(weights.detach().to(self._weights.device, torch.float64, copy=True))
+
+    def _settings(self) -> dict[str, object]:
+        """What all ranks must share."""
+        return {
+            "num_classes": self.num_classes,
+            "alpha": str(self.alpha),
+            "per_class": self.per_class,
+            "decay": self.decay,
+            "stride": self.stride,
+            "ignore_index": self.ignore_index,
+        }
 
     def _add(self, weights: Tensor, counts: Tensor) -> Tensor:
         """Weights after an update; rows for which it has scores decay first."""

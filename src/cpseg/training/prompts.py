@@ -5,6 +5,7 @@ Masks are ``[N, H, W]``; points and boxes are returned as (x, y) in pixels: colu
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +15,23 @@ from torch import Tensor
 from cpseg._internal.checks import (
     check_bool,
     check_float,
+    check_generator,
+    check_has_values,
     check_integer,
     check_not_empty,
     check_same_device,
     check_same_shape,
     check_share,
     check_unit_interval,
+    is_number,
+    is_whole,
     message,
     shape,
+    short,
 )
 
 _TILE = 2**16  # pixels per step on the CPU
+_MOST_NOISE = 100.0  # sides of a box
 
 
 class Prompts(NamedTuple):
@@ -102,6 +109,8 @@ def sample_prompts(
     if uncertainty is not None:
         _check_uncertainty(where, uncertainty, targets)
     check_share(where, box_share, name="box_share", fix="SAM uses 0.5")
+    _check_noise(where, "box_noise", box_noise)
+    check_generator(where, generator, targets.device)
     count, device = len(targets), targets.device
     numbers = torch.rand(count, 3, dtype=torch.float64, generator=generator, device=device)
     row, column, empty = _draw(targets, predictions, uncertainty, numbers[:, :2])
@@ -185,7 +194,7 @@ def jitter_boxes(
         Boxes with x0 <= x1 and y0 <= y1 within the image, of the shape and dtype of ``boxes``.
 
     Raises:
-        ValueError: not ``[N, 4]``, or negative noise.
+        ValueError: not ``[N, 4]``, negative noise, or a size that is not positive.
         TypeError: not floating point.
 
     Reference:
@@ -200,13 +209,19 @@ def jitter_boxes(
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         fix = "pass one box per row"
         raise ValueError(message(where, "boxes [N, 4]", shape(boxes), fix))
-    if not (noise >= 0 and most >= 0):
-        got = f"{noise} and {most}"
-        raise ValueError(message(where, "noise and most >= 0", got, "SAM uses 0.1 and 20"))
+    check_has_values(where, boxes, name="boxes")
+    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(is_whole(side) and side < 2**31 for side in sides):
+        fix = "pass the height and width of the image"
+        raise ValueError(message(where, "size as two whole numbers >= 1", short(size), fix))
+    _check_noise(where, "noise", noise)
+    if not is_number(most, 0) and most != math.inf:
+        raise ValueError(message(where, "most >= 0", short(most), "SAM uses 20"))
+    check_generator(where, generator, boxes.device)
     corners = boxes.reshape(-1, 2, 2)  # both ends, x and y
     side = (corners[:, 1] - corners[:, 0]).abs().unsqueeze(1)
     draws = torch.randn(corners.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
-    moved = corners + (draws * side * noise).clamp(-most, most)
+    moved = corners + (draws * side * float(noise)).clamp(-most, most)
     limit = torch.tensor([size[1] - 1, size[0] - 1], device=boxes.device, dtype=boxes.dtype)
     moved = torch.minimum(moved.clamp(min=0), limit)
     return moved.sort(dim=1).values.reshape(-1, 4)
@@ -285,8 +300,8 @@ def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
     """
     where = "boundary_point"
     _check_masks(where, targets, "targets")
-    if not distance >= 1:
-        raise ValueError(message(where, "distance >= 1", str(distance), "the paper uses 10"))
+    if not is_number(distance, 1) and distance != math.inf:
+        raise ValueError(message(where, "distance >= 1", short(distance), "the paper uses 10"))
     medians = []
     for mask in targets.cpu().numpy():
         depth = _depth(mask).ravel()
@@ -394,11 +409,19 @@ def _check_uncertainty(where: str, uncertainty: Tensor, targets: Tensor) -> None
     check_unit_interval(where, uncertainty.detach(), name="uncertainty", fix=fix)
 
 
+def _check_noise(where: str, name: str, noise: object) -> None:
+    if not is_number(noise, 0, _MOST_NOISE):
+        fix = f"SAM uses 0.1, and {_MOST_NOISE:g} is the most"
+        raise ValueError(message(where, f"{name} >= 0", short(noise), fix))
+
+
 def _check_points(where: str, points: Tensor, targets: Tensor) -> None:
     if not isinstance(points, Tensor) or points.shape != (len(targets), 2):
         got = shape(points) if isinstance(points, Tensor) else type(points).__name__
         expected = f"backup_points [{len(targets)}, 2]"
         raise ValueError(message(where, expected, got, "pass one (x, y) per mask"))
-    if not points.is_floating_point():
+    if points.is_floating_point():
+        check_float(where, points, name="backup_points")
+    else:
         check_integer(where, points, name="backup_points")
     check_same_device(where, points, targets, name="backup_points", reference="targets")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from cpseg._internal.checks import check_share, message
+from cpseg._internal.checks import check_share, is_number, message, short
 
 
 def self_reliance_weight(
@@ -42,11 +43,13 @@ def self_reliance_weight(
         [0.01, 0.01, 0.0008, 0.0001]
     """
     where = "self_reliance_weight"
+    steps = {"step": step, "total_steps": total_steps, "start": start}
+    _check_numbers(where, {**steps, "decay": decay})
     if not total_steps > start:
         got, fix = f"{total_steps} after start {start}", "let the stage end after it starts"
         raise ValueError(message(where, "total_steps above start", got, fix))
     check_share(where, initial, name="initial", fix="the paper uses 0.01")
-    if not decay >= 0:
+    if decay < 0:
         raise ValueError(message(where, "decay >= 0", str(decay), "pass 5.0"))
     progress = max(0.0, (step - start) / (total_steps - start))
     return initial * math.exp(-decay * progress)
@@ -68,7 +71,7 @@ def poly_lr(step: float, total_steps: float, *, base_lr: float, power: float = 0
         The learning rate.
 
     Raises:
-        ValueError: ``step`` outside 0..``total_steps``.
+        ValueError: ``step`` outside 0..``total_steps``, a negative ``power``, or what is no number.
 
     Reference:
         Chen et al. (2017), DeepLab; the schedule of the ConformalSAM experiments.
@@ -77,7 +80,19 @@ def poly_lr(step: float, total_steps: float, *, base_lr: float, power: float = 0
         >>> poly_lr(0, 100, base_lr=0.001), poly_lr(100, 100, base_lr=0.001)
         (0.001, 0.0)
     """
+    where = "poly_lr"
+    numbers = {"step": step, "total_steps": total_steps, "base_lr": base_lr, "power": power}
+    _check_numbers(where, numbers)
     if not (total_steps > 0 and 0 <= step <= total_steps):
         expected, fix = f"a step in 0..{total_steps}", "count steps in the unit of total_steps"
-        raise ValueError(message("poly_lr", expected, str(step), fix))
+        raise ValueError(message(where, expected, str(step), fix))
+    if power < 0:
+        raise ValueError(message(where, "power >= 0", str(power), "the papers use 0.9"))
     return float(base_lr * (1 - step / total_steps) ** power)
+
+
+def _check_numbers(where: str, numbers: Mapping[str, object]) -> None:
+    for name, number in numbers.items():
+        if not is_number(number):
+            fix = "pass an int or a float"
+            raise ValueError(message(where, f"{name} as a finite number", short(number), fix))

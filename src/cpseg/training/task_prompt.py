@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from cpseg._internal.checks import (
     check_count,
+    check_float,
     check_integer,
+    check_not_empty,
     check_same_device,
     is_compiling,
     message,
@@ -64,6 +66,7 @@ class TaskPrompt(nn.Module):
             TypeError: wrong dtypes.
         """
         where = "TaskPrompt"
+        check_float(where, image_embedding, name="image_embedding")
         check_integer(where, tasks, name="tasks")
         count, dim = self.embedding.weight.shape
         if image_embedding.ndim != 4 or image_embedding.shape[1] != dim:
@@ -74,6 +77,7 @@ class TaskPrompt(nn.Module):
         if tasks.shape != image_embedding.shape[:1]:
             expected = f"tasks [{len(image_embedding)}]"
             raise ValueError(message(where, expected, shape(tasks), "pass one task per example"))
+        check_not_empty(where, image_embedding, name="image_embedding")
         check_same_device(where, tasks, image_embedding, name="tasks", reference="image_embedding")
         if tasks.device.type == "cpu" and not is_compiling():
             wrong = tasks[(tasks < 0) | (tasks >= count)]

@@ -174,7 +174,7 @@ def certainty(
             fix = "pass calibrator.compute().pseudo_labels(probs)"
             raise ValueError(message(where, "labels with a Calibrator", "none", fix))
         p_values, count = calibration.p_values_and_counts(probs, labels, where=where)
-        unknown = (labels == ignore_index) | (count == 0)
+        unknown = (labels.to(torch.int64) == ignore_index) | (count == 0)
         return p_values.masked_fill(unknown, 0).to(torch.float32)
     if calibration.score != "lac":
         got, fix = repr(calibration.score), "pass the Calibrator"
