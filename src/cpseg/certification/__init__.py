@@ -1,9 +1,15 @@
-"""Proven bounds on the error of pseudo-labels: ``Certifier`` makes a ``Certificate``."""
+"""Proven bounds on the error of pseudo-labels: ``Certifier`` makes a ``Certificate``, an audit an
+``AuditResult``.
+"""
 
 from cpseg.calibration.certificate import Certificate
+from cpseg.certification.audit import AuditPlan, AuditResult, audit_sample
 from cpseg.certification.certifier import Certifier
 
 __all__ = [
+    "AuditPlan",
+    "AuditResult",
     "Certificate",
     "Certifier",
+    "audit_sample",
 ]

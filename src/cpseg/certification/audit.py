@@ -1,0 +1,791 @@
+"""Audits: the error of labels that exist, proven by a person's answers about drawn pixels.
+
+The randomness is the draw alone. Which images these are, how the labels were made, how pixels
+depend on each other and what was tuned on what do not matter: the bound is about exactly the labels
+that were drawn from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cpseg._internal.checks import check_alpha, check_choice, check_count, message, shape
+from cpseg._internal.fields import among, list_of, rate, read_fields, share, whole
+from cpseg._internal.fields import count as count_or_none
+from cpseg.certification.finite_bounds import (
+    Look,
+    allowed_at_any_time,
+    best_looks,
+    bound_at_any_time,
+    bound_at_look,
+    fixed_number,
+    number_at_any_time,
+    planned_looks,
+)
+from cpseg.certification.weighted_bounds import Evidence, rate_bound
+
+DESIGNS = ("uniform", "by-class", "focus")
+LOOKING = ("planned", "fixed", "any")
+ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
+UNSURE = ("wrong", "skip")
+_ENDLESS = 10**15
+_UNIFORM_PART = 0.5  # of a focused draw: no pixel weighs more than its inverse
+Certainty = Callable[[str], Tensor]
+
+
+class Draw(NamedTuple):
+    """One drawn pixel.
+
+    Attributes:
+        image: its name.
+        row: from 0 at the top.
+        column: from 0 at the left.
+        label: the label that is asked about.
+        probability: the chance to be this pixel at one draw (of its class, by class).
+        predicted: of a focused draw, the predicted chance that the label is wrong; else 0.
+    """
+
+    image: str
+    row: int
+    column: int
+    label: int
+    probability: float
+    predicted: float = 0.0
+
+
+class Stratum(NamedTuple):
+    """Labels that are drawn from by themselves: all of them, or those of one class.
+
+    Attributes:
+        label: the class; None where all are together.
+        size: labels kept.
+        answers: how many are drawn.
+        looks: after how many answers one looks, and how many of these may be wrong; empty for
+            looking at any time and for a focused draw.
+    """
+
+    label: int | None
+    size: int
+    answers: int
+    looks: tuple[Look, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class AuditPlan:
+    """Which pixels are asked about, in which order, and when one looks at the answers.
+
+    Attributes:
+        folder: fingerprint of the labels that were drawn from.
+        design: ``"uniform"``, ``"by-class"`` or ``"focus"``.
+        looking: ``"fixed"``: once, after a fixed number of answers; ``"planned"``: at a few
+            numbers of answers, up to the first that certifies; ``"any"``: whenever one likes.
+        max_error: the bound that is to be certified.
+        delta: 1 - confidence; by class, of all classes at once, and of all labels together.
+        expected_error: the error that the number of answers was planned for.
+        seed: of the draw.
+        images: images that were drawn from, with and without labels.
+        labels: labels kept in them, N.
+        strata: what is drawn from by itself.
+        draws: the pixels in the order in which they are asked about.
+        mean_predicted: of a focused draw, the mean predicted error of all labels.
+        largest_weight: of a focused draw, the most that one answer can weigh.
+    """
+
+    folder: str
+    design: str
+    looking: str
+    max_error: float
+    delta: float
+    expected_error: float
+    seed: int
+    images: int
+    labels: int
+    strata: tuple[Stratum, ...]
+    draws: tuple[Draw, ...]
+    mean_predicted: float = 0.0
+    largest_weight: float = 1.0
+
+    def __repr__(self) -> str:
+        return (
+            f"AuditPlan({self.design}, {self.looking}, {len(self.draws)} of {self.labels} labels, "
+            f"bound {100 * self.max_error:g} %, {100 * (1 - self.delta):g} % confidence)"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the whole plan, by which answers are matched to it."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def stratum_delta(self) -> float:
+        """``delta`` shared among the strata."""
+        return self.delta / len(self.strata)
+
+    def allowed(self) -> list[int] | None:
+        """How many of the first n answers may be wrong for the bound to be certified.
+
+        For n = 0 .. all; -1 where it cannot be, or where one does not look. None where answers
+        weigh unequally or there are several strata.
+        """
+        if self.design != "uniform":
+            return None
+        (stratum,) = self.strata
+        if self.looking == "any":
+            size, most = stratum.size, stratum.answers
+            return list(map(int, allowed_at_any_time(size, self.max_error, self.delta, most)))
+        allowed = [-1] * (stratum.answers + 1)
+        for look in stratum.looks:
+            allowed[look.answers] = look.wrong
+        return allowed
+
+    def result(
+        self, answers: Mapping[int, str], *, max_error: float | None = None, unsure: str = "wrong"
+    ) -> AuditResult:
+        """What the answers prove.
+
+        Only answers without a gap from the first count, and of these, with planned looks, those up
+        to the first look that certifies; the result says how many.
+
+        Args:
+            answers: ``"yes"`` (the label is right), ``"no"`` or ``"unsure"`` by the number of the
+                draw, from 0.
+            max_error: another bound to compare with; by default the planned one, for which the
+                looks are best.
+            unsure: ``"wrong"`` counts an ``"unsure"`` as a wrong label; ``"skip"`` leaves it out,
+                and the bound is about labels that a person can judge.
+
+        Raises:
+            ValueError: a number that is not in the plan, another word, a bound outside (0, 1),
+                ``"skip"`` for a focused draw.
+
+        Example:
+            >>> mask = torch.zeros(100, 100, dtype=torch.uint8)
+            >>> plan = audit_sample(["a"], lambda name: mask, expected_error=0.01, seed=0)
+            >>> result = plan.result({number: "yes" for number in range(len(plan.draws))})
+            >>> result.certified, result.answers
+            (True, 60)
+        """
+        where = "AuditPlan.result"
+        check_choice(where, unsure, UNSURE, name="unsure")
+        bound = self.max_error
+        if max_error is not None:
+            bound = float(check_alpha(where, max_error, name="max_error"))
+        for number, word in answers.items():
+            if number not in range(len(self.draws)):
+                expected = f"numbers from 0 to {len(self.draws) - 1}"
+                fix = "answer the questions of this plan"
+                raise ValueError(message(where, expected, str(number), fix))
+            check_choice(where, word, ANSWERS, name="answers")
+        if self.design == "focus" and unsure == "skip":
+            fix = "count them as wrong, or draw uniformly"
+            raise ValueError(message(where, "unsure='wrong' for a focused draw", "'skip'", fix))
+        first = next(i for i in itertools.count() if i not in answers)
+        given = [answers[number] for number in range(first)]
+        parts = [self._part(stratum, given, unsure) for stratum in self.strata]
+        upper, used, next_look = self._together(parts, given)
+        wrong = sum(given[number] != "yes" for number in used)
+        skipped = unsure == "skip"
+        if skipped:
+            wrong = sum(given[number] == "no" for number in used)
+        return AuditResult(
+            design=self.design,
+            looking=self.looking,
+            labels=self.labels,
+            max_error=bound,
+            delta=self.delta,
+            bound=upper,
+            answers=len(used),
+            wrong=wrong,
+            unsure=given[: max(used, default=-1) + 1].count("unsure"),
+            skipped=skipped,
+            given=len(answers),
+            planned=len(self.draws),
+            next_look=next_look,
+            classes=tuple(part.row for part in parts) if self.design == "by-class" else None,
+        )
+
+    def restricted(
+        self, inside: Sequence[bool], sizes: Mapping[int, int], folder: str
+    ) -> AuditPlan:
+        """The plan of a stricter rule, which keeps some of these labels and no others.
+
+        The drawn pixels that it keeps are a draw from its labels, so that the answers serve it too.
+        Bounds of several rules hold each by itself. To choose among them by looking: take the
+        loosest one that is certified together with all that are stricter.
+
+        Args:
+            inside: for every draw, whether the stricter rule keeps its label.
+            sizes: labels that it keeps, by class.
+            folder: fingerprint of its labels.
+
+        Raises:
+            ValueError: a focused draw, or no drawn pixel that is kept.
+        """
+        where = "AuditPlan.restricted"
+        if self.design == "focus":
+            fix = "draw uniformly for nested rules"
+            raise ValueError(message(where, "a uniform draw or one by class", "focus", fix))
+        if not any(inside):
+            fix = "audit the stricter rule by itself"
+            raise ValueError(message(where, "drawn pixels that are kept", "none", fix))
+        kept = [draw for draw, keeps in zip(self.draws, inside, strict=True) if keeps]
+        strata = []
+        for stratum in self.strata:
+            here = [
+                keeps
+                for draw, keeps in zip(self.draws, inside, strict=True)
+                if stratum.label in (None, draw.label)
+            ]
+            size = sum(sizes.values()) if stratum.label is None else sizes.get(stratum.label, 0)
+            if not any(here):
+                continue
+            times = sorted({sum(here[: look.answers]) for look in stratum.looks} - {0})
+            looks: tuple[Look, ...] = ()
+            if times:
+                looks = planned_looks(size, self.max_error, self.stratum_delta, times, 1.0)
+            strata.append(Stratum(stratum.label, size, sum(here), looks))
+        labels = sum(sizes.values())
+        return replace(self, folder=folder, labels=labels, strata=tuple(strata), draws=tuple(kept))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as :meth:`from_json` reads them."""
+        content = asdict(self)
+        content["draws"] = [list(draw) for draw in self.draws]
+        content["strata"] = [
+            {**stratum._asdict(), "looks": [list(look) for look in stratum.looks]}
+            for stratum in self.strata
+        ]
+        return content
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str = "plan") -> AuditPlan:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: a field is missing, unknown, or has an impossible value.
+        """
+        fix = "use the file as cpseg audit wrote it"
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            got = str(sorted(value)) if isinstance(value, dict) else repr(value)
+            raise ValueError(message(where, "an audit plan with its fields", got[:80], fix))
+        read_fields(where, value, _FIELDS, fix=fix)
+        try:
+            strata = tuple(
+                Stratum(
+                    each["label"],
+                    int(each["size"]),
+                    int(each["answers"]),
+                    tuple(Look(*map(int, look)) for look in each["looks"]),
+                )
+                for each in value["strata"]
+            )
+            draws = tuple(
+                Draw(str(name), int(row), int(column), int(label), float(chance), float(error))
+                for name, row, column, label, chance, error in value["draws"]
+            )
+        except (TypeError, ValueError, KeyError) as error:
+            got = f"{type(error).__name__}: {error}"[:80]
+            raise ValueError(message(where, "draws and strata of a plan", got, fix)) from error
+        return cls(**{**value, "strata": strata, "draws": draws})
+
+    # --- what the answers prove ---
+
+    def _part(self, stratum: Stratum, given: Sequence[str], unsure: str) -> _Part:
+        """The bound of one stratum, from the answers about it."""
+        places = [
+            number
+            for number, draw in enumerate(self.draws[: len(given)])
+            if stratum.label in (None, draw.label)
+        ]
+        size, total = stratum.size, len(places)
+        looks = [look for look in stratum.looks if look.answers <= total]
+        waiting = next((look.answers for look in stratum.looks if look.answers > total), None)
+        if unsure == "skip":
+            told = [given[number] != "unsure" for number in places]
+            places = [number for number, tells in zip(places, told, strict=True) if tells]
+            size = _ENDLESS  # how many can be judged is not known: independent draws
+            looks = self._looks_of(stratum, looks, told)
+        wrong = np.array([given[number] != "yes" for number in places], np.int64).cumsum()
+        seen = int(wrong[-1]) if len(wrong) else 0
+        if self.design == "focus":
+            return _Part(stratum, places, 1.0, None, seen)
+        if self.looking == "any":
+            upper = size
+            if len(wrong):
+                upper = bound_at_any_time(size, self.max_error, wrong, self.stratum_delta)
+            return _Part(stratum, places, upper / size, None, seen)
+        for number, look in enumerate(looks):
+            so_far = int(wrong[look.answers - 1])
+            last = number == len(looks) - 1 and waiting is None
+            if so_far <= look.wrong or last:
+                upper = bound_at_look(size, looks, number, so_far, self.stratum_delta)
+                return _Part(stratum, places[: look.answers], upper / size, None, so_far)
+        return _Part(stratum, places, 1.0, waiting, seen)
+
+    def _looks_of(
+        self, stratum: Stratum, looks: Sequence[Look], told: Sequence[bool]
+    ) -> list[Look]:
+        """The looks that are past, at those answers that tell; each spends what it would have."""
+        times: dict[int, float] = {}
+        for look in looks:
+            count = sum(told[: look.answers])
+            if count > max(times, default=0):
+                times[count] = look.answers / stratum.answers
+        risk, shares = self.stratum_delta, list(times.values())
+        return [*planned_looks(_ENDLESS, self.max_error, risk, list(times), 1.0, shares)]
+
+    def _together(
+        self, parts: Sequence[_Part], given: Sequence[str]
+    ) -> tuple[float, list[int], int | None]:
+        """The bound on all labels, the answers it uses, and the next look."""
+        if self.design == "uniform":
+            (part,) = parts
+            return part.bound, part.used, part.next_look
+        if self.design == "focus":
+            evidence = self._weighted(given)
+            return rate_bound(evidence, self.delta), list(range(len(given))), None
+        if len(given) == self.labels:  # all were asked about: nothing is left to chance
+            return sum(word != "yes" for word in given) / self.labels, [*range(len(given))], None
+        evidence = self._blocks(parts, given)
+        used = sorted(number for part in parts for number in part.used)
+        waiting = [part.next_look for part in parts if part.next_look is not None]
+        return rate_bound(evidence, self.delta), used, min(waiting) if waiting else None
+
+    def _weighted(self, given: Sequence[str]) -> Evidence:
+        """Inverse probabilities, with the predicted error as control variate."""
+        draws = self.draws[: len(given)]
+        wrong = np.array([word != "yes" for word in given], np.float64)
+        weight = np.array([1 / (self.labels * draw.probability) for draw in draws])
+        predicted = np.array([draw.predicted for draw in draws])
+        value = (wrong - predicted) * weight + self.mean_predicted
+        one, none = np.ones(len(draws)), np.zeros(len(draws))
+        return Evidence(value, one, none, self.largest_weight + self.mean_predicted)
+
+    def _blocks(self, parts: Sequence[_Part], given: Sequence[str]) -> Evidence:
+        """One answer of every class at a time, weighed by the labels that the class has.
+
+        A class of which every label was answered is known, and leaves the blocks. Drawing without
+        replacement leaves on average no fewer wrong ones among those still to come than the total
+        less those that were seen.
+        """
+        wrong = [
+            [given[number] != "yes" for number in self._places(part.stratum, len(given))]
+            for part in parts
+        ]
+        sizes = [part.stratum.size for part in parts]
+        blocks = min(
+            (
+                len(answers)
+                for answers, size in zip(wrong, sizes, strict=True)
+                if len(answers) < size
+            ),
+            default=max(map(len, wrong)),
+        )
+        value, shift = np.zeros(blocks), np.zeros(blocks)
+        for answers, size in zip(wrong, sizes, strict=True):
+            taken = min(len(answers), blocks)
+            value[:taken] += np.array(answers[:taken], np.float64) * size / self.labels
+            before = np.concatenate([[0.0], np.cumsum(answers[:taken])])
+            shift += np.pad(before, (0, blocks), mode="edge")[:blocks] / self.labels
+        return Evidence(value, np.ones(blocks), shift, 1.0)
+
+    def _places(self, stratum: Stratum, count: int) -> list[int]:
+        return [i for i, draw in enumerate(self.draws[:count]) if draw.label == stratum.label]
+
+
+class _Part(NamedTuple):
+    """What was found in one stratum; ``used`` are the numbers of the answers that count."""
+
+    stratum: Stratum
+    used: list[int]
+    bound: float
+    next_look: int | None
+    wrong: int = 0
+
+    @property
+    def row(self) -> AuditRow:
+        size = self.stratum.size
+        answers = len(self.used)
+        return AuditRow(self.stratum.label or 0, size, answers, self.wrong, self.bound)
+
+
+class AuditRow(NamedTuple):
+    """One class of an audit by class: its labels, answers, wrong ones, and the bound."""
+
+    label: int
+    labels: int
+    answers: int
+    wrong: int
+    bound: float
+
+
+@dataclass(frozen=True, repr=False)
+class AuditResult:
+    """What an audit proves.
+
+    Attributes:
+        design: of the plan.
+        looking: of the plan.
+        labels: labels that the bound is about, N.
+        max_error: the bound asked for.
+        delta: 1 - confidence.
+        bound: at most this share of the labels is wrong; 1 where nothing is proven yet.
+        answers: answers that count.
+        wrong: of these, how many say or count as wrong.
+        unsure: of these, how many say "cannot tell".
+        skipped: whether those were left out instead of counted as wrong.
+        given: answers there are.
+        planned: answers of the plan.
+        next_look: how many answers (of a class, by class) the next look waits for; None where there
+            is none.
+        classes: by class, a row of each, whose bounds hold at once; else None.
+    """
+
+    design: str
+    looking: str
+    labels: int
+    max_error: float
+    delta: float
+    bound: float
+    answers: int
+    wrong: int
+    unsure: int
+    skipped: bool
+    given: int
+    planned: int
+    next_look: int | None
+    classes: tuple[AuditRow, ...] | None
+
+    @property
+    def certified(self) -> bool:
+        """Whether the bound asked for is proven."""
+        return self.bound <= self.max_error
+
+    def __repr__(self) -> str:
+        return f"AuditResult({self})"
+
+    def __str__(self) -> str:
+        """One sentence."""
+        seen = f"{self.answers} answer{'s' * (self.answers != 1)}, {self.wrong} wrong"
+        if self.unsure:
+            how = "left out" if self.skipped else "counted as wrong"
+            seen += f", {self.unsure} that could not be told {how}"
+        sure = f"with {100 * (1 - self.delta):.3g} % confidence"
+        which = " that a person can judge" if self.skipped else ""
+        if self.bound >= 1:
+            text = f"nothing is proven yet about the {self.labels:,} labels ({seen})"
+        else:
+            limit = _up(self.bound)
+            text = (
+                f"of the {self.labels:,} labels{which} at most {limit} are wrong, {sure} ({seen})"
+            )
+        if self.certified:
+            return text
+        if self.next_look is not None:
+            return f"{text}; the next look is after {self.next_look} answers"
+        return f"{text}; {100 * self.max_error:.3g} % is not certified"
+
+
+def _up(rate: float) -> str:
+    """A share in per cent, rounded up to a tenth, so that what is printed is proven."""
+    return f"{math.ceil(1000 * rate - 1e-9) / 10:.1f} %"
+
+
+# --- drawing -----------------------------------------------------------------------------------
+
+
+def audit_sample(
+    images: Sequence[str],
+    read: Callable[[str], Tensor],
+    *,
+    max_error: float | str = 0.05,
+    delta: float | str = 0.1,
+    expected_error: float | None = None,
+    design: str = "uniform",
+    looking: str = "planned",
+    answers: int | None = None,
+    certainty: Certainty | None = None,
+    folder: str = "",
+    ignore_index: int = 255,
+    seed: int | None = None,
+) -> AuditPlan:
+    """Draw pixels at random among all labels kept.
+
+    - ``"uniform"``: every label with the same chance, without replacement.
+    - ``"by-class"``: as many of each class, so that rare classes get a bound of their own; all
+      labels together from the classes by their sizes. A class with fewer labels than answers is
+      asked about whole.
+    - ``"focus"``: uncertain labels more often, with replacement; answers are weighed by the
+      inverse of their chance.
+
+    Args:
+        images: names, each once.
+        read: the labels of an image, uint8 or int64 ``[H, W]``, ``ignore_index`` where none is
+            kept. Called once per image, and again for images with a drawn pixel.
+        max_error: the bound that is to be certified.
+        delta: 1 - confidence.
+        expected_error: the error for which the number of answers is planned: with it the bound is
+            certified with a chance of 90 %. By default 0.4 of ``max_error``.
+        design: one of :data:`DESIGNS`.
+        looking: one of :data:`LOOKING`.
+        answers: how many pixels to draw (of each class, by class), in place of the planned number;
+            with ``"planned"`` as three looks.
+        certainty: of a focused draw: the predicted chance that a label is right, float in [0, 1]
+            ``[H, W]``. It may be as wrong as it likes; then more answers are needed.
+        folder: fingerprint of the labels, kept in the plan.
+        ignore_index: the label of pixels that keep none.
+        seed: of the draw; by default from the system, since a draw must not be known before the
+            labels are made.
+
+    Raises:
+        ValueError: no label kept, a value outside its range, an image twice, labels that change
+            between two reads, a focused draw without certainty.
+        TypeError: labels that are not integer.
+
+    Guarantee:
+        For the labels as they are and answers that are right: with probability at least
+        1 - delta over the draw, the share of wrong labels is at most ``AuditResult.bound``, for
+        the way of looking of the plan. Nothing is assumed about images or labels.
+
+    Reference:
+        Olofsson et al. (2014), Good practices for estimating area and assessing accuracy of land
+        change. Bounds: Clopper & Pearson (1934), Lan & DeMets (1983), Waudby-Smith & Ramdas
+        (2020, 2024).
+
+    Example:
+        >>> mask = torch.zeros(100, 100, dtype=torch.uint8)
+        >>> audit_sample(["a"], lambda name: mask, expected_error=0.01, seed=0)
+        AuditPlan(uniform, planned, 120 of 10000 labels, bound 5 %, 90 % confidence)
+    """
+    where = "audit_sample"
+    bound, risk = (
+        float(check_alpha(where, value, name=name))
+        for name, value in (("max_error", max_error), ("delta", delta))
+    )
+    expected = 0.4 * bound if expected_error is None else float(expected_error)
+    if not 0 <= expected < bound:
+        fix = "give the error that you expect, below the bound"
+        text = f"expected_error in [0, {bound:g})"
+        raise ValueError(message(where, text, f"{expected:g}", fix))
+    check_choice(where, design, DESIGNS, name="design")
+    check_choice(where, looking, LOOKING, name="looking")
+    if answers is not None:
+        check_count(where, answers, name="answers", fix="pass how many pixels to draw")
+    if len(set(images)) != len(images):
+        raise ValueError(message(where, "every image once", "one twice", "name each once"))
+    if design == "focus" and certainty is None:
+        fix = "pass the probability of each label"
+        raise ValueError(message(where, "certainty for a focused draw", "None", fix))
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    counts = np.stack([_counts(where, name, read(name), ignore_index) for name in images])
+    if not counts.any():
+        fix = "audit a folder whose rule keeps some"
+        raise ValueError(message(where, "at least one label kept", "none", fix))
+    source = random.Random(seed)
+    base = AuditPlan(
+        folder,
+        design,
+        looking,
+        bound,
+        risk,
+        expected,
+        seed,
+        len(images),
+        int(counts.sum()),
+        (),
+        (),
+    )
+    if design == "focus":
+        assert certainty is not None
+        return _focused(where, base, images, read, certainty, answers, source, ignore_index)
+    classes = np.flatnonzero(counts.sum(0)) if design == "by-class" else [None]
+    each = risk / len(classes)
+    strata, drawn = [], []
+    for label in classes:
+        of_image = counts.sum(1) if label is None else counts[:, label]
+        size = int(of_image.sum())
+        stratum = _stratum(base, None if label is None else int(label), size, each, answers)
+        strata.append(stratum)
+        ranks = source.sample(range(size), stratum.answers)
+        place = np.searchsorted(of_image.cumsum(), ranks, side="right")
+        before = of_image.cumsum() - of_image
+        drawn.append(
+            [
+                (int(image), None if label is None else int(label), int(rank - before[image]))
+                for image, rank in zip(place, ranks, strict=True)
+            ]
+        )
+    # By class: one of each class in turn, so that a look at all of them comes early.
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    order = [each for each in turns if each is not None]
+    sizes = {stratum.label: stratum.size for stratum in strata}
+    draws = _look_up(where, images, read, order, ignore_index, sizes)
+    return replace(base, strata=tuple(strata), draws=tuple(draws))
+
+
+def _counts(where: str, name: str, labels: Tensor, ignore_index: int) -> npt.NDArray[np.int64]:
+    """How many labels of each value an image keeps, int64 ``[256]``."""
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 2:
+        expected = "integer labels [H, W] from read"
+        got = f"{labels.dtype} {shape(labels)} for '{name}'"
+        raise TypeError(message(where, expected, got, "read class indices"))
+    flat = labels.flatten().to(torch.int64)
+    flat = flat[flat != ignore_index]
+    if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) <= 255:
+        expected, got = "labels from 0 to 255", f"others in '{name}'"
+        raise ValueError(message(where, expected, got, "read class indices"))
+    return np.bincount(flat.cpu().numpy(), minlength=256).astype(np.int64)
+
+
+def _stratum(
+    plan: AuditPlan, label: int | None, size: int, delta: float, answers: int | None
+) -> Stratum:
+    """How many to draw and when to look."""
+    bound, expected = plan.max_error, plan.expected_error
+    if plan.looking == "any":
+        number = answers or number_at_any_time(size, bound, delta, expected)
+        return Stratum(label, size, min(number, size), ())
+    if answers is not None:
+        number = min(answers, size)
+        times = [number]
+        if plan.looking == "planned":
+            times = sorted({max(1, round(part * number)) for part in (0.5, 0.75, 1.0)})
+        looks = planned_looks(size, bound, delta, times, 1.0)
+    elif plan.looking == "fixed":
+        number = fixed_number(size, bound, delta, expected)
+        looks = planned_looks(size, bound, delta, [number], 1.0)
+    else:
+        looks = best_looks(size, bound, delta, expected)
+    return Stratum(label, size, looks[-1].answers, looks)
+
+
+def _look_up(
+    where: str,
+    images: Sequence[str],
+    read: Callable[[str], Tensor],
+    order: Sequence[tuple[int, int | None, int]],
+    ignore_index: int,
+    sizes: Mapping[int | None, int],
+) -> list[Draw]:
+    """The pixels of (image, class, rank among its labels), in that order; every image read once."""
+    found: dict[int, Draw] = {}
+    for image, group in _by_image(order):
+        labels = read(images[image]).cpu().numpy()
+        for number, label, rank in group:
+            kept = labels != ignore_index if label is None else labels == label
+            places = np.flatnonzero(kept.ravel())
+            if rank >= len(places):
+                expected, got = "labels that stay as they are", f"others in '{images[image]}'"
+                raise ValueError(message(where, expected, got, "draw when they are complete"))
+            row, column = divmod(int(places[rank]), labels.shape[1])
+            shown = int(labels[row, column])
+            found[number] = Draw(images[image], row, column, shown, 1 / sizes[label])
+    return [found[number] for number in range(len(order))]
+
+
+def _by_image(
+    order: Sequence[tuple[int, int | None, int]],
+) -> Iterator[tuple[int, list[tuple[int, int | None, int]]]]:
+    """The numbers, classes and ranks of every image that was drawn."""
+    numbered = sorted(
+        (image, number, label, rank) for number, (image, label, rank) in enumerate(order)
+    )
+    for image, group in itertools.groupby(numbered, key=lambda entry: entry[0]):
+        yield image, [(number, label, rank) for _, number, label, rank in group]
+
+
+def _focused(
+    where: str,
+    plan: AuditPlan,
+    images: Sequence[str],
+    read: Callable[[str], Tensor],
+    certainty: Certainty,
+    answers: int | None,
+    source: random.Random,
+    ignore_index: int,
+) -> AuditPlan:
+    """Draw with a chance that grows with the square root of the predicted error."""
+
+    def predicted(name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], Tensor]:
+        labels = read(name)
+        sure = certainty(name)
+        if sure.shape != labels.shape:
+            expected, got = f"certainty {shape(labels)} of '{name}'", shape(sure)
+            raise ValueError(message(where, expected, got, "give one number per pixel"))
+        places = np.flatnonzero((labels != ignore_index).cpu().numpy().ravel())
+        error = 1 - sure.detach().cpu().double().flatten().numpy()[places]
+        return places, np.nan_to_num(error, nan=1.0).clip(0, 1), labels
+
+    sums = []
+    for name in images:
+        _, error, _ = predicted(name)
+        sums.append((len(error), float(error.sum()), float(np.sqrt(error).sum())))
+    total = np.array(sums)
+    roots, mean = float(total[:, 2].sum()), float(total[:, 1].sum()) / plan.labels
+    stratum = Stratum(None, plan.labels, 0, ())
+    number = answers or number_at_any_time(
+        plan.labels, plan.max_error, plan.delta, plan.expected_error
+    )
+    part = _UNIFORM_PART if roots > 0 else 1.0
+    # A pixel is drawn by its share of the roots with chance 1 - part, and else like any other.
+    picks: list[tuple[int, bool, float]] = []
+    for _ in range(number):
+        even = source.random() < part
+        column = total[:, 0] if even else total[:, 2]
+        place = source.random() * float(column.sum())
+        image = int(np.searchsorted(column.cumsum(), place, side="right").clip(max=len(images) - 1))
+        picks.append((image, even, source.random()))
+    found: dict[int, Draw] = {}
+    for image in sorted({image for image, _, _ in picks}):
+        places, error, labels = predicted(images[image])
+        root = np.sqrt(error).cumsum()
+        for number_, (which, even, place) in enumerate(picks):
+            if which != image:
+                continue
+            rank = int(place * len(places))
+            if not even:
+                rank = int(np.searchsorted(root, place * root[-1], side="right"))
+            rank = min(rank, len(places) - 1)
+            row, column_ = divmod(int(places[rank]), labels.shape[1])
+            share_of_roots = math.sqrt(error[rank]) / roots if roots > 0 else 0.0
+            chance = part / plan.labels + (1 - part) * share_of_roots
+            label = int(labels[row, column_])
+            found[number_] = Draw(images[image], row, column_, label, chance, float(error[rank]))
+    return replace(
+        plan,
+        strata=(stratum._replace(answers=number),),
+        draws=tuple(found[number_] for number_ in range(number)),
+        mean_predicted=mean,
+        largest_weight=1 / part,
+    )
+
+
+_FIELDS = {
+    "folder": lambda value: isinstance(value, str),
+    "design": among(DESIGNS),
+    "looking": among(LOOKING),
+    "max_error": rate,
+    "delta": rate,
+    "expected_error": share,
+    "seed": count_or_none,
+    "images": whole,
+    "labels": whole,
+    "strata": list_of(lambda value: isinstance(value, dict)),
+    "draws": list_of(lambda value: isinstance(value, list) and len(value) == len(Draw._fields)),
+    "mean_predicted": share,
+    "largest_weight": lambda value: isinstance(value, float) and value >= 1,
+}
