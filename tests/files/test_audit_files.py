@@ -139,7 +139,7 @@ def test_tasks_for_label_studio_hold_the_picture_and_frame_the_pixel(tmp_path: P
     assert (first["original_width"], first["original_height"]) == (200, 100)
     middle = (frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
     assert middle == pytest.approx((25, 50))  # of the square on the left
-    assert frame["height"] == pytest.approx(100 / CLOSE_UP)
+    assert frame["height"] == pytest.approx(3 * 100 / CLOSE_UP)
     assert frame["rectanglelabels"] == ["sky"]
 
 
@@ -188,6 +188,18 @@ def test_a_short_export_of_label_studio(tmp_path: Path) -> None:
     del rows[1]["answer"]
     (tmp_path / "min.json").write_text(json.dumps(rows))
     assert read_answers(tmp_path / "min.json", PLAN, QUESTIONS).answer == {0: "no", 2: "no"}
+
+
+def test_a_table_exported_by_label_studio(tmp_path: Path) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, quoting=csv.QUOTE_ALL)
+    table.writerow(["picture", "plan", "annotator", *entry(0, "")])
+    long = "data:image/jpeg;base64," + "A" * 150_000  # more than the reader takes for one field
+    for number, answer in ((0, "no"), (3, "yes")):
+        table.writerow([long, PLAN, 1, *entry(number, answer).values()])
+    (tmp_path / "export.csv").write_text(text.getvalue())
+    answers = read_answers(tmp_path / "export.csv", PLAN, QUESTIONS)
+    assert answers.answer == {0: "no", 2: "no", 3: "yes"}
 
 
 CSV_HEAD = "plan,number,image,row,column,label,class,answer\n"

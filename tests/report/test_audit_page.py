@@ -574,9 +574,9 @@ def test_images_of_every_kind_are_shown(tmp_path: Path, mode: str) -> None:
     question = questions(1)[0]
     write(tmp_path / "audit.html", [question], image=lambda name: made)
     picture = np.asarray(Image.open(io.BytesIO(picture_of(question, made, mask_of("")))))
-    half = CLOSE_UP // 2 * 8
-    assert picture[half + 60, half - 60].max() < 20  # left of the pixel, off the cross hair
-    assert picture[half + 60, half + 8 * 36].min() > 235
+    half = CLOSE_UP // 2 * 6
+    assert picture[half + 48, half - 48].max() < 20  # left of the pixel, off the cross hair
+    assert picture[half + 48, half + 6 * 36].min() > 235
 
 
 def test_a_picture_for_label_studio_shows_the_pixel_in_the_middle_of_its_square() -> None:
@@ -587,6 +587,8 @@ def test_a_picture_for_label_studio_shows_the_pixel_in_the_middle_of_its_square(
         start = CLOSE_UP // 2 * scale
         shown = np.asarray(picture)[start + 1 : start + scale - 1, start + 1 : start + scale - 1]
         assert np.abs(shown.astype(int) - colour).max() < 60, "the pixel is not hidden"
+    beyond = np.asarray(picture)[-20, picture.height - 20]  # the corner of the image is long past
+    assert np.abs(beyond.astype(int) - 200).max() < 8
 
 
 def test_pictures_are_made_once_for_each_pixel_and_images_opened_once() -> None:

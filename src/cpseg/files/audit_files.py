@@ -10,6 +10,7 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tel
 CLOSE_UP = 81  # pixels of the image across the close-up of a picture for Label Studio; odd
 _FIELDS = ("plan", "number", "image", "row", "column", "label")
 _COLUMNS = (*_FIELDS, "class", "answer")
-_KINDS = "answers saved by the audit page, its CSV, or a JSON export of Label Studio"
+_KINDS = "answers saved by the audit page, its CSV, or an export of Label Studio"
 _FIX = "use the file as it was saved"
 
 
@@ -112,8 +113,8 @@ def write_label_studio(
 ) -> None:
     """Write tasks for Label Studio and, beside them as ``.xml``, its labelling configuration.
 
-    Each task has its picture in it, so that Label Studio needs no access to the images, and the
-    pixel framed in advance by a rectangle that carries the proposed class. The answer is left open.
+    Each task has its picture in it, so that Label Studio needs no access to the images. A rectangle
+    around the pixel carries the proposed class in advance; the answer is left open.
 
     Args:
         path: the JSON file of the tasks.
@@ -154,7 +155,7 @@ def _task(plan: str, question: Question, tag: str, picture: bytes) -> dict[str, 
 
     with Image.open(io.BytesIO(picture)) as opened:
         kind, (width, height) = Image.MIME[str(opened.format)], opened.size
-    side = 100 / CLOSE_UP  # of one pixel, in percent of the close-up
+    side = 100 * 3 / CLOSE_UP  # around the pixel, in percent of the close-up; the line hides none
     frame = {
         "id": f"pixel-{question.number}",
         "type": "rectanglelabels",
@@ -198,7 +199,7 @@ def _labelling(tags: Mapping[int, str]) -> str:
 
 
 def read_answers(path: str | Path, plan: str, questions: Sequence[Question]) -> Answers:
-    """The answers in a file of the audit page, a CSV, or a JSON export of Label Studio.
+    """The answers in a file of the audit page, a CSV, or an export of Label Studio.
 
     What is empty is not answered. An answer counts for every question about its pixel.
 
@@ -283,6 +284,7 @@ def _rows_of_label_studio(
 
 
 def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    text = re.sub(r'data:image/[^"]*', "", text)  # pictures in a CSV export of Label Studio
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
     table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -28,7 +28,8 @@ _TEMPLATE = "audit_page.html"
 _AROUND = 100  # pixels of the image on each side of the one in question, in the page
 _OVERVIEW = 640  # pixels, the longer side of a whole image as shown
 _CELLS = 256  # cells, the longer side of the region's outline in the whole image
-_SCALE = 8  # pixels of a picture for each pixel of its close-up
+_SCALE = 6  # pixels of a picture for each pixel of its close-up
+_OUTSIDE = (200, 200, 200)  # the colour of a picture beyond the image
 
 
 class _Opened(NamedTuple):
@@ -276,8 +277,6 @@ def _picture(question: Question, opened: _Opened) -> bytes:
 
     side, half = _SCALE * CLOSE_UP, CLOSE_UP // 2
     left, top = question.column - half, question.row - half
-    window = (left, top, left + CLOSE_UP, top + CLOSE_UP)
-    close = _rgb(opened.image.crop(window)).resize((side, side), Image.Resampling.NEAREST)
     inside = np.zeros((CLOSE_UP, CLOSE_UP), dtype=bool)
     height, width = opened.mask.shape
     rows = slice(max(top, 0), min(top + CLOSE_UP, height))
@@ -285,16 +284,19 @@ def _picture(question: Question, opened: _Opened) -> bytes:
     inside[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = (
         opened.mask[rows, columns] == question.label
     )
-    drawn = np.asarray(close).copy()
+    window = (columns.start, rows.start, columns.stop, rows.stop)
+    close = Image.new("RGB", (CLOSE_UP, CLOSE_UP), _OUTSIDE)
+    close.paste(_rgb(opened.image.crop(window)), (columns.start - left, rows.start - top))
+    drawn = np.asarray(close.resize((side, side), Image.Resampling.NEAREST)).copy()
     drawn[_border(inside)] = (255, 225, 77)
     _mark(drawn, half * _SCALE)
 
     overview = ImageOps.contain(opened.overview, (side, side))
-    made = Image.new("RGB", (side + _SCALE + overview.width, side))
+    made = Image.new("RGB", (side + _SCALE + overview.width, side), _OUTSIDE)
     made.paste(Image.fromarray(drawn), (0, 0))
     made.paste(overview, (side + _SCALE, 0))
     _ring(made, question, side + _SCALE, overview.width / width)
-    return _jpeg(made, quality=90, subsampling=0)
+    return _jpeg(made, quality=85, subsampling=0)
 
 
 def _border(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
