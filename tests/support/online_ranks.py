@@ -33,6 +33,17 @@ def fresh(per_class: bool) -> OnlineThreshold:
     return OnlineThreshold(3, alpha=0.3, per_class=per_class, decay=0.8, stride=1)
 
 
+# What the two ranks are built with: all else is the same.
+UNLIKE: dict[str, tuple[Any, Any]] = {
+    "num_classes": (3, 4),
+    "alpha": (0.3, 0.2),
+    "per_class": (True, False),
+    "decay": (0.8, 0.9),
+    "stride": (1, 2),
+    "ignore_index": (255, -1),
+}
+
+
 def one_rank(folder: str) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
@@ -60,6 +71,27 @@ def one_rank(folder: str) -> None:
         cal.sync()
     except ValueError as error:
         result["late"] = str(error)
+    for name, options in UNLIKE.items():
+        settings = {"num_classes": 3, "alpha": 0.3, "per_class": True, "decay": 0.8, "stride": 1}
+        settings |= {name: options[rank]}
+        cal = OnlineThreshold(**settings)
+        classes = settings["num_classes"]
+        logits = torch.randn(1, classes, 6, 6, generator=seeded(rank))
+        cal.update(logits, torch.randint(classes, (1, 6, 6), generator=seeded(rank)))
+        before = cal.state_dict()["weights"]
+        for _ in range(2):  # the second time it is no other
+            try:
+                cal.sync()
+            except ValueError as error:
+                result[f"unlike {name}"] = str(error)
+            assert torch.equal(cal.state_dict()["weights"], before)
+    cal = fresh(False).update(*shares(0)[rank])  # one rank has an update too many
+    if rank == 1:
+        cal.update(*shares(1)[rank])
+    try:
+        cal.sync()
+    except ValueError as error:
+        result["late on one"] = str(error)
     dist.barrier()
     dist.destroy_process_group()
     torch.save(result, f"{folder}/{rank}.pt")

@@ -560,6 +560,23 @@ def test_updates_between_two_syncs_are_refused(said: list[dict[str, Any]]) -> No
         )
 
 
+def test_an_update_too_many_on_one_rank_is_said_by_both(said: list[dict[str, Any]]) -> None:
+    for result in said:
+        assert result["late on one"] == said[0]["late"]
+
+
+@pytest.mark.parametrize("name", online_ranks.UNLIKE)
+def test_other_settings_on_a_rank_are_said_by_both(said: list[dict[str, Any]], name: str) -> None:
+    first, second = online_ranks.UNLIKE[name]
+    if name == "alpha":
+        first, second = "3/10", "1/5"
+    for result in said:
+        assert result[f"unlike {name}"] == (
+            f"OnlineThreshold.sync: expected the same {name} on all ranks, "
+            f"got {first} and {second}; build all alike"
+        )
+
+
 def test_without_a_process_group_sync_does_nothing() -> None:
     cal = build().update(*batch([1, 2, 3] * 9)).update(*batch([4] * 9))
     before = cal.threshold()
