@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.support import folders
@@ -61,6 +63,23 @@ def test_compact_goes_on_where_it_stopped(data: DataSet, tmp_path: Path) -> None
     assert compact(source(data), data.ids, out, background=0) == 7
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not list(out.rglob("*.part"))
+    assert compact(source(data), data.ids, out, background=0) == 0
+
+
+def test_compact_makes_anew_what_was_made_from_other_scores(data: DataSet, tmp_path: Path) -> None:
+    """Also where the new file has the size and the time of the old one."""
+    out = tmp_path / "evidence"
+    compact(source(data), data.ids, out, background=0)
+    image = data.images[3]
+    when = data.score_file(image).stat().st_mtime_ns
+    flipped = data.scores[image][::-1].copy()
+    np.save(data.score_file(image), flipped)
+    os.utime(data.score_file(image), ns=(when, when))
+    (out / data.images[4]).with_suffix(".safetensors").write_bytes(b"")
+    assert compact(source(data), data.ids, out, background=0) == 2
+    found = read_scores((out / image).with_suffix(".safetensors"))
+    assert isinstance(found, Evidence)
+    assert torch.equal(found.best, evidence(torch.from_numpy(flipped), background=0).best)
     assert compact(source(data), data.ids, out, background=0) == 0
 
 

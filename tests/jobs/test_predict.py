@@ -6,6 +6,7 @@ No statistical test here.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,27 @@ def test_a_run_that_was_stopped_goes_on(root: Path, pairs: list[Pair], tmp_path:
     assert run(root, pairs, out) == 0
     run(root, pairs, tmp_path / "whole")
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_an_image_is_predicted_again_only_if_its_content_changes(
+    root: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """A model may take seconds for an image: other times alone are no reason."""
+    out = tmp_path / "out"
+    assert run(root, pairs, out) == 5
+    for pair in pairs:
+        os.utime(root / pair.image)
+    assert run(root, pairs, out) == 0
+    first = root / pairs[0].image
+    status = first.stat()
+    with Image.open(first) as image:
+        turned = image.transpose(Image.Transpose.ROTATE_180)
+    turned.save(first)
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = files(out)
+    assert run(root, pairs, out) == 1
+    changed = {name for name, content in files(out).items() if content != before[name]}
+    assert changed == {str(Path(pairs[0].image).with_suffix(".npz")), "manifest.jsonl"}
 
 
 def test_a_killed_command_goes_on(
