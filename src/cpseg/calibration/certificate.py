@@ -25,7 +25,8 @@ from cpseg._internal.fields import (
 METHODS = words.CERTIFICATES
 PVALUES = words.PVALUES
 PER = words.CERTIFIED_PER
-# What else a file may hold: conformal risk control, and older certificates, which counted an image that keeps nothing as one without an error.
+# What else a file may hold: conformal risk control, and older certificates, which counted an image
+# that keeps nothing as one without an error.
 _ALL_PER = (*PER, "pixels", "any image")
 
 _METHOD_NAMES = {"ltt": "Learn-then-Test", "crc": "conformal risk control"}

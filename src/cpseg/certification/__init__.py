@@ -1,6 +1,4 @@
-"""Proven bounds on the error of pseudo-labels: ``Certifier`` makes a ``Certificate``, an audit an
-``AuditResult``.
-"""
+"""Proven bounds on the error of pseudo-labels: by labelled images, or by clicks (audits)."""
 
 from cpseg.calibration.certificate import Certificate
 from cpseg.certification.audit import AuditPlan, AuditResult, audit_sample

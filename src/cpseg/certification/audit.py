@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cpseg._internal import words
 from cpseg._internal.checks import check_alpha, check_choice, check_count, message, shape
 from cpseg._internal.fields import among, list_of, rate, read_fields, share, whole
 from cpseg._internal.fields import count as count_or_none
@@ -36,10 +37,8 @@ from cpseg.certification.finite_bounds import (
 )
 from cpseg.certification.weighted_bounds import Evidence, rate_bound
 
-DESIGNS = ("uniform", "by-class", "focus")
-LOOKING = ("planned", "fixed", "any")
+DESIGNS, LOOKING, UNSURE = words.AUDIT_DESIGNS, words.AUDIT_LOOKING, words.AUDIT_UNSURE
 ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
-UNSURE = ("wrong", "skip")
 _ENDLESS = 10**15
 _UNIFORM_PART = 0.5  # of a focused draw: no pixel weighs more than its inverse
 Certainty = Callable[[str], Tensor]
@@ -489,7 +488,7 @@ class AuditResult:
         if self.bound >= 1:
             text = f"nothing is proven yet about the {self.labels:,} labels ({seen})"
         else:
-            limit = _up(self.bound)
+            limit = percent_up(self.bound)
             text = (
                 f"of the {self.labels:,} labels{which} at most {limit} are wrong, {sure} ({seen})"
             )
@@ -500,7 +499,7 @@ class AuditResult:
         return f"{text}; {100 * self.max_error:.3g} % is not certified"
 
 
-def _up(rate: float) -> str:
+def percent_up(rate: float) -> str:
     """A share in per cent, rounded up to a tenth, so that what is printed is proven."""
     return f"{math.ceil(1000 * rate - 1e-9) / 10:.1f} %"
 
@@ -633,7 +632,7 @@ def audit_sample(
     turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
     order = [each for each in turns if each is not None]
     sizes = {stratum.label: stratum.size for stratum in strata}
-    draws = _look_up(where, images, read, order, ignore_index, sizes)
+    draws = _lookpercent_up(where, images, read, order, ignore_index, sizes)
     return replace(base, strata=tuple(strata), draws=tuple(draws))
 
 
@@ -673,7 +672,7 @@ def _stratum(
     return Stratum(label, size, looks[-1].answers, looks)
 
 
-def _look_up(
+def _lookpercent_up(
     where: str,
     images: Sequence[str],
     read: Callable[[str], Tensor],

@@ -228,6 +228,14 @@ def best_looks(
     return tuple(look for look in looks if look.wrong >= 0) or looks[-1:]
 
 
+def average_answers(size: int, looks: Sequence[Look], expected: float) -> float:
+    """Answers up to the first look that certifies, or the last, where ``expected`` are wrong."""
+    chances = _stopped(size, round(expected * size), looks)
+    most = looks[-1].answers
+    saved = most - np.array([look.answers for look in looks])
+    return float(most - saved @ chances)
+
+
 # --- at any time -------------------------------------------------------------------------------
 
 

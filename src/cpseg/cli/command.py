@@ -17,11 +17,22 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from cpseg._version import __version__
-from cpseg.cli import calibrate, certify, compact, demo, evaluate, label, predict, report, sweep
+from cpseg.cli import (
+    audit,
+    calibrate,
+    certify,
+    compact,
+    demo,
+    evaluate,
+    label,
+    predict,
+    report,
+    sweep,
+)
 from cpseg.cli.options import Parser
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
-SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, sweep, report, compact, predict)
+SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, audit, sweep, report, compact, predict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

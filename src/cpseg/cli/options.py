@@ -116,9 +116,16 @@ def masks() -> Parser:
     """How masks are stored."""
     options = group()
     add = options.add_argument
-    add("--void", type=_void, default=255, help="value of void pixels in masks (default 255)")
+    void(options)
     add("--mask-map", type=Path, help="JSON file: from values in masks to classes")
     return options
+
+
+def void(options: argparse.ArgumentParser) -> None:
+    """The value of void pixels."""
+    options.add_argument(
+        "--void", type=_void, default=255, help="value of void pixels in masks (default 255)"
+    )
 
 
 def class_map() -> Parser:

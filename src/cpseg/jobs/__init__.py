@@ -1,5 +1,6 @@
 """Folders in, folders out: one file per job, each with a function of its name."""
 
+from cpseg.jobs.audit import audit_by_truth, open_audit, plan_audit, read_audit
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.certify import certify
 from cpseg.jobs.compact import compact
@@ -7,21 +8,31 @@ from cpseg.jobs.evaluate import evaluate
 from cpseg.jobs.label import label
 from cpseg.jobs.predict import predict
 from cpseg.jobs.recalibrate import RecalibrationOptions
-from cpseg.jobs.settings import CalibrationSettings, CertificationSettings, SweepSettings
+from cpseg.jobs.settings import (
+    AuditSettings,
+    CalibrationSettings,
+    CertificationSettings,
+    SweepSettings,
+)
 from cpseg.jobs.sweep import sweep
 from cpseg.jobs.variants import Grouping
 
 __all__ = [
+    "AuditSettings",
     "CalibrationSettings",
     "CertificationSettings",
     "Grouping",
     "RecalibrationOptions",
     "SweepSettings",
+    "audit_by_truth",
     "calibrate",
     "certify",
     "compact",
     "evaluate",
     "label",
+    "open_audit",
+    "plan_audit",
     "predict",
+    "read_audit",
     "sweep",
 ]

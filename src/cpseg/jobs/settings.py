@@ -83,6 +83,37 @@ class CertificationSettings:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """How :func:`cpseg.jobs.plan_audit` draws pixels of a label folder and looks at answers.
+
+    Attributes:
+        max_error: the bound on the share of wrong labels.
+        delta: 1 - confidence.
+        expected_error: the error that the number of pixels is planned for; by default that of the
+            certification images, if the labels came with a certificate, else 0.4 of ``max_error``.
+        design: ``"uniform"``, ``"by-class"`` or ``"focus"``, see
+            :func:`cpseg.certification.audit_sample`.
+        looking: ``"planned"``, ``"fixed"`` or ``"any"``.
+        answers: how many pixels to draw in place of the planned number.
+        root: the folder of the images; by default the one that the label folder records.
+        probs: for ``"focus"``, the folder of score files; by default the one recorded.
+        calibration: for ``"focus"``, the calibration; by default the one in the label folder.
+        seed: of the draw; by default from the system.
+    """
+
+    max_error: float | str = 0.05
+    delta: float | str = 0.1
+    expected_error: float | None = None
+    design: str = "uniform"
+    looking: str = "planned"
+    answers: int | None = None
+    root: str | Path | None = None
+    probs: str | Path | None = None
+    calibration: str | Path | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class SweepSettings:
     """What :func:`cpseg.jobs.sweep` compares.
 
