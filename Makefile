@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPSEG_DEMO ?= demo_out
 
-.PHONY: demo test test-all check format lint types docs bench clean
+.PHONY: demo test test-all fuzz check format lint types docs bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cpseg demo -o $(CPSEG_DEMO)
@@ -16,6 +16,11 @@ test: $(VENV)/.dev
 # With the slowest tests too: processes of torchrun, simulations, training runs of the examples.
 test-all: $(VENV)/.dev
 	CI=true $(BIN)/python -m pytest -n 2 -q
+
+# Random calls of every public function; the tests make 3,000 of them.
+FUZZ_CALLS ?= 100000
+fuzz: $(VENV)/.dev
+	FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/python -m pytest -n 2 -q tests/laws/test_fuzz.py
 
 check: format lint types test docs
 

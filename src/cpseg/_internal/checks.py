@@ -17,6 +17,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +79,12 @@ def is_share(value: object, most: float = 1) -> bool:
     return number and 0 <= value <= most  # type: ignore[operator]
 
 
+def check_flag(where: str, value: object, *, name: str) -> None:
+    """True or False; a tensor would have to be read."""
+    if not isinstance(value, (bool, int, np.bool_)):
+        raise TypeError(message(where, f"{name} as bool", short(value), "pass True or False"))
+
+
 def check_share(where: str, value: object, *, name: str, fix: str) -> None:
     """A number in [0, 1]."""
     if not is_share(value):
@@ -137,6 +144,8 @@ def kind_of(value: object) -> str:
 
 def short(value: object) -> str:
     """The value in at most 80 characters of one line, for messages."""
+    if isinstance(value, Tensor):  # not every tensor has values to write
+        return f"a tensor {value.dtype} {shape(value)}"
     try:
         return " ".join(repr(value).split())[:80]
     except ValueError:  # an int of more digits than Python writes

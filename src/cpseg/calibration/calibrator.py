@@ -21,6 +21,7 @@ from cpseg._internal.checks import (
     check_background,
     check_choice,
     check_count,
+    check_flag,
     check_float,
     check_generator,
     check_ignore_index,
@@ -130,6 +131,7 @@ class Calibrator:
             fix = "count the images, or leave it out"
             check_count(where, max_images, name="max_images", fix=fix)
         check_ignore_index(where, ignore_index)
+        check_flag(where, per_class, name="per_class")
         if num_classes is not None:
             _check_classes(where, num_classes, background, ignore_index, per_class)
         if not isinstance(fallback, (list, tuple)):

@@ -13,6 +13,8 @@ from cpseg._internal.checks import (
     MOST_CLASSES,
     check_bool,
     check_count,
+    check_flag,
+    check_float,
     check_has_values,
     check_ignore_index,
     check_integer,
@@ -65,6 +67,7 @@ def confusion_matrix(
     where = "confusion_matrix"
     _check_pair(where, predictions, labels)
     _check_classes(where, num_classes, ignore_index)
+    check_flag(where, with_ignored, name="with_ignored")
     check_label_values(where, predictions, num_classes, ignore_index, name="predictions")
     check_label_values(where, labels, num_classes, ignore_index)
     columns = num_classes + 1
@@ -100,12 +103,14 @@ def mean_iou(confusion: Tensor, *, per_class: bool = False) -> Tensor:
         >>> mean_iou(torch.tensor([[1, 1, 0], [0, 0, 1]]))
         tensor(0.2500, dtype=torch.float64)
     """
+    check_flag("mean_iou", per_class, name="per_class")
     if not isinstance(confusion, Tensor):
         got, fix = type(confusion).__name__, "make it with confusion_matrix"
         raise TypeError(message("mean_iou", "confusion as a tensor", got, fix))
-    if confusion.dtype == torch.bool or confusion.is_complex():
-        got, fix = str(confusion.dtype), "make it with confusion_matrix"
-        raise TypeError(message("mean_iou", "counts of pixels", got, fix))
+    if confusion.is_floating_point():
+        check_float("mean_iou", confusion, name="confusion")
+    else:
+        check_integer("mean_iou", confusion, name="confusion")
     check_has_values("mean_iou", confusion, name="confusion")
     if confusion.ndim != 2 or confusion.shape[1] - confusion.shape[0] not in (0, 1):
         expected, fix = "confusion [K, K] or [K, K + 1]", "make it with confusion_matrix"
@@ -165,6 +170,7 @@ def boundary_iou(
         expected, fix = "labels [B, H, W] or [H, W]", "pass maps of class indices"
         raise ValueError(message(where, expected, shape(labels), fix))
     _check_classes(where, num_classes, ignore_index)
+    check_flag(where, per_class, name="per_class")
     check_share(where, dilation_ratio, name="dilation_ratio", fix=_RATIO_FIX)
     check_label_values(where, predictions, num_classes, ignore_index, name="predictions")
     check_label_values(where, labels, num_classes, ignore_index)

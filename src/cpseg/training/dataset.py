@@ -175,6 +175,7 @@ class PseudoLabelled(Dataset[Row]):
     Raises:
         ValueError: probabilities of another size than their image, or what
             :meth:`Calibration.pseudo_labels` raises.
+        TypeError: ``calibration`` is none, or images that are not floating point.
 
     Example:
         >>> images = [torch.zeros(3, 1, 2)]
@@ -194,6 +195,9 @@ class PseudoLabelled(Dataset[Row]):
         *,
         transform: Callable[[Tensor, Tensor, Tensor], Row] | None = None,
     ) -> None:
+        if not isinstance(calibration, Calibration):
+            got, fix = type(calibration).__name__, "pass the result of Calibrator.compute"
+            raise TypeError(message("PseudoLabelled", "a Calibration", got, fix))
         self.images, self.scores, self.calibration = images, scores, calibration
         self.transform = transform
 

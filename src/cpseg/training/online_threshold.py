@@ -17,6 +17,7 @@ from torch import Tensor
 from cpseg._internal.checks import (
     MOST_CLASSES,
     check_alpha,
+    check_flag,
     check_float,
     check_has_values,
     check_ignore_index,
@@ -110,6 +111,7 @@ class OnlineThreshold:
         if num_classes < 2:
             fix = "add a channel for the background"
             raise ValueError(message(where, "num_classes of at least 2", short(num_classes), fix))
+        check_flag(where, per_class, name="per_class")
         if per_class and num_classes > MOST_CLASSES:
             expected, fix = f"num_classes of at most {MOST_CLASSES}", "leave per_class out"
             raise ValueError(message(where, expected, short(num_classes), fix))

@@ -215,13 +215,13 @@ def jitter_boxes(
         fix = "pass the height and width of the image"
         raise ValueError(message(where, "size as two whole numbers >= 1", short(size), fix))
     _check_noise(where, "noise", noise)
-    if not is_number(most, 0) and most != math.inf:
+    if not is_number(most, 0, math.inf):
         raise ValueError(message(where, "most >= 0", short(most), "SAM uses 20"))
     check_generator(where, generator, boxes.device)
     corners = boxes.reshape(-1, 2, 2)  # both ends, x and y
     side = (corners[:, 1] - corners[:, 0]).abs().unsqueeze(1)
     draws = torch.randn(corners.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
-    moved = corners + (draws * side * float(noise)).clamp(-most, most)
+    moved = corners + (draws * side * float(noise)).clamp(-float(most), float(most))
     limit = torch.tensor([size[1] - 1, size[0] - 1], device=boxes.device, dtype=boxes.dtype)
     moved = torch.minimum(moved.clamp(min=0), limit)
     return moved.sort(dim=1).values.reshape(-1, 4)
@@ -300,7 +300,7 @@ def boundary_point(targets: Tensor, *, distance: float = 10.0) -> Prompts:
     """
     where = "boundary_point"
     _check_masks(where, targets, "targets")
-    if not is_number(distance, 1) and distance != math.inf:
+    if not is_number(distance, 1, math.inf):
         raise ValueError(message(where, "distance >= 1", short(distance), "the paper uses 10"))
     medians = []
     for mask in targets.cpu().numpy():

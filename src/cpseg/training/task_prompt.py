@@ -46,7 +46,7 @@ class TaskPrompt(nn.Module):
         super().__init__()
         for name, value in (("num_tasks", num_tasks), ("dim", dim)):
             fix = "SUM uses 3 tasks, SAM 256 channels"
-            check_count("TaskPrompt", value, name=name, fix=fix)
+            check_count("TaskPrompt", value, name=name, fix=fix, most=2**20)
         self.embedding = nn.Embedding(num_tasks, dim)
         nn.init.zeros_(self.embedding.weight)
 
