@@ -184,7 +184,7 @@ class LabelledImages:
                 under two names, by a symbolic link: it would count twice.
         """
         pairs = list(pairs)
-        _check_distinct(source.root, pairs)
+        check_distinct(source.root, pairs)
         paths = source.locate(pairs)
         num_classes, height, width = source.shape(paths[pairs[0]])
         return cls(source, pairs, paths, num_classes, num_classes, (height, width), progress)
@@ -222,8 +222,12 @@ class LabelledImages:
                 update(pair, probs, labels)
 
 
-def _check_distinct(root: Path, pairs: Sequence[Pair]) -> None:
-    """Every listed image is another file."""
+def check_distinct(root: Path, pairs: Sequence[Pair]) -> None:
+    """Every listed image is another file.
+
+    Raises:
+        ValueError: one file has two names, by a symbolic link.
+    """
     folders: dict[str, str] = {}  # what a folder really is; there are few
     owner: dict[str, str] = {}
     for pair in pairs:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpseg._internal.checks import message
-from cpseg._internal.distributed import barrier, rank
+from cpseg._internal.distributed import barrier, broadcast_from_rank0, rank
 from cpseg._internal.safe_files import locked, write_text
 from cpseg._version import __version__
 from cpseg.files.id_lists import Pair
@@ -175,6 +175,7 @@ def open_run_folder(
     """
     wanted = {"cpseg": __version__, "fingerprint": fingerprint, "manifest": 1, **(facts or {})}
     with contextlib.ExitStack() as stack:
+        old = False
         if rank() == 0:
             _check(out, fingerprint)  # before anything is written into what may be another's
             holds = _lock(out, stack)
@@ -184,8 +185,8 @@ def open_run_folder(
             merge_logs(out)
             for part in out.rglob(".*.part") if holds else ():
                 part.unlink()
-        barrier()
-        old = "manifest" not in _recorded(out)
+            old = "manifest" not in _recorded(out)
+        (old,) = broadcast_from_rank0([old])  # the other ranks wait for it
         yield RunFolder(out, old=old, digest_inputs=digest_inputs, digest_files=digest_files)
         barrier()
         if rank() == 0:
