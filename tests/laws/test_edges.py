@@ -412,3 +412,21 @@ def test_group_indices_far_above_the_cells_are_refused() -> None:
         cpseg.Calibrator(cells)
     with raises(ValueError, "groups.pixel", "a device, got 'nowhere'; pass the name of one"):
         groups.pixel((2, 2), device="nowhere")
+
+
+def test_maps_with_a_channel_axis_weigh_their_own_sample() -> None:
+    weight = torch.rand(2, 4, 5, generator=seeded(8))
+    valid = weight > 0.3
+    plain = cpseg.pseudo_label_loss(PROBS, LABELS, valid=valid, certainty=weight)
+    channel = cpseg.pseudo_label_loss(
+        PROBS, LABELS, valid=valid.unsqueeze(1), certainty=weight.unsqueeze(1)
+    )
+    assert channel == plain
+
+
+def test_no_float_holds_this_distance() -> None:
+    for value in (10**400, -(10**400)):
+        with raises(ValueError, "boundary_point", "distance >= 1, got .*; the paper uses 10"):
+            cpseg.boundary_point(MASKS, distance=value)
+        with raises(ValueError, "jitter_boxes", "most >= 0, got .*; SAM uses 20"):
+            cpseg.jitter_boxes(BOXES, (9, 9), most=value)

@@ -68,9 +68,15 @@ def check_count(
 
 
 def is_number(value: object, least: float = -_LARGEST, most: float = _LARGEST) -> bool:
-    """A real number in [``least``, ``most``] that a float holds; NaN, inf and bools are none."""
-    real = isinstance(value, (int, float, Real))
-    return real and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+    """A real number in [``least``, ``most``] that a float holds; NaN and bools are none.
+
+    Infinity is one only where a limit is infinite.
+    """
+    if not isinstance(value, (int, float, Real)) or isinstance(value, bool):
+        return False
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        return False
+    return least <= value <= most  # type: ignore[operator]
 
 
 def is_share(value: object, most: float = 1) -> bool:

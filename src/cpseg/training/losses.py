@@ -276,8 +276,10 @@ def pseudo_label_loss(
     if valid is not None:
         check_bool(where, valid, name="valid", fix="compare the mask with its value")
         _check_plane(where, valid, pseudo_labels, "valid", "pseudo_labels")
+        valid = valid.reshape(pseudo_labels.shape)
     if certainty is not None:
         _check_weight(where, certainty, pseudo_labels, "certainty")
+        certainty = certainty.reshape(pseudo_labels.shape)
     label = pseudo_labels.to(torch.int64)
     if _checks_values(logits):
         check_label_values(where, label, num_classes, ignore_index, name="pseudo_labels")
