@@ -406,6 +406,13 @@ def test_curves_that_overflow_are_refused() -> None:
             call(CURVES * 1e38)
 
 
+def test_more_scores_than_memory_holds_are_refused() -> None:
+    match = "at most 68719476736 scores to keep, got .* for max_images=4611686018427387904; count"
+    with raises(ValueError, "Calibrator", match):
+        cpseg.Calibrator(groups.pixel((2, 2)), max_images=2**62)
+    cpseg.Calibrator(groups.image((2, 2)), max_images=2**62)
+
+
 def test_group_indices_far_above_the_cells_are_refused() -> None:
     cells = torch.tensor([[0, 2**40]])
     with raises(ValueError, "Calibrator", "group indices below 65536, got 1099511627776; number"):

@@ -833,21 +833,13 @@ def calibrator(draw: Draw) -> Call:
         if draw.chance(0.2):
             made.p_values(*odd(draw, probs, labels))
         found = made.compute(*(odd(draw, alpha) if draw.chance(0.3) else []))
-        plain = not {"fallback", "score"} & set(options) and made.num_images == batch
+        plain = not made.fallback and made.score == "lac" and made.num_images == batch
         same = given[0] is probs and given[1] is labels and found.alpha == float(alpha)
-        if (
-            plain
-            and same
-            and options.get("ignore_index") == ignore
-            and cells.numel() == cells.max() + 1
-        ):
-            pairs = zip(each(probs), numbers(labels), strict=True)
-            known = classes if options.get("per_class") is True else None
-            if options.get("per_class") in (True, False):
-                wanted = oracles.calibrate(
-                    list(pairs), cells.numpy(), alpha, num_classes=known, void=ignore
-                )
-                expect(found.threshold, wanted[0])
+        if plain and same and made.ignore_index == ignore and cells.numel() == cells.max() + 1:
+            known = classes if made.per_class else None
+            pairs = list(zip(each(probs), numbers(labels), strict=True))
+            wanted = oracles.calibrate(pairs, cells.numpy(), alpha, num_classes=known, void=ignore)
+            expect(found.threshold, wanted[0])
         return found
 
     return Call(cpseg.Calibrator, [cells], options, None, after)

@@ -47,9 +47,12 @@ from cpseg.core.nonconformity import (
     nonconformity_unchecked,
     score_range,
 )
+from cpseg.core.quantiles import from_top
 from cpseg.groups.fixed import check_groups, is_pixelwise
 from cpseg.groups.resampling import to_grid
 from cpseg.recalibration.recalibration import Recalibration
+
+_MOST_SCORES = 2**36  # 256 GiB
 
 
 class Calibrator:
@@ -169,6 +172,12 @@ class Calibrator:
             self.num_classes = recalibration.num_classes
             _check_classes(where, self.num_classes, background, ignore_index, per_class)
         self._pixelwise = is_pixelwise(groups)
+        if max_images is not None and self._pixelwise and not per_class:
+            kept = from_top(max_images, self.alpha) * groups.numel()
+            if kept > _MOST_SCORES:
+                expected, fix = f"at most {_MOST_SCORES} scores to keep", "count the images"
+                got = f"{short(kept)} for max_images={short(max_images)}"
+                raise ValueError(message(where, expected, got, fix))
         if variant == "pixel" and not self._pixelwise:
             fix = "pass groups.pixel(size), or another name"
             raise ValueError(message(where, "a group per cell for 'pixel'", "pooled groups", fix))
