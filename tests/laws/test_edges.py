@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -413,12 +414,15 @@ def test_more_scores_than_memory_holds_are_refused() -> None:
     cpseg.Calibrator(groups.image((2, 2)), max_images=2**62)
 
 
-def test_group_indices_far_above_the_cells_are_refused() -> None:
+def test_odd_groups_devices_and_limits_are_refused() -> None:
     cells = torch.tensor([[0, 2**40]])
     with raises(ValueError, "Calibrator", "group indices below 65536, got 1099511627776; number"):
         cpseg.Calibrator(cells)
-    with raises(ValueError, "groups.pixel", "a device, got 'nowhere'; pass the name of one"):
-        groups.pixel((2, 2), device="nowhere")
+    for device in ("nowhere", 10**30, [], 0.5):
+        with raises(ValueError, "groups.pixel", "a device, got .*; pass the name of one"):
+            groups.pixel((2, 2), device=device)  # type: ignore[arg-type]
+    with raises(ValueError, "mask_filters", "min_iou in percent, got 0.333333; pass percent"):
+        cpseg.mask_filters(LOGITS[:, 0], torch.rand(2), min_iou=Fraction(1, 3))  # type: ignore[arg-type]
 
 
 def test_maps_with_a_channel_axis_weigh_their_own_sample() -> None:

@@ -142,6 +142,6 @@ def _check_device(where: str, device: object) -> torch.device | None:
         return device
     try:
         return torch.device(device)  # type: ignore[call-overload, no-any-return]
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         fix = "pass the name of one, such as 'cpu'"
         raise ValueError(message(where, "a device", short(device), fix)) from error

@@ -72,7 +72,7 @@ def mask_filters(
             raise ValueError(message(where, f"{name} in 0..100", short(limit), "pass percent"))
         if 0 < limit <= 1:
             fix = "pass percent, such as 88.0"
-            raise ValueError(message(where, f"{name} in percent", f"{limit:g}", fix))
+            raise ValueError(message(where, f"{name} in percent", f"{float(limit):g}", fix))
     if not is_number(stability_offset, 0):
         got, fix = short(stability_offset), "SAM uses 1"
         raise ValueError(message(where, "stability_offset >= 0", got, fix))
