@@ -414,6 +414,11 @@ def test_more_scores_than_memory_holds_are_refused() -> None:
     cpseg.Calibrator(groups.image((2, 2)), max_images=2**62)
 
 
+def test_a_crop_larger_than_any_image_is_refused() -> None:
+    with raises(ValueError, "WeakAugmentation", "crop of at most 1048576, got 1000000000000"):
+        cpseg.WeakAugmentation(10**30)
+
+
 def test_odd_groups_devices_and_limits_are_refused() -> None:
     cells = torch.tensor([[0, 2**40]])
     with raises(ValueError, "Calibrator", "group indices below 65536, got 1099511627776; number"):

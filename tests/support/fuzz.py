@@ -835,10 +835,17 @@ def calibrator(draw: Draw) -> Call:
         found = made.compute(*(odd(draw, alpha) if draw.chance(0.3) else []))
         plain = not made.fallback and made.score == "lac" and made.num_images == batch
         same = given[0] is probs and given[1] is labels and found.alpha == float(alpha)
-        if plain and same and made.ignore_index == ignore and cells.numel() == cells.max() + 1:
+        if (
+            plain
+            and same
+            and made.ignore_index == ignore
+            and made.groups.numel() == made.groups.max() + 1
+        ):
             known = classes if made.per_class else None
             pairs = list(zip(each(probs), numbers(labels), strict=True))
-            wanted = oracles.calibrate(pairs, cells.numpy(), alpha, num_classes=known, void=ignore)
+            wanted = oracles.calibrate(
+                pairs, made.groups.numpy(), alpha, num_classes=known, void=ignore
+            )
             expect(found.threshold, wanted[0])
         return found
 

@@ -80,7 +80,7 @@ class WeakAugmentation:
 
     def __post_init__(self) -> None:
         where = "WeakAugmentation"
-        check_count(where, self.crop, name="crop", fix="pass 513")
+        check_count(where, self.crop, name="crop", fix="pass 513", most=2**20)
         factors = tuple(self.scale) if isinstance(self.scale, (tuple, list)) else ()
         numbers = len(factors) == 2 and all(is_number(factor) for factor in factors)
         if not numbers or not 0 < factors[0] <= factors[1]:
