@@ -35,11 +35,13 @@ from cpseg.certification.finite_bounds import (
     number_at_any_time,
     planned_looks,
 )
-from cpseg.certification.weighted_bounds import Evidence, rate_bound
+from cpseg.certification.p_values import Floats
+from cpseg.certification.weighted_bounds import Evidence, any_bets, bets_for, rate_bound
 
 DESIGNS, LOOKING, UNSURE = words.AUDIT_DESIGNS, words.AUDIT_LOOKING, words.AUDIT_UNSURE
 ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
 _ENDLESS = 10**15
+_BINS = 200  # of predicted errors
 _UNIFORM_PART = 0.5  # of a focused draw: no pixel weighs more than its inverse
 Certainty = Callable[[str], Tensor]
 
@@ -100,6 +102,7 @@ class AuditPlan:
         draws: the pixels in the order in which they are asked about.
         mean_predicted: of a focused draw, the mean predicted error of all labels.
         largest_weight: of a focused draw, the most that one answer can weigh.
+        bets: of a focused draw, the bets by which its bound is found, fixed before any answer.
     """
 
     folder: str
@@ -115,6 +118,7 @@ class AuditPlan:
     draws: tuple[Draw, ...]
     mean_predicted: float = 0.0
     largest_weight: float = 1.0
+    bets: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -262,6 +266,7 @@ class AuditPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as :meth:`from_json` reads them."""
         content = asdict(self)
+        content["bets"] = list(self.bets)
         content["draws"] = [list(draw) for draw in self.draws]
         content["strata"] = [
             {**stratum._asdict(), "looks": [list(look) for look in stratum.looks]}
@@ -299,7 +304,7 @@ class AuditPlan:
         except (TypeError, ValueError, KeyError) as error:
             got = f"{type(error).__name__}: {error}"[:80]
             raise ValueError(message(where, "draws and strata of a plan", got, fix)) from error
-        return cls(**{**value, "strata": strata, "draws": draws})
+        return cls(**{**value, "strata": strata, "draws": draws, "bets": tuple(value["bets"])})
 
     # --- what the answers prove ---
 
@@ -372,7 +377,8 @@ class AuditPlan:
         predicted = np.array([draw.predicted for draw in draws])
         value = (wrong - predicted) * weight + self.mean_predicted
         one, none = np.ones(len(draws)), np.zeros(len(draws))
-        return Evidence(value, one, none, self.largest_weight + self.mean_predicted)
+        largest = self.largest_weight + self.mean_predicted
+        return Evidence(value, one, none, largest, np.array(self.bets))
 
     def _blocks(self, parts: Sequence[_Part], given: Sequence[str]) -> Evidence:
         """One answer of every class at a time, weighed by the labels that the class has.
@@ -400,7 +406,7 @@ class AuditPlan:
             value[:taken] += np.array(answers[:taken], np.float64) * size / self.labels
             before = np.concatenate([[0.0], np.cumsum(answers[:taken])])
             shift += np.pad(before, (0, blocks), mode="edge")[:blocks] / self.labels
-        return Evidence(value, np.ones(blocks), shift, 1.0)
+        return Evidence(value, np.ones(blocks), shift, 1.0, any_bets(1.0))
 
     def _places(self, stratum: Stratum, count: int) -> list[int]:
         return [i for i, draw in enumerate(self.draws[:count]) if draw.label == stratum.label]
@@ -730,9 +736,11 @@ def _focused(
         return places, np.nan_to_num(error, nan=1.0).clip(0, 1), labels
 
     sums = []
+    errors = np.zeros(_BINS)
     for name in images:
         _, error, _ = predicted(name)
         sums.append((len(error), float(error.sum()), float(np.sqrt(error).sum())))
+        errors += np.histogram(error, _BINS, (0.0, 1.0))[0]
     total = np.array(sums)
     roots, mean = float(total[:, 2].sum()), float(total[:, 1].sum()) / plan.labels
     stratum = Stratum(None, plan.labels, 0, ())
@@ -770,7 +778,18 @@ def _focused(
         draws=tuple(found[number_] for number_ in range(number)),
         mean_predicted=mean,
         largest_weight=1 / part,
+        bets=tuple(map(float, _focused_bets(plan, errors, part, mean))),
     )
+
+
+def _focused_bets(plan: AuditPlan, errors: Floats, part: float, mean: float) -> Floats:
+    """Bets for answers that are as wrong as predicted, scaled to the error that is expected."""
+    centre = (np.arange(_BINS) + 0.5) / _BINS
+    roots = np.sqrt(centre) / max(float(errors @ np.sqrt(centre)) / plan.labels, 1e-9)
+    scaled = (centre * plan.expected_error / max(mean, 1e-9)).clip(max=1)
+    spread = scaled * (1 - scaled) / (part + (1 - part) * roots)
+    variance = float(errors @ spread) / plan.labels
+    return bets_for(plan.max_error, plan.expected_error, variance, 1 / part + mean)
 
 
 _FIELDS = {
@@ -786,5 +805,6 @@ _FIELDS = {
     "strata": list_of(lambda value: isinstance(value, dict)),
     "draws": list_of(lambda value: isinstance(value, list) and len(value) == len(Draw._fields)),
     "mean_predicted": share,
+    "bets": list_of(lambda value: isinstance(value, float) and value > 0),
     "largest_weight": lambda value: isinstance(value, float) and value >= 1,
 }

@@ -13,22 +13,39 @@ import numpy as np
 
 from cpseg.certification.p_values import LARGEST_BET, Floats
 
-_BETS = LARGEST_BET * np.geomspace(0.05, 1.0, 16)
+_SHARES = np.geomspace(0.05, 1.0, 16)
+_AROUND = np.array([0.35, 0.6, 1.0, 1.5])  # of the best bet, since the error is not known
 
 
 class Evidence(NamedTuple):
-    """Answers in the order of the draw, ``[n]`` each, and the largest value possible."""
+    """Answers in the order of the draw, ``[n]`` each, and the largest value possible.
+
+    ``bets`` are those that are tried; they must be fixed before any answer.
+    """
 
     value: Floats
     unit: Floats
     shift: Floats
     largest: float
+    bets: Floats
+
+
+def any_bets(largest: float) -> Floats:
+    """Bets for errors of which nothing is known."""
+    return np.asarray(LARGEST_BET / largest * _SHARES)
+
+
+def bets_for(rate: float, expected: float, variance: float, largest: float) -> Floats:
+    """Bets that grow fast where the error is as expected and values vary so much."""
+    gap = rate - expected
+    best = gap / (variance + gap**2)
+    return np.asarray((best * _AROUND).clip(max=LARGEST_BET / largest))
 
 
 def wealth_path(evidence: Evidence, rate: float) -> Floats:
     """Wealth after each answer, of one who bets that the error rate is below ``rate``.
 
-    The mean of the wealths under sixteen constant bets. If the rate is ``rate`` or more it ever
+    The mean of the wealths under several constant bets. If the rate is ``rate`` or more it ever
     reaches 1 / delta with a chance of delta at most.
 
     Reference:
@@ -36,7 +53,7 @@ def wealth_path(evidence: Evidence, rate: float) -> Floats:
         Ville's inequality. Weights: Zrnic & Candes (2024), Active statistical inference.
     """
     gain = evidence.unit * np.maximum(rate - evidence.shift, 0) - evidence.value
-    steps = np.log1p(_BETS[:, None] / evidence.largest * gain)
+    steps = np.log1p(evidence.bets[:, None] * gain)
     return np.asarray(np.exp(steps.cumsum(1)).mean(0))
 
 

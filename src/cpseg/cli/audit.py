@@ -173,9 +173,11 @@ def _drawn(audit: Audit) -> str:
     text += f" in {plan.images} images, {plan.design}"
     if plan.looking == "any" or plan.design == "focus":
         return f"{text}, looked at whenever you like"
-    looks = sorted({look.answers for stratum in plan.strata for look in stratum.looks})
-    of_class = " of a class" if plan.design == "by-class" else ""
-    return f"{text}, looked at after {', '.join(map(str, looks))} answers{of_class}"
+    if plan.design == "by-class":
+        numbers = [stratum.answers for stratum in plan.strata]
+        return f"{text}: {min(numbers)} to {max(numbers)} of a class"
+    looks = ", ".join(str(look.answers) for look in plan.strata[0].looks)
+    return f"{text}, looked at after {looks} answers"
 
 
 def _write(audit: Audit, arguments: argparse.Namespace, progress: Progress) -> None:
