@@ -27,7 +27,7 @@ from cpseg.testing import WORLDS, try_world
 from cpseg.testing.certificates import Image
 
 LEVELS = (0.96, 0.93, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
-GRID = (4, 4)
+GRID = (8, 8)
 FIELDS = ("world", "statement", "images", "draws", "issued", "false", "kept")
 STATEMENTS = ("labels", "image", "labels, per class", "image, per class", "first version")
 Labeller = Callable[[Tensor], Tensor]
@@ -104,12 +104,18 @@ def oracle(world: str, per: str) -> Callable[..., Labeller | None]:
 
 
 def run(options: argparse.Namespace) -> None:
+    done = set()
+    if options.output.exists():
+        with options.output.open(newline="") as file:
+            done = {(row["world"], row["statement"]) for row in csv.DictReader(file)}
     with options.output.open("a", newline="") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(FIELDS)
         for name in WORLDS:
             for statement in STATEMENTS:
+                if (name, statement) in done:
+                    continue
                 certify = first_version if statement == "first version" else stated(statement)
                 per = "labels" if statement == "first version" else statement.partition(",")[0]
                 tried = try_world(
@@ -124,6 +130,8 @@ def run(options: argparse.Namespace) -> None:
                 file.flush()
                 print(name, statement, tried, flush=True)
             for per in ("labels", "image"):
+                if (name, f"oracle, {per}") in done:
+                    continue
                 tried = try_world(oracle(name, per), name, per=per, draws=20)
                 writer.writerow([name, f"oracle, {per}", options.images, *tried])
                 file.flush()

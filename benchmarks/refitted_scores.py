@@ -37,6 +37,7 @@ FIELDS = ("budget", "split", "rule", "error", "miou_all", "miou_kept", "kept", "
 METHODS = ("temperature", "vector", "dirichlet", "dirichlet, context")
 CONSTANTS = (0.7, 0.9)
 BOUNDS = ("0.05", "0.1")
+STATEMENTS = ("labels", "image")
 
 
 def refit(name: str) -> RecalibrationOptions:
@@ -83,14 +84,21 @@ class Cell:
             for each in calibrators.values():
                 each.update(probs, labels, ids=pair.image)
         certifiers = {
-            f"{name}, certified {100 * float(bound):g} %": Certifier(each, max_error=bound)
+            (name, per): Certifier(each, per=per)
             for name, each in calibrators.items()
-            for bound in BOUNDS
+            for per in STATEMENTS
         }
+        for pair, probs, labels in self.read(setting):
+            for each in certifiers.values():
+                each.learn_order(probs, labels, ids=pair.image)
         for pair, probs, labels in self.read(proving):
             for each in certifiers.values():
                 each.update(probs, labels, ids=pair.image)
-        return {name: each.compute() for name, each in certifiers.items()}
+        return {
+            f"{name}, certified {100 * float(bound):g} % per {per}": each.compute(bound)
+            for (name, per), each in certifiers.items()
+            for bound in BOUNDS
+        }
 
     def eq4(self):
         calibrator = Calibrator(
@@ -99,6 +107,21 @@ class Cell:
         for _, probs, labels in self.read(self.drawn):
             calibrator.update(probs, labels)
         return calibrator.compute()
+
+    def measure_certified(self, heldout: list[Pair]):
+        """The certified rules alone."""
+        certified, width = self.certified(), self.num_classes
+        counts = {rule: torch.zeros(width, width + 1, dtype=torch.int64) for rule in certified}
+        for _, probs, truth in self.read(heldout):
+            for rule, calibration in certified.items():
+                labels = calibration.pseudo_labels(probs)
+                counts[rule] += confusion_matrix(
+                    labels, truth, num_classes=width, with_ignored=True
+                )
+        for rule, confusion in counts.items():
+            row = row_of(rule, confusion, torch.full((3,), torch.nan, dtype=torch.float64))
+            error = float(1 - confusion.diagonal().sum() / confusion.sum())
+            yield rule, error, row.miou_all, row.miou_kept, row.kept, row.wrong, ""
 
     def measure(self, heldout: list[Pair]):
         maps = {"raw": None, **self.fit(self.drawn, METHODS)}
@@ -150,21 +173,31 @@ def run(options: argparse.Namespace) -> None:
                 continue
             drawn = draw(pool, budget, split)
             cell = Cell(source, drawn, options.background, split)
+            if options.certified_only:
+                write(
+                    options.output, [(budget, split, *r) for r in cell.measure_certified(heldout)]
+                )
+                print(budget, split, flush=True)
+                continue
             found = list(cell.measure(heldout))
             listed = options.output.with_suffix(f".{budget}-{split}.txt")
             write_ids(listed, [(pair.image, pair.mask) for pair in drawn])
             plan = Plan(options.background, context=(), seed=split, samples=0)
             chosen = gather(source, listed, plan).label_with
             listed.unlink()
-            new = not options.output.exists()
-            with options.output.open("a", newline="") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(FIELDS)
-                for row in found:
-                    writer.writerow([budget, split, *row])
-                writer.writerow([budget, split, f"recommended: {chosen.name}", *[""] * 6])
+            rows = [(budget, split, *row) for row in found]
+            rows.append((budget, split, f"recommended: {chosen.name}", *[""] * 6))
+            write(options.output, rows)
             print(budget, split, chosen.name, flush=True)
+
+
+def write(path: Path, rows: list[tuple]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(FIELDS)
+        writer.writerows(rows)
 
 
 def rows_of(paths: list[Path]) -> list[dict[str, str]]:
@@ -208,6 +241,7 @@ def main() -> None:
     for name in ("root", "ids", "heldout", "probs", "class-map"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--background", type=int)
+    parser.add_argument("--certified-only", action="store_true", help="the certified rules alone")
     parser.add_argument("--budgets", type=numbers, default=[25, 50, 100])
     parser.add_argument(
         "--splits", type=lambda text: list(range(int(text))), default=list(range(5))

@@ -203,8 +203,12 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Calibrator.compute: (["self", "alpha="], []),
     Certifier: (
         ["calibrator"],
-        ["alphas=", "max_error=", "delta=", "method=", "pvalue=", "per_class=", "seed="],
+        [
+            *("alphas=", "max_error=", "delta=", "method=", "per=", "pvalue=", "per_class="),
+            *("max_pixels=", "seed="),
+        ],
     ),
+    Certifier.learn_order: (["self", "probs", "labels"], ["ids="]),
     Certifier.update: (["self", "probs", "labels"], ["ids="]),
     Certifier.merge: (["self", "other"], []),
     Certifier.sync: (["self", "process_group="], []),

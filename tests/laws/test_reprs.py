@@ -67,13 +67,13 @@ def test_calibrations(calibrator: Calibrator) -> None:
 def test_certificates(calibrator: Calibrator) -> None:
     certifier = Certifier(calibrator, max_error=0.05)
     alphas = len(certifier.alphas)
-    said = f"Certifier(ltt, betting, delta 0.1, at most 5 % error, {alphas} alphas, 3 classes, "
-    assert repr(certifier) == said + "0 images)"
+    said = f"Certifier(ltt per labels, betting, delta 0.1, at most 5 % error, {alphas} alphas, "
+    assert repr(certifier) == said + "3 classes, 0 images)"
     certifier.update(*draw(6, 1))
     assert repr(certifier).endswith("6 images)")
     made = certifier.compute()
-    said = "Certificate(not certified at 5 %, ltt, betting, 90 % confidence, 6 images, 0 % kept)"
-    assert repr(made.certificate) == said
+    said = "Certificate(not certified at 5 %, ltt per labels, betting, 90 % confidence, 6 images, "
+    assert repr(made.certificate) == said + "0 % kept)"
     assert repr(made).endswith("0.0 % infinite, not certified at 5 %)")
     other = Certifier(calibrator, method="crc", per_class=True, max_error="0.5", alphas=[0.5])
     said = "Certifier(crc, per class, at most 50 % error, 1 alphas, 3 classes, 0 images)"

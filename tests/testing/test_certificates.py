@@ -16,7 +16,7 @@ from cpseg.testing import WORLDS, assert_certificate, try_world
 from cpseg.testing.certificates import Certify, Image
 
 LEVELS = (0.96, 0.93, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
-GRID = (4, 4)
+GRID = (8, 8)
 SLOW = pytest.mark.ci
 
 

@@ -180,8 +180,11 @@ class Certificate:
         return text + "; an audit of the labels (cpseg audit) needs no labelled images"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as :meth:`from_json` reads them."""
-        return asdict(self)
+        """Plain values, as :meth:`from_json` reads them; an older certificate as it was read."""
+        content = asdict(self)
+        if _of_an_older_file(_older(content)) == content:
+            return _older(content)
+        return content
 
     @classmethod
     def from_json(cls, value: object, *, where: str = "certificate") -> Certificate:
@@ -213,14 +216,23 @@ class Certificate:
         return cls(**{**value, "classes": None if classes is None else tuple(classes)})
 
 
+def _older(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that older files have."""
+    kept = {name: field for name, field in value.items() if name not in _NEW_FIELDS}
+    if kept["classes"] is not None:
+        rows = [{n: v for n, v in row.items() if n != "pooled_error"} for row in kept["classes"]]
+        kept["classes"] = tuple(rows)
+    return kept
+
+
 def _of_an_older_file(value: dict[str, Any]) -> dict[str, Any]:
     """A certificate of cpseg before 0.6 with the fields of today: it says what it had proven."""
     per = "pixels" if value["method"] == "crc" else "any image"
     classes = value["classes"]
     if isinstance(classes, (list, tuple)):
-        classes = [
-            {"pooled_error": None, **row} if isinstance(row, dict) else row for row in classes
-        ]
+        classes = tuple(
+            {**row, "pooled_error": None} if isinstance(row, dict) else row for row in classes
+        )
     new = {"per": per, "pooled_error": None, "max_pixels": None, "larger_images": 0}
     return {**value, **new, "classes": classes}
 

@@ -21,6 +21,7 @@ from cpseg._internal.checks import (
     check_alpha,
     check_choice,
     check_count,
+    check_flag,
     check_image_ids,
     check_label_values,
     check_labels,
@@ -183,6 +184,7 @@ class Certifier:
         words = (("method", method, METHODS), ("per", per, PER), ("pvalue", pvalue, PVALUES))
         for name, value, known in words:
             check_choice(where, value, known, name=name)
+        check_flag(where, per_class, name="per_class")
         if max_pixels is not None:
             fix = "count the pixels of the largest image that you will label"
             check_count(where, max_pixels, name="max_pixels", fix=fix)

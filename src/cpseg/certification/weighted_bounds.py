@@ -14,7 +14,7 @@ import numpy as np
 from cpseg.certification.p_values import LARGEST_BET, Floats
 
 _SHARES = np.geomspace(0.05, 1.0, 16)
-_AROUND = np.array([0.35, 0.6, 1.0, 1.5])  # of the best bet, since the error is not known
+_AROUND = np.array([0.2, 0.5, 1.0])  # of the best bet, since the error is not known
 
 
 class Evidence(NamedTuple):
