@@ -145,8 +145,8 @@ def test_what_cannot_be_certified_leaves_no_file(
     assert (result.code, result.out) == (1, "")
     assert result.err == (
         "cpseg: not certified: 32 images: an error of 5 % cannot be certified, with 90 % "
-        "confidence (Learn-then-Test, betting, per labels); that needs at least 50 images without any "
-        "error; an audit of the labels (cpseg audit) needs no labelled images\n"
+        "confidence (Learn-then-Test, betting, per labels); that needs at least 50 images "
+        "without any error; an audit of the labels (cpseg audit) needs no labelled images\n"
     )
     assert files(tmp_path) == {}
     words = data.options(background=0, max_error=0.05, pvalue="hoeffding-bentkus")
