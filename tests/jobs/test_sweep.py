@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -367,7 +368,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_fold(
     with pytest.raises(KeyboardInterrupt):
         run(data, out=out, progress=stop_at(title, 0), **options)
     left = [f"fold-{n}.json" for n in range(finished)] + ["run.json"]
-    assert sorted(files(out)) == left
+    assert sorted(name for name in files(out) if not name.startswith(".")) == left
     passes: list[str] = []
 
     def listing(items: Iterable[Pair], count: int, name: str) -> Iterable[Pair]:
@@ -435,6 +436,30 @@ def test_folds_older_than_the_scores_are_swept_again(data: DataSet, tmp_path: Pa
     assert str(run(data, out=out)) != str(rows)
 
 
+def test_scores_with_an_older_time_are_noticed(data: DataSet, tmp_path: Path) -> None:
+    """As rsync -a, cp -p and tar leave them; files of one shape have one size."""
+    out = tmp_path / "out"
+    rows = run(data, out=out)
+    for image in data.images:
+        path = data.score_file(image)
+        when = path.stat().st_mtime_ns - 3600 * 10**9
+        np.save(path, data.scores[image][::-1].copy())
+        os.utime(path, ns=(when, when))
+    assert str(run(data, out=out)) != str(rows)
+
+
+def test_folds_of_an_older_version_are_taken_over(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = run(data, out=out)
+    before = files(out)
+    run_file = json.loads((out / "run.json").read_text())
+    del run_file["manifest"]
+    (out / "run.json").write_text(json.dumps(run_file))
+    (out / "manifest.jsonl").unlink()
+    assert str(run(data, out=out, progress=stop_at("any", 0))) == str(rows)
+    assert files(out) == before
+
+
 def test_the_same_alphas_otherwise_written_go_on(data: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = run(data, out=out)
@@ -460,13 +485,23 @@ def test_there_is_no_bar_for_what_is_not_done(data: DataSet) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1]", "null", '[{"variant": "pixel"}]'])
-def test_a_damaged_fold_is_refused(data: DataSet, tmp_path: Path, text: str) -> None:
+def test_a_damaged_fold_is_measured_again(data: DataSet, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
     run(data, out=out)
+    before = files(out)
     (out / "fold-1.json").write_text(text)
+    run(data, out=out)
+    assert files(out) == before
+
+
+def test_a_damaged_fold_of_the_same_size_is_refused(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(data, out=out)
+    path = out / "fold-1.json"
+    path.write_text(path.read_text().replace("pixel", "piXel"))
     with pytest.raises(ValueError, match="damaged") as caught:
         run(data, out=out)
-    complains(caught.value, out / "fold-1.json", "delete it")
+    complains(caught.value, path, "delete it")
 
 
 def test_files_hold_the_figures(data: DataSet, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cpseg._internal.distributed import rank
 from cpseg._internal.safe_files import write_text
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
 from cpseg.files.id_lists import read_ids
-from cpseg.files.run_folder import is_up_to_date, open_run_folder
+from cpseg.files.run_folder import RunFolder, open_run_folder
 from cpseg.jobs.cross_validation import PLAIN, Counts, Fold, FoldFit, measure_fold
 from cpseg.jobs.estimate import Estimate
 from cpseg.jobs.settings import SweepSettings, settings_of
@@ -85,21 +85,22 @@ def sweep(
     plan = SweepPlan(settings, settings.grid or images.size, images.num_classes)
     if out is None:
         return _rows(images, folds, plan, None)
-    with open_run_folder(Path(out), plan.fingerprint(pairs, **_data(source))):
-        return _rows(images, folds, plan, Path(out))
+    with open_run_folder(Path(out), plan.fingerprint(pairs, **_data(source))) as folder:
+        return _rows(images, folds, plan, folder)
 
 
 def _rows(
-    images: LabelledImages, folds: Sequence[Fold], plan: SweepPlan, out: Path | None
+    images: LabelledImages, folds: Sequence[Fold], plan: SweepPlan, folder: RunFolder | None
 ) -> list[SweepRow]:
-    """Measure the folds that ``out`` does not hold yet, and average over all of them."""
+    """Measure the folds that the folder does not hold yet, and average over all of them."""
     finished: dict[int, list[dict[str, float]]] = {}
-    if out is not None:
-        root = images.source.root
-        inputs = [*images.paths.values(), *(root / str(pair.mask) for pair in images.pairs)]
+    root = images.source.root
+    inputs = [*images.paths.values(), *(root / str(pair.mask) for pair in images.pairs)]
+    if folder is not None:
         for number in range(len(folds)):
-            if is_up_to_date(fold_file(out, number), *inputs):
-                finished[number] = read_fold(fold_file(out, number), plan)
+            if folder.is_up_to_date(fold_file(folder.out, number), *inputs):
+                finished[number] = read_fold(fold_file(folder.out, number), plan)
+        stamps = folder.stamps(*inputs)
     announce(
         images.progress, sum(sum(map(len, f)) for n, f in enumerate(folds) if n not in finished)
     )
@@ -112,8 +113,10 @@ def _rows(
             fit.recalibrate()
             counts = measure_fold(images, fold, trial, fit.calibrate(), title)
             finished[number] = _figures_of(counts, plan)
-            if out is not None and rank() == 0:
-                write_fold(fold_file(out, number), plan, finished[number])
+            if folder is not None and rank() == 0:
+                path = fold_file(folder.out, number)
+                write_fold(path, plan, finished[number])
+                folder.record(path, inputs, stamps)
         figures.append(finished[number])
     rows = [
         SweepRow(
@@ -122,9 +125,9 @@ def _rows(
         )
         for place, setting in enumerate(plan.rows())
     ]
-    if out is not None and rank() == 0:
-        write_text(out / "sweep.csv", csv_of_sweep(rows))
-        write_text(out / "sweep.md", f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n")
+    if folder is not None and rank() == 0:
+        write_text(folder.out / "sweep.csv", csv_of_sweep(rows))
+        write_text(folder.out / "sweep.md", f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n")
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cpseg.files.masks import palette
+from cpseg.files.masks import open_image, palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -250,9 +250,9 @@ def photograph(path: str, size: tuple[int, ...]) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             pixels = image.convert("RGB").resize((size[1], size[0]))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ValueError):
         return None
     file = io.BytesIO()
     Image.fromarray(_thumb(np.array(pixels))).save(file, format="JPEG", quality=85)
