@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,14 @@ import torch
 from torch import Tensor
 
 from cpseg._internal import words
-from cpseg._internal.checks import check_alpha, check_choice, check_count, message, shape
+from cpseg._internal.checks import (
+    check_alpha,
+    check_choice,
+    check_count,
+    is_whole,
+    message,
+    shape,
+)
 from cpseg._internal.fields import among, list_of, rate, read_fields, share, whole
 from cpseg._internal.fields import count as count_or_none
 from cpseg.certification.finite_bounds import (
@@ -34,6 +42,7 @@ from cpseg.certification.finite_bounds import (
     fixed_number,
     number_at_any_time,
     planned_looks,
+    rough_number,
 )
 from cpseg.certification.p_values import Floats
 from cpseg.certification.weighted_bounds import Evidence, any_bets, bets_for, rate_bound
@@ -41,6 +50,7 @@ from cpseg.certification.weighted_bounds import Evidence, any_bets, bets_for, ra
 DESIGNS, LOOKING, UNSURE = words.AUDIT_DESIGNS, words.AUDIT_LOOKING, words.AUDIT_UNSURE
 ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
 _ENDLESS = 10**15
+MOST_ANSWERS = 20_000  # that are planned; at 4 seconds an answer three days
 _BINS = 200  # of predicted errors
 _UNIFORM_PART = 0.5  # of a focused draw: no pixel weighs more than its inverse
 Certainty = Callable[[str], Tensor]
@@ -123,7 +133,7 @@ class AuditPlan:
     def __repr__(self) -> str:
         return (
             f"AuditPlan({self.design}, {self.looking}, {len(self.draws)} of {self.labels} labels, "
-            f"bound {100 * self.max_error:g} %, {100 * (1 - self.delta):g} % confidence)"
+            f"bound {100 * self.max_error:g} %, {confidence(self.delta)} confidence)"
         )
 
     @property
@@ -168,7 +178,8 @@ class AuditPlan:
             max_error: another bound to compare with; by default the planned one, for which the
                 looks are best.
             unsure: ``"wrong"`` counts an ``"unsure"`` as a wrong label; ``"skip"`` leaves it out,
-                and the bound is about labels that a person can judge.
+                and the bound is about labels that a person can judge; by class that holds for the
+                bounds of classes, and the one of all labels together counts them as wrong.
 
         Raises:
             ValueError: a number that is not in the plan, another word, a bound outside (0, 1),
@@ -199,10 +210,10 @@ class AuditPlan:
         given = [answers[number] for number in range(first)]
         parts = [self._part(stratum, given, unsure) for stratum in self.strata]
         upper, used, next_look = self._together(parts, given)
-        wrong = sum(given[number] != "yes" for number in used)
-        skipped = unsure == "skip"
-        if skipped:
-            wrong = sum(given[number] == "no" for number in used)
+        # How many of each class can be judged is not known, so all labels together count them.
+        skipped = unsure == "skip" and self.design == "uniform"
+        told = max(used, default=-1) + 1 if self.design == "uniform" else 0
+        unsures = [given[number] for number in used] if not told else given[:told]
         return AuditResult(
             design=self.design,
             looking=self.looking,
@@ -211,8 +222,8 @@ class AuditPlan:
             delta=self.delta,
             bound=upper,
             answers=len(used),
-            wrong=wrong,
-            unsure=given[: max(used, default=-1) + 1].count("unsure"),
+            wrong=sum(given[number] != "yes" for number in used),
+            unsure=unsures.count("unsure"),
             skipped=skipped,
             given=len(answers),
             planned=len(self.draws),
@@ -253,8 +264,9 @@ class AuditPlan:
                 if stratum.label in (None, draw.label)
             ]
             size = sum(sizes.values()) if stratum.label is None else sizes.get(stratum.label, 0)
-            if not any(here):
+            if size == 0:
                 continue
+            # A class of which no pixel was drawn stays: nothing is known of its labels.
             times = sorted({sum(here[: look.answers]) for look in stratum.looks} - {0})
             looks: tuple[Look, ...] = ()
             if times:
@@ -364,8 +376,7 @@ class AuditPlan:
             return rate_bound(evidence, self.delta), list(range(len(given))), None
         if len(given) == self.labels:  # all were asked about: nothing is left to chance
             return sum(word != "yes" for word in given) / self.labels, [*range(len(given))], None
-        evidence = self._blocks(parts, given)
-        used = sorted(number for part in parts for number in part.used)
+        evidence, used = self._blocks(parts, given)
         waiting = [part.next_look for part in parts if part.next_look is not None]
         return rate_bound(evidence, self.delta), used, min(waiting) if waiting else None
 
@@ -380,33 +391,36 @@ class AuditPlan:
         largest = self.largest_weight + self.mean_predicted
         return Evidence(value, one, none, largest, np.array(self.bets))
 
-    def _blocks(self, parts: Sequence[_Part], given: Sequence[str]) -> Evidence:
+    def _blocks(self, parts: Sequence[_Part], given: Sequence[str]) -> tuple[Evidence, list[int]]:
         """One answer of every class at a time, weighed by the labels that the class has.
 
         A class of which every label was answered is known, and leaves the blocks. Drawing without
         replacement leaves on average no fewer wrong ones among those still to come than the total
-        less those that were seen.
+        less those that were seen. A class without a drawn pixel counts as wrong. Also returned:
+        which answers are in the blocks.
         """
-        wrong = [
-            [given[number] != "yes" for number in self._places(part.stratum, len(given))]
-            for part in parts
-        ]
-        sizes = [part.stratum.size for part in parts]
+        strata = [part.stratum for part in parts]
+        places = [self._places(stratum, len(given)) for stratum in strata]
         blocks = min(
             (
-                len(answers)
-                for answers, size in zip(wrong, sizes, strict=True)
-                if len(answers) < size
+                len(numbers)
+                for numbers, stratum in zip(places, strata, strict=True)
+                if stratum.answers and len(numbers) < stratum.size
             ),
-            default=max(map(len, wrong)),
+            default=max(map(len, places)),
         )
         value, shift = np.zeros(blocks), np.zeros(blocks)
-        for answers, size in zip(wrong, sizes, strict=True):
-            taken = min(len(answers), blocks)
-            value[:taken] += np.array(answers[:taken], np.float64) * size / self.labels
-            before = np.concatenate([[0.0], np.cumsum(answers[:taken])])
+        used: list[int] = []
+        for numbers, stratum in zip(places, strata, strict=True):
+            taken = numbers[:blocks]
+            used += taken
+            wrong = np.array([given[number] != "yes" for number in taken], np.float64)
+            value[: len(taken)] += wrong * stratum.size / self.labels
+            if not stratum.answers:
+                value += stratum.size / self.labels
+            before = np.concatenate([[0.0], wrong.cumsum()])
             shift += np.pad(before, (0, blocks), mode="edge")[:blocks] / self.labels
-        return Evidence(value, np.ones(blocks), shift, 1.0, any_bets(1.0))
+        return Evidence(value, np.ones(blocks), shift, 1.0, any_bets(1.0)), sorted(used)
 
     def _places(self, stratum: Stratum, count: int) -> list[int]:
         return [i for i, draw in enumerate(self.draws[:count]) if draw.label == stratum.label]
@@ -489,20 +503,25 @@ class AuditResult:
         if self.unsure:
             how = "left out" if self.skipped else "counted as wrong"
             seen += f", {self.unsure} that could not be told {how}"
-        sure = f"with {100 * (1 - self.delta):.3g} % confidence"
-        which = " that a person can judge" if self.skipped else ""
+        sure = f"with {confidence(self.delta)} confidence"
+        which = "of those that a person can judge among" if self.skipped else "of"
         if self.bound >= 1:
             text = f"nothing is proven yet about the {self.labels:,} labels ({seen})"
         else:
             limit = percent_up(self.bound)
-            text = (
-                f"of the {self.labels:,} labels{which} at most {limit} are wrong, {sure} ({seen})"
-            )
+            text = f"{which} the {self.labels:,} labels at most {limit} are wrong, {sure} ({seen})"
         if self.certified:
             return text
         if self.next_look is not None:
-            return f"{text}; the next look is after {self.next_look} answers"
-        return f"{text}; {100 * self.max_error:.3g} % is not certified"
+            each = " of a class" if self.classes is not None else ""
+            return f"{text}; the next look is after {self.next_look} answers{each}"
+        return f"{text}; {100 * self.max_error:g} % is not certified"
+
+
+def confidence(delta: float) -> str:
+    """``1 - delta`` in per cent, with as many decimals as it takes to tell it from 100 %."""
+    exact = 100 * (1 - Decimal(repr(float(delta))))
+    return f"{exact.normalize():f} %"
 
 
 def percent_up(rate: float) -> str:
@@ -558,7 +577,7 @@ def audit_sample(
 
     Raises:
         ValueError: no label kept, a value outside its range, an image twice, labels that change
-            between two reads, a focused draw without certainty.
+            between two reads, a focused draw without certainty, a plan of more than 20,000 answers.
         TypeError: labels that are not integer.
 
     Guarantee:
@@ -596,7 +615,10 @@ def audit_sample(
         fix = "pass the probability of each label"
         raise ValueError(message(where, "certainty for a focused draw", "None", fix))
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    counts = np.stack([_counts(where, name, read(name), ignore_index) for name in images])
+    if not is_whole(seed, 0):
+        raise ValueError(message(where, "seed a whole number, 0 or more", repr(seed), "pass one"))
+    found = [_counts(where, name, read(name), ignore_index) for name in images]
+    counts = np.stack(found) if found else np.zeros((0, 256), np.int64)
     if not counts.any():
         fix = "audit a folder whose rule keeps some"
         raise ValueError(message(where, "at least one label kept", "none", fix))
@@ -616,9 +638,14 @@ def audit_sample(
     )
     if design == "focus":
         assert certainty is not None
+        if answers is None:
+            _check_cost(where, base.labels, bound, risk, expected)
         return _focused(where, base, images, read, certainty, answers, source, ignore_index)
     classes = np.flatnonzero(counts.sum(0)) if design == "by-class" else [None]
     each = risk / len(classes)
+    if answers is None:
+        largest = counts.sum(0).max() if design == "by-class" else counts.sum()
+        _check_cost(where, int(largest), bound, each, expected)
     strata, drawn = [], []
     for label in classes:
         of_image = counts.sum(1) if label is None else counts[:, label]
@@ -638,13 +665,23 @@ def audit_sample(
     turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
     order = [each for each in turns if each is not None]
     sizes = {stratum.label: stratum.size for stratum in strata}
-    draws = _lookpercent_up(where, images, read, order, ignore_index, sizes)
+    draws = _looked_up(where, images, read, order, ignore_index, sizes)
     return replace(base, strata=tuple(strata), draws=tuple(draws))
+
+
+def _check_cost(where: str, size: int, bound: float, delta: float, expected: float) -> None:
+    """Refuse a plan that no person answers, which would take minutes to make as well."""
+    about = rough_number(size, bound, delta, expected)
+    if about > MOST_ANSWERS:
+        wanted = f"a plan of at most {MOST_ANSWERS:,} answers"
+        fix = f"expect fewer wrong than {100 * expected:g} %, raise the bound, or pass the answers"
+        raise ValueError(message(where, wanted, f"one of about {about:,.0f}", fix))
 
 
 def _counts(where: str, name: str, labels: Tensor, ignore_index: int) -> npt.NDArray[np.int64]:
     """How many labels of each value an image keeps, int64 ``[256]``."""
-    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 2:
+    numbers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not numbers or labels.ndim != 2:
         expected = "integer labels [H, W] from read"
         got = f"{labels.dtype} {shape(labels)} for '{name}'"
         raise TypeError(message(where, expected, got, "read class indices"))
@@ -678,7 +715,7 @@ def _stratum(
     return Stratum(label, size, looks[-1].answers, looks)
 
 
-def _lookpercent_up(
+def _looked_up(
     where: str,
     images: Sequence[str],
     read: Callable[[str], Tensor],
