@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
     labels.add_argument("--context", default="auto", help="auto, or none")
     labels.add_argument("--prior-power", type=float, default=0.0, help="raise rare classes, 0 to 1")
-    certified = "labels with a certified error; --alpha and --variant have no effect"
+    certified = "labels with a certified error per image; --alpha and --variant have no effect"
     labels.add_argument("--certified", type=float, metavar="ERROR", help=certified)
     training = out.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True)

@@ -88,8 +88,12 @@ def choose(source: Source, ids: Path, rule: Rule, classes: int) -> Calibration:
             num_classes=classes,
         )
     if rule.max_error is not None:
+        # Per image: per label, a hundred labelled images rarely suffice.
         certified = CertificationSettings(
-            background=rule.background, max_error=rule.max_error, recalibration=recalibration
+            background=rule.background,
+            max_error=rule.max_error,
+            per="image",
+            recalibration=recalibration,
         )
         calibration = certify(source, ids, certified)
         assert calibration.certificate is not None

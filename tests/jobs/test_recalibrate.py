@@ -282,6 +282,9 @@ def test_a_certifier_measures_through_the_map(data: DataSet) -> None:
             probs, labels = pair(data, image)
             calibrator.update(apply(probs), labels, ids=image)
         certifier = Certifier(calibrator, max_error=0.4)
+        for image in setting:
+            probs, labels = pair(data, image)
+            certifier.learn_order(apply(probs), labels, ids=image)
         for image in outside:
             probs, labels = pair(data, image)
             certifier.update(apply(probs), labels, ids=image)
@@ -405,7 +408,7 @@ def test_a_certifier_refuses_the_images_that_fitted_the_map(data: DataSet) -> No
         calibrator.update(*pair(data, image), ids=image)
     certifier = Certifier(calibrator, max_error=0.3)
     for image in (calibrator_images[0], fitting[0]):
-        says = f"got '{image}', used in calibration or recalibration"
+        says = f"got '{image}', used in calibration, recalibration"
         with raises(ValueError, "Certifier.update", says):
             certifier.update(*pair(data, image), ids=image)
     certifier.update(*pair(data, new[0]), ids=new[0])
