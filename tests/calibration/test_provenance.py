@@ -12,7 +12,13 @@ import torch
 from tests.support.helpers import seeded
 
 from cpseg import Calibration, Calibrator, Certifier, groups
-from cpseg.calibration.provenance import GroupImages, MaskFormat, Provenance, RecalibrationImages
+from cpseg.calibration.provenance import (
+    GroupImages,
+    ImageProfile,
+    MaskFormat,
+    Provenance,
+    RecalibrationImages,
+)
 from cpseg.core.class_map import ClassMap
 
 CLASS_MAP = ClassMap((0, None, 1, 2)).to_json()
@@ -24,9 +30,10 @@ FULL = Provenance(
     class_map=CLASS_MAP,
     masks=MaskFormat(11, CLASS_MAP),
     fallback_shares={"pixel": 0.25, "blocks": 0.5, "image": 0.0},
+    profile=ImageProfile((0.5, 1.0), (0.75, 0.875), True),
     other={"note": "ü"},
 )
-# As version 0.x wrote it, key for key.
+# As version 0.x wrote it, key for key; the profile came later.
 FULL_JSON: dict[str, Any] = {
     "images": ["a", "b"],
     "certifying_images": ["c"],
@@ -35,6 +42,7 @@ FULL_JSON: dict[str, Any] = {
     "class_map": CLASS_MAP,
     "masks": {"void": 11, "map": CLASS_MAP},
     "fallback": {"pixel": 0.25, "blocks": 0.5, "image": 0.0},
+    "profile": {"kept": [0.5, 1.0], "largest": [0.75, 0.875], "in_sample": True},
     "note": "ü",
 }
 
@@ -113,6 +121,13 @@ def test_it_is_a_read_only_mapping_of_its_json() -> None:
         ({"masks": {"void": 11, "map": {"map": {"0": 1}}}}, "a model class for every class"),
         ({"fallback": [0.5]}, "fallback as a JSON object"),
         ({"fallback": {"pixel": 1.5}}, "fallback with a proportion"),
+        ({"profile": [0.5]}, "profile with in_sample, kept, largest"),
+        ({"profile": {"kept": [0.5], "largest": [0.5]}}, "profile with in_sample, kept, largest"),
+        ({"profile": {"kept": 1, "largest": [], "in_sample": True}}, "two lists of shares"),
+        ({"profile": {"kept": [1], "largest": [], "in_sample": True}}, "as long as each other"),
+        ({"profile": {"kept": [2], "largest": [1], "in_sample": True}}, "two lists of shares"),
+        ({"profile": {"kept": ["a"], "largest": [1], "in_sample": True}}, "two lists of shares"),
+        ({"profile": {"kept": [1], "largest": [1], "in_sample": 1}}, "in_sample as a bool"),
     ],
     ids=str,
 )

@@ -269,3 +269,25 @@ def test_run_json_says_what_it_was_told(tmp_path: Path) -> None:
         pass
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["fingerprint"], run["manifest"], run["root"]) == ("x", 1, "/r")
+
+
+def test_facts_of_a_file_are_there_for_the_next_run_and_other_ranks(
+    tmp_path: Path, sources: list[Path]
+) -> None:
+    out = tmp_path / "out"
+    with open_run_folder(out, "x") as folder:
+        made, plain = out / "made.bin", make(folder, sources, "plain.bin")
+        made.write_bytes(b"made")
+        folder.record(made, sources, folder.stamps(*sources), {"kept": 0.5})
+        other = out / "other.bin"
+        line = {"file": "other.bin", "size": 1, "sha256": None, "sources": [], "facts": {"a": 1}}
+        (out / ".manifest-1.log").write_text(json.dumps(line) + "\n")
+        assert folder.facts([made, plain, other]) == [{"kept": 0.5}, None, {"a": 1.0}]
+    assert (
+        '"facts"'
+        not in [
+            line for line in (out / "manifest.jsonl").read_text().splitlines() if "plain" in line
+        ].pop()
+    )
+    with open_run_folder(out, "x") as folder:
+        assert folder.facts([made, plain, other]) == [{"kept": 0.5}, None, {"a": 1.0}]

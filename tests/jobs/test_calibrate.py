@@ -86,7 +86,7 @@ def test_pixelwise_thresholds_are_the_quantiles_at_each_cell(data: DataSet) -> N
     assert np.array_equal(found.count, (~np.isnan(scores)).sum(0))
     facts = (found.alpha, found.num_images, found.num_classes, found.background, found.variant)
     assert facts == (0.2, 12, 4, 0, "pixel")
-    assert found.extra == {"images": sorted(data.images)}
+    assert found.extra["images"] == sorted(data.images)
 
 
 @pytest.mark.parametrize("variant", ["image", "blocks"])

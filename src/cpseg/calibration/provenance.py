@@ -54,6 +54,22 @@ class MaskFormat:
     map: Mapping[str, Any] | None
 
 
+@dataclass(frozen=True)
+class ImageProfile:
+    """What the images looked like to a calibration, an entry for each of at most 1,000 images.
+
+    Attributes:
+        kept: shares of the pixels that keep a label.
+        largest: means over pixels of the largest probability, after the recalibration.
+        in_sample: whether the thresholds were made on these images, so that each keeps at least
+            what it would keep as a new image.
+    """
+
+    kept: tuple[float, ...]
+    largest: tuple[float, ...]
+    in_sample: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Provenance(Mapping[str, Any]):
     """Which images made a calibration, and how its data set was read.
@@ -70,6 +86,8 @@ class Provenance(Mapping[str, Any]):
         masks: how masks are stored, or None for classes with 255 for void.
         fallback_shares: the proportion of cells with a finite threshold from each level of a
             fallback, finest level first; None without a fallback.
+        profile: what the calibration images, or those of the certificate, looked like; None where
+            it was not recorded. New images are compared with it.
         other: entries of a file that this version does not know; they are written back.
 
     Example:
@@ -87,6 +105,7 @@ class Provenance(Mapping[str, Any]):
     class_map: Mapping[str, Any] | None = None
     masks: MaskFormat | None = None
     fallback_shares: Mapping[str, float] | None = None
+    profile: ImageProfile | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,6 +135,12 @@ class Provenance(Mapping[str, Any]):
             content["fallback"] = dict(self.fallback_shares)
         if self.certification_images:
             content["certifying_images"] = list(self.certification_images)
+        if self.profile is not None:
+            content["profile"] = {
+                "kept": list(self.profile.kept),
+                "largest": list(self.profile.largest),
+                "in_sample": self.profile.in_sample,
+            }
         return {**content, **self.other}
 
     @classmethod
@@ -144,6 +169,7 @@ class Provenance(Mapping[str, Any]):
             class_map=_class_map(where, "class_map", content.pop("class_map", None)),
             masks=_masks(where, content.pop("masks", None)),
             fallback_shares=_shares(where, content.pop("fallback", None)),
+            profile=_profile(where, content.pop("profile", None)),
             other=content,
         )
 
@@ -210,6 +236,19 @@ def _shares(where: str, value: object) -> Mapping[str, float] | None:
     if not all(map(is_share, shares.values())):
         raise _unfit(where, "fallback with a proportion for every level", value)
     return dict(shares)
+
+
+def _profile(where: str, value: object) -> ImageProfile | None:
+    if value is None:
+        return None
+    facts = _table(where, "profile", value, {"kept", "largest", "in_sample"})
+    kept, largest = facts["kept"], facts["largest"]
+    lists = isinstance(kept, (list, tuple)) and isinstance(largest, (list, tuple))
+    if not lists or len(kept) != len(largest) or not all(map(is_share, (*kept, *largest))):
+        raise _unfit(where, "profile with two lists of shares, as long as each other", value)
+    if not isinstance(facts["in_sample"], bool):
+        raise _unfit(where, "profile with in_sample as a bool", value)
+    return ImageProfile(tuple(kept), tuple(largest), facts["in_sample"])
 
 
 def _table(where: str, name: str, value: object, keys: set[str]) -> Mapping[str, Any]:

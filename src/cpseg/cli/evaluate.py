@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import say, source_of, warn
+from cpseg.cli.shared import say, source_of, tell, warn
 
 if TYPE_CHECKING:
     from cpseg.jobs.tally import Row
@@ -38,9 +38,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.calibration.calibration import Calibration
     from cpseg.jobs.certify import overlap
     from cpseg.jobs.evaluate import evaluate
+    from cpseg.jobs.shift import Notice
     from cpseg.jobs.tally import class_table, table
 
-    calibration = Calibration.load(arguments.calibration)
+    calibration, notices = Calibration.load(arguments.calibration), list[Notice]()
     with Progress() as progress:
         rows = evaluate(
             source_of(arguments),
@@ -48,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
             calibration,
             constant=arguments.constant,
             progress=progress,
+            tell=notices.append,
         )
     say(
         f"alpha {calibration.alpha:g}, calibrated on {calibration.num_images} images; "
@@ -58,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> None:
         say("\nIoU over all pixels\n\n" + class_table(rows))
     if arguments.output is not None and rank() == 0:
         _write(arguments.output, rows)
+    for notice in notices:
+        tell(notice)
     seen = overlap(calibration, arguments.ids)
     if seen:
         warn(

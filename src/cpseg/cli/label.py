@@ -8,7 +8,7 @@ from pathlib import Path
 from cpseg.cli import options
 from cpseg.cli.options import Commands
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import say, source_of
+from cpseg.cli.shared import say, source_of, tell
 
 
 def add(commands: Commands) -> None:
@@ -27,7 +27,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.calibration.calibration import Calibration
     from cpseg.jobs.estimate import percent
     from cpseg.jobs.label import label
+    from cpseg.jobs.shift import Notice
 
+    notices: list[Notice] = []
     with Progress() as progress:
         kept = label(
             source_of(arguments),
@@ -36,6 +38,9 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.output,
             labelled=arguments.labelled,
             progress=progress,
+            tell=notices.append,
         )
     lists = "ids.txt" if arguments.labelled is None else "ids.txt and stage1.txt"
     say(f"{arguments.output}: masks, {lists}, summary.csv; {percent(kept)} of pixels labelled")
+    for notice in notices:
+        tell(notice)

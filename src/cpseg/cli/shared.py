@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cpseg.core.class_map import ClassMap
     from cpseg.files.dataset import Source
     from cpseg.jobs.recalibrate import RecalibrationOptions
+    from cpseg.jobs.shift import Notice
 
 Settings = TypeVar("Settings")
 
@@ -38,6 +39,11 @@ def warn(text: str) -> None:
 
     if rank() == 0:
         print(f"cpseg: warning: {text}", file=sys.stderr)
+
+
+def tell(notice: Notice) -> None:
+    """Print what a job has to say besides its result: a warning, or a remark."""
+    warn(notice.text) if notice.is_warning else say(notice.text)
 
 
 def source_of(arguments: argparse.Namespace) -> Source:

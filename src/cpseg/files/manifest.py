@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,11 +62,13 @@ class Entry(NamedTuple):
         size: in bytes.
         sha256: of the content, or None where it was not computed.
         sources: the stamps of the files it was made from.
+        facts: what else a later run wants to know of it without reading its sources, or None.
     """
 
     size: int
     sha256: str | None
     sources: tuple[Stamp, ...]
+    facts: Mapping[str, float] | None = None
 
 
 class Manifest:
@@ -85,6 +87,11 @@ class Manifest:
     def find(self, made: Path) -> Entry | None:
         """What is recorded of a file, or None."""
         return self._entries.get(self._key(made))
+
+    def read_logs(self) -> None:
+        """Take in what the other ranks have recorded."""
+        for log in sorted(self._out.glob(_LOGS)):
+            self._entries.update(_read(log))
 
     def add(self, made: Path, entry: Entry) -> None:
         """Record a file that is complete. The line survives the end of this process."""
@@ -116,6 +123,8 @@ def merge_logs(out: Path) -> None:
 
 def _line(key: str, entry: Entry) -> str:
     content = {"file": key, **entry._asdict()}
+    if entry.facts is None:
+        del content["facts"]
     return json.dumps(content, separators=(",", ":")) + "\n"
 
 
@@ -136,4 +145,6 @@ def _read(path: Path) -> dict[str, Entry]:
 def _parse(content: Any) -> tuple[str, Entry]:
     sources: Sequence[Any] = content["sources"]
     stamps = tuple(Stamp(*values) for values in sources)
-    return str(content["file"]), Entry(content["size"], content["sha256"], stamps)
+    facts = content.get("facts")
+    facts = None if facts is None else {str(name): float(facts[name]) for name in facts}
+    return str(content["file"]), Entry(content["size"], content["sha256"], stamps, facts)

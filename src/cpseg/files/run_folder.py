@@ -92,7 +92,13 @@ class RunFolder:
         """What :meth:`record` needs to know of the inputs; take it before they are read."""
         return [stamp(path, content=self.digest_inputs) for path in inputs]
 
-    def record(self, made: Path, inputs: Sequence[Path], stamps: Sequence[Stamp]) -> None:
+    def record(
+        self,
+        made: Path,
+        inputs: Sequence[Path],
+        stamps: Sequence[Stamp],
+        facts: Mapping[str, float] | None = None,
+    ) -> None:
         """Note that a file is complete.
 
         If an input has changed since its stamp was taken nothing is noted, so that the next run
@@ -101,7 +107,13 @@ class RunFolder:
         now = [stamp(path) for path in inputs]
         if now == [each._replace(sha256=None) for each in stamps]:
             digest = sha256_of(made) if self.digest_files else None
-            self._manifest.add(made, Entry(made.stat().st_size, digest, tuple(stamps)))
+            self._manifest.add(made, Entry(made.stat().st_size, digest, tuple(stamps), facts))
+
+    def facts(self, made: Sequence[Path]) -> list[Mapping[str, float] | None]:
+        """The facts that any rank recorded of files, after a barrier; None where there are none."""
+        self._manifest.read_logs()
+        entries = map(self._manifest.find, made)
+        return [None if entry is None else entry.facts for entry in entries]
 
     def is_up_to_date(
         self, made: Path, *inputs: Path, sound: Callable[[], bool] = lambda: True

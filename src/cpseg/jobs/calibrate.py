@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from cpseg.files.splits import drawn_share
 from cpseg.groups.resampling import to_grid
 from cpseg.jobs.recalibrate import Recalibrated, recalibrate
 from cpseg.jobs.settings import CalibrationSettings, settings_of
+from cpseg.jobs.shift import MOST_PROFILED, Without, profile
 from cpseg.jobs.variants import fixed_partition, learned_partition
+from cpseg.recalibration.recalibration import Recalibration
 
 
 def calibrate(
@@ -35,6 +39,10 @@ def calibrate(
     **keywords: Any,
 ) -> Calibration:
     """Calibrate on the labelled images of an id list; ranks share the images.
+
+    The calibration records how much it keeps of at most 1,000 of its images and how sure the model
+    is on them, so that ``label`` can say whether new images are like them. That takes thresholds,
+    and so a second reading of the scores of these images.
 
     Args:
         source: the data set and the probabilities.
@@ -69,9 +77,10 @@ def calibrate(
     coarser = grouping.fallbacks() if settings.fallback else []
     of_image = {} if recalibrated is None else recalibrated.of_image
     whole = None if recalibrated is None else recalibrated.recalibration
+    largest = _one_score_more(settings, len(pairs))
     calibrator = Calibrator(
         partition,
-        alpha=settings.alpha,
+        alpha=largest or settings.alpha,
         background=settings.background,
         num_classes=images.num_classes,
         per_class=settings.per_class,
@@ -91,7 +100,7 @@ def calibrate(
 
     images.feed(update, pairs, "calibrate")
     calibrator.sync()
-    calibration = calibrator.compute()
+    calibration = calibrator.compute(settings.alpha)
     if of_image:  # each image had a recalibration of its own; new images go through the whole one
         calibration = replace(calibration, recalibration=whole)
     if settings.fallback:
@@ -99,14 +108,58 @@ def calibrate(
         calibration = replace(
             calibration, extra=replace(calibration.provenance, fallback_shares=shares)
         )
-    return calibration
+    if settings.score != "lac":  # selects no labels
+        return calibration
+    without: Without | None = None
+    if largest is not None:
+        next_threshold = calibrator.compute(largest).threshold.to(source.device)
+        without = _leave_out(calibration, next_threshold, of_image)
+    in_sample = largest is None and (grouping.variant != "image" or settings.per_class)
+    seen = profile(images, pairs, calibration, in_sample=in_sample, without=without)
+    return replace(calibration, extra=replace(calibration.provenance, profile=seen))
 
 
 def _reads(settings: CalibrationSettings, images: int) -> int:
     """About how many images all passes read, for one progress bar."""
     options, grouping = settings.recalibration, settings.grouping
     twice = options is not None and (options.folds > 0 or options.share == 0)
-    return images * (1 + twice) + images * (grouping.learns and grouping.group_share == 0)
+    learns = grouping.learns and grouping.group_share == 0
+    again = min(images, MOST_PROFILED) if settings.score == "lac" else 0
+    return images * (1 + twice + learns) + again
+
+
+def _one_score_more(settings: CalibrationSettings, images: int) -> Fraction | None:
+    """The alpha whose threshold is the next lower score at every cell; None but pixel-wise.
+
+    With it the threshold that a cell has without one of its images is known.
+    """
+    plain = settings.grouping.variant == "pixel" and not settings.per_class
+    alpha = check_alpha("calibrate", settings.alpha) + Fraction(1, images + 1)
+    if not plain or settings.fallback or settings.score != "lac" or alpha >= 1:
+        return None
+    return alpha
+
+
+def _leave_out(
+    calibration: Calibration, next_threshold: Tensor, of_image: Mapping[Pair, Recalibration]
+) -> Without:
+    """What gives the calibration without an image, as it is for a new one.
+
+    A threshold is the r-th largest score of its cell. Without an image that is among these r it is
+    the next one. Where some images are void at a cell that may be the same: such an image keeps
+    what it would not, in the share of the images that are void there.
+    """
+
+    def without(pair: Pair, probs: Tensor, labels: Tensor) -> Calibration:
+        recalibration = of_image.get(pair, calibration.recalibration)
+        if recalibration is not None:
+            probs = recalibration.to(probs.device)(probs)
+        own = to_grid(nonconformity(probs, labels), calibration.grid)
+        threshold = calibration.threshold.to(probs.device)
+        limit = torch.where(own >= threshold, next_threshold, threshold)
+        return replace(calibration.to(probs.device), threshold=limit)
+
+    return without
 
 
 def _shares_of_levels(calibration: Calibration, names: list[str]) -> dict[str, float]:

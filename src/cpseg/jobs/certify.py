@@ -16,13 +16,14 @@ from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.certificate import Certificate
 from cpseg.calibration.provenance import Provenance
 from cpseg.certification.certifier import ALPHAS, Certifier
-from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
+from cpseg.files.dataset import LabelledImages, Progress, Source, announce, check_distinct, quiet
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID
 from cpseg.files.splits import hashed_share
 from cpseg.jobs.estimate import aligned, percent
 from cpseg.jobs.recalibrate import recalibrate
 from cpseg.jobs.settings import CertificationSettings, settings_of
+from cpseg.jobs.shift import MOST_PROFILED, profile
 from cpseg.jobs.variants import FIXED, fixed_partition
 
 
@@ -35,6 +36,9 @@ def certify(
     **keywords: Any,
 ) -> Calibration:
     """Find the loosest certified rule on the labelled images of an id list.
+
+    Where there is one it records what at most 1,000 of the certification images look like under it,
+    as :func:`calibrate` does; their scores are read again for that.
 
     Args:
         source: the data set and the probabilities.
@@ -56,13 +60,15 @@ def certify(
     check_alpha(where, settings.delta, name="delta")
     listed = read_ids(ids)
     setting, certifying = _parts(settings, listed)
+    check_distinct(source.root, [*setting, *certifying])
     images = LabelledImages.open(source, listed, progress=progress)
     images = replace(images, paths=source.locate([*setting, *certifying]))
     recalibration = None
     options = settings.recalibration
     learns = settings.method == "ltt"
     passes = 1 + learns + (options is not None)
-    announce(progress, len(setting) * passes + len(certifying))
+    again = min(len(certifying), MOST_PROFILED)
+    announce(progress, len(setting) * passes + len(certifying) + again)
     if options is not None:
         on_setting = replace(
             images, pairs=setting, num_classes=options.num_classes or images.num_source
@@ -107,7 +113,12 @@ def certify(
         images.feed(learn_order, setting, "choose the order of tests")
     images.feed(certify_on, certifying, "certify")
     certifier.sync()
-    return certifier.compute()
+    calibration = certifier.compute()
+    certificate = calibration.certificate
+    if certificate is None or not certificate.certified:
+        return calibration
+    seen = profile(images, certifying, calibration, in_sample=False)
+    return replace(calibration, extra=replace(calibration.provenance, profile=seen))
 
 
 def _parts(settings: CertificationSettings, listed: list[Pair]) -> tuple[list[Pair], list[Pair]]:

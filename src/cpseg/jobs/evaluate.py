@@ -13,9 +13,10 @@ from cpseg._internal.checks import name_file_in_errors
 from cpseg._internal.distributed import broadcast_first, shard
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence, evidence, pseudo_labels
-from cpseg.files.dataset import Progress, Source, quiet
+from cpseg.files.dataset import Progress, Source, check_distinct, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.masks import VOID
+from cpseg.jobs.shift import Tell, Watch, silent
 from cpseg.jobs.tally import Row, Tally
 
 Scores = Tensor | Evidence
@@ -44,8 +45,12 @@ def evaluate(
     *,
     constant: float | None = None,
     progress: Progress = quiet,
+    tell: Tell = silent,
 ) -> list[Row]:
     """Compare rules on labelled images that were not used for the calibration.
+
+    What is seen is compared with what the calibration promises: coverage, or the error of a
+    certificate.
 
     Args:
         source: the data set and the scores, probabilities or evidence.
@@ -53,6 +58,8 @@ def evaluate(
         calibration: the calibration to judge.
         constant: also a constant threshold; 0.3 is confidence 0.7.
         progress: wraps the loop over images.
+        tell: takes a warning where more is wrong than was promised, by a test over images with a
+            false-alarm rate of 1 in 1,000, and a remark where the labels are those of the argmax.
 
     Returns:
         Raw argmax, that of the recalibrated probabilities if there are such, the calibration's rule
@@ -68,8 +75,10 @@ def evaluate(
     calibration = replace(calibration, ignore_index=VOID).to(source.device)
     applied = replace(calibration, recalibration=None)  # to probabilities recalibrated before
     pairs = read_ids(ids)
+    check_distinct(source.root, pairs)
     paths = source.locate(pairs)
     tallies: list[tuple[Rule, Tally]] = []
+    watch = Watch(calibration)
     for pair in progress(*shard(pairs), "evaluate"):
         scores = source.scores(paths[pair])
         with name_file_in_errors(paths[pair]):
@@ -91,7 +100,13 @@ def evaluate(
                 tally.update(predictions, truth)
             if rule.has_sets and sets is not None:
                 tally.update_sets(sets, truth)
-    return _rows([tally for _, tally in tallies], source.device)
+        named = {rule.name: each for (rule, _), each in zip(tallies, labels, strict=True)}
+        argmax = named.get("recalibrated argmax", named.get("raw argmax"))
+        watch.update(pair, truth, named[_name(calibration)], sets, argmax)
+    rows = _rows([tally for _, tally in tallies], source.device)
+    for notice in watch.notices():
+        tell(notice)
+    return rows
 
 
 def _num_classes(scores: Scores) -> int:

@@ -22,6 +22,7 @@ from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
+from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
 
 
 def label(
@@ -32,6 +33,7 @@ def label(
     *,
     labelled: str | Path | None = None,
     progress: Progress = quiet,
+    tell: Tell = silent,
 ) -> float:
     """Write a pseudo-label mask for every image of an id list; go on where a run stopped.
 
@@ -50,6 +52,9 @@ def label(
         out: the folder to write.
         labelled: the labelled id list, for ``stage1.txt``.
         progress: wraps the loop over images.
+        tell: takes a warning where the images are not like those that calibrated, by two tests
+            with a false-alarm rate of 1 in 1,000 together, and a remark where the labels are those
+            of the argmax.
 
     Returns:
         The share of pixels that carry a label.
@@ -78,13 +83,16 @@ def label(
         barrier()
         if rank() > 0:
             return float("nan")
-        kept = _summarise(out, masks, chosen)
+        kept, pixels = _summarise(out, masks, chosen)
+        notices = _notices(folder, masks, chosen, pixels)
         calibration.save(out / "calibration.safetensors")
         if labelled is not None:
             lines = dict(_true_masks(folder, source, known, calibration))
             more = [line for line in listed if line[0] not in lines]
             write_ids(out / "stage1.txt", [*lines.items(), *more])
         write_ids(out / "ids.txt", listed)
+    for notice in notices:
+        tell(notice)
     return kept
 
 
@@ -108,9 +116,9 @@ def _label_image(
         expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
         raise ValueError(message(str(path), expected, shape(plane), fix))
     with name_file_in_errors(path):
-        labels = calibration.pseudo_labels(scores, dtype=torch.uint8)
+        labels, seen = look(calibration, scores)
     write_mask(mask, labels)
-    folder.record(mask, inputs, stamps)
+    folder.record(mask, inputs, stamps, seen._asdict())
 
 
 def _fits(mask: Path, image: Path, calibration: Calibration) -> bool:
@@ -175,8 +183,10 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
     )
 
 
-def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> float:
-    """Write ``summary.csv`` and return the kept share over all pixels.
+def _summarise(
+    out: Path, masks: dict[Pair, Path], calibration: Calibration
+) -> tuple[float, list[int]]:
+    """Write ``summary.csv``; the kept share over all pixels, and how many every image has.
 
     The masks are read again from disk, so that a resumed run sums up all of them.
     """
@@ -185,12 +195,33 @@ def _summarise(out: Path, masks: dict[Pair, Path], calibration: Calibration) -> 
     writer = csv.writer(text, lineterminator="\n")
     names = [f"class_{index}" for index in range(num_classes)]
     writer.writerow(["image", "kept_share", "ignored", *names])
-    kept = pixels = 0
+    kept, pixels = 0, []
     for pair, path in masks.items():
         labels = read_mask(path, num_classes=num_classes, size=None)
         counts = torch.bincount(labels.flatten(), minlength=256).tolist()
         total, ignored = sum(counts), counts[VOID]
         writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
-        kept, pixels = kept + total - ignored, pixels + total
+        kept += total - ignored
+        pixels.append(total)
     write_text(out / "summary.csv", text.getvalue())
-    return kept / pixels
+    return kept / sum(pixels), pixels
+
+
+def _notices(
+    folder: RunFolder, masks: dict[Pair, Path], calibration: Calibration, pixels: Sequence[int]
+) -> list[Notice]:
+    """What is to be said of the images, by what was recorded when their masks were written.
+
+    Nothing where masks of an older version, of which nothing was recorded, are among them. Images
+    that made the calibration are not compared with themselves.
+    """
+    facts = folder.facts(list(masks.values()))
+    looks = [Look(**each) for each in facts if each is not None and set(each) == set(Look._fields)]
+    if len(looks) < len(masks):
+        return []
+    provenance = calibration.provenance
+    used = provenance.images_used
+    new = [seen for pair, seen in zip(masks, looks, strict=True) if pair.image not in used]
+    same = sum(seen.same * area for seen, area in zip(looks, pixels, strict=True)) / sum(pixels)
+    notices = [unlike(provenance.profile, new), sameness(same)]
+    return [notice for notice in notices if notice is not None]
