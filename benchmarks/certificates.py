@@ -28,54 +28,61 @@ from cpseg.testing.certificates import Image
 
 LEVELS = (0.96, 0.93, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 GRID = (8, 8)
+BOUND, DELTA = 0.1, 0.1
 FIELDS = ("world", "statement", "images", "draws", "issued", "false", "kept")
 STATEMENTS = ("labels", "image", "labels, per class", "image, per class", "first version")
 Labeller = Callable[[Tensor], Tensor]
 
 
-def by_size(images: Sequence[Image]) -> list[tuple[Tensor, Tensor]]:
-    sizes = sorted({image.truth.shape for image in images})
-    same = [[image for image in images if image.truth.shape == size] for size in sizes]
-    return [
-        (torch.stack([i.probs for i in each]), torch.stack([i.labels for i in each]))
-        for each in same
-    ]
+class Measured:
+    """A certifier of the images that set the thresholds; each image is measured once for it."""
 
+    def __init__(self, learn: bool, **options) -> None:
+        self.learn, self.options = learn, options
+        self.setting: Sequence[Image] | None = None
 
-def certifier(
-    setting: Sequence[Image], certifying: Sequence[Image], learn: bool, **options
-) -> Certifier:
-    calibrator = Calibrator(groups.image(GRID), alpha=max(LEVELS))
-    for probs, labels in by_size(setting):
-        calibrator.update(probs, labels)
-    made = Certifier(calibrator, alphas=LEVELS, **options)
-    if learn:
-        for probs, labels in by_size(setting):
-            made.learn_order(probs, labels)
-    for probs, labels in by_size(certifying):
-        made.update(probs, labels)
-    return made
+    def __call__(self, setting: Sequence[Image], certifying: Sequence[Image]) -> Certifier:
+        if setting is not self.setting:
+            self.setting, self.counts = setting, {}
+            calibrator = Calibrator(groups.image(GRID), alpha=max(LEVELS))
+            for image in setting:
+                calibrator.update(image.probs, image.labels)
+            self.certifier = Certifier(calibrator, alphas=LEVELS, **self.options)
+            for image in setting if self.learn else ():
+                self.certifier.learn_order(image.probs, image.labels)
+        for image in certifying:
+            if id(image) not in self.counts:
+                self.certifier._images = []
+                self.certifier.update(image.probs, image.labels)
+                self.counts[id(image)] = self.certifier._images[0]
+        self.certifier._images = [self.counts[id(image)] for image in certifying]
+        return self.certifier
 
 
 def stated(statement: str) -> Callable[..., Labeller | None]:
     per, _, per_class = statement.partition(", ")
+    measured = Measured(True, max_error=BOUND, delta=DELTA, per=per, per_class=bool(per_class))
 
     def certify(setting, certifying, max_error: float, delta: float) -> Labeller | None:
-        options = {"max_error": max_error, "delta": delta, "per": per}
-        made = certifier(setting, certifying, True, per_class=bool(per_class), **options).compute()
+        made = measured(setting, certifying).compute()
         return made.pseudo_labels if made.certificate.certified else None
 
     return certify
 
 
-def first_version(setting, certifying, max_error: float, delta: float) -> Labeller | None:
-    tested = certifier(setting, certifying, False)
-    wrong = np.stack([image.wrong for image in tested._images])
-    kept = np.stack([image.kept for image in tested._images])
-    statement = Statement("ltt", "image", "betting", max_error, delta)
-    start = Start(np.zeros(1, np.int64), 1.0)
-    level = int(choose(wrong / np.maximum(kept, 1), statement, [start])[0][0])
-    return labeller(tested._thresholds[level]) if level >= 0 else None
+def first_version() -> Callable[..., Labeller | None]:
+    measured = Measured(False)
+
+    def certify(setting, certifying, max_error: float, delta: float) -> Labeller | None:
+        tested = measured(setting, certifying)
+        wrong = np.stack([image.wrong for image in tested._images])
+        kept = np.stack([image.kept for image in tested._images])
+        statement = Statement("ltt", "image", "betting", max_error, delta)
+        start = Start(np.zeros(1, np.int64), 1.0)
+        level = int(choose(wrong / np.maximum(kept, 1), statement, [start])[0][0])
+        return labeller(tested._thresholds[level]) if level >= 0 else None
+
+    return certify
 
 
 def labeller(threshold: Tensor) -> Labeller:
@@ -84,13 +91,14 @@ def labeller(threshold: Tensor) -> Labeller:
 
 
 def oracle(world: str, per: str) -> Callable[..., Labeller | None]:
-    """The loosest level whose error over 4,000 other images of the world is small enough."""
+    """The loosest level whose error over 400 other images of the world is small enough."""
     random = np.random.default_rng(1)
-    known = [WORLDS[world].draw(random, 0.1) for _ in range(4000)]
-    known = [image._replace(labels=image.truth) for image in known]
+    known = [WORLDS[world].draw(random, 0.1) for _ in range(400)]
+    known = [image._replace(labels=image.truth) for image in known][:400]
+    measured = Measured(False)
 
     def certify(setting, certifying, max_error: float, delta: float) -> Labeller | None:
-        tested = certifier(setting, known[:400], False)
+        tested = measured(setting, known)
         wrong = np.stack([image.wrong[0] for image in tested._images]).astype(float)
         kept = np.stack([image.kept[0] for image in tested._images]).astype(float)
         errors = wrong.sum(0) / np.maximum(kept.sum(0), 1)
@@ -116,7 +124,8 @@ def run(options: argparse.Namespace) -> None:
             for statement in STATEMENTS:
                 if (name, statement) in done:
                     continue
-                certify = first_version if statement == "first version" else stated(statement)
+                first = statement == "first version"
+                certify = first_version() if first else stated(statement)
                 per = "labels" if statement == "first version" else statement.partition(",")[0]
                 tried = try_world(
                     certify,
@@ -124,7 +133,10 @@ def run(options: argparse.Namespace) -> None:
                     per=per,
                     per_class="per class" in statement,
                     images=options.images,
+                    max_error=BOUND,
+                    delta=DELTA,
                     draws=options.draws,
+                    reuse=20,
                 )
                 writer.writerow([name, statement, options.images, *tried])
                 file.flush()
@@ -132,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
             for per in ("labels", "image"):
                 if (name, f"oracle, {per}") in done:
                     continue
-                tried = try_world(oracle(name, per), name, per=per, draws=20)
+                tried = try_world(oracle(name, per), name, per=per, draws=20, max_error=BOUND)
                 writer.writerow([name, f"oracle, {per}", options.images, *tried])
                 file.flush()
 

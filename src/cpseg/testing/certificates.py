@@ -136,9 +136,25 @@ def try_world(
     max_error: float = 0.1,
     delta: float = 0.1,
     draws: int = 1000,
+    reuse: int = 1,
     seed: int = 0,
 ) -> Tried:
-    """Count false certificates in one world; arguments as for :func:`assert_certificate`."""
+    """Count false certificates in one world.
+
+    Args:
+        certify: as for :func:`assert_certificate`, and so are the others but ``reuse``.
+        name: of the world.
+        per: what the certificate says.
+        per_class: whether it says so of every class.
+        images: certification images in a draw.
+        max_error: the bound.
+        delta: 1 - confidence.
+        draws: how often certification images are drawn.
+        reuse: how many draws in a row share the images that set the thresholds (the same list),
+            so that ``certify`` can keep what it made of them. Given these, a certificate is still
+            false with a chance of at most ``delta``.
+        seed: of the world and draws.
+    """
     random = np.random.default_rng(seed)
     everything = [WORLDS[name].draw(random, max_error) for _ in range(_IMAGES)]
     sizes = sorted({image.truth.shape for image in everything})
@@ -149,10 +165,12 @@ def try_world(
         stacks.append((probs, torch.stack([image.truth for image in same])))
     issued = false = 0
     kept = 0.0
-    for _ in range(draws):
-        places = random.integers(_IMAGES, size=_SETTING + images)
-        drawn = [everything[place] for place in places]
-        labeller = certify(drawn[:_SETTING], drawn[_SETTING:], max_error, delta)
+    setting: list[Image] = []
+    for number in range(draws):
+        if number % reuse == 0:
+            setting = [everything[i] for i in random.integers(_IMAGES, size=_SETTING)]
+        certifying = [everything[i] for i in random.integers(_IMAGES, size=images)]
+        labeller = certify(setting, certifying, max_error, delta)
         if labeller is None:
             continue
         issued += 1
