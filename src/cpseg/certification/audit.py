@@ -212,8 +212,9 @@ class AuditPlan:
         upper, used, next_look = self._together(parts, given)
         # How many of each class can be judged is not known, so all labels together count them.
         skipped = unsure == "skip" and self.design == "uniform"
-        told = max(used, default=-1) + 1 if self.design == "uniform" else 0
-        unsures = [given[number] for number in used] if not told else given[:told]
+        unsures = [given[number] for number in used]
+        if self.design == "uniform":  # with those left out in between
+            unsures = given[: used[-1] + 1 if used else None]
         return AuditResult(
             design=self.design,
             looking=self.looking,
@@ -394,10 +395,10 @@ class AuditPlan:
     def _blocks(self, parts: Sequence[_Part], given: Sequence[str]) -> tuple[Evidence, list[int]]:
         """One answer of every class at a time, weighed by the labels that the class has.
 
-        A class of which every label was answered is known, and leaves the blocks. Drawing without
-        replacement leaves on average no fewer wrong ones among those still to come than the total
-        less those that were seen. A class without a drawn pixel counts as wrong. Also returned:
-        which answers are in the blocks.
+        Drawing without replacement leaves on average no fewer wrong ones among those still to come
+        than the total less those that were seen. Where all drawn pixels of a class are answered,
+        its labels that were not drawn count as wrong in the further blocks. Also returned: which
+        answers are in the blocks.
         """
         strata = [part.stratum for part in parts]
         places = [self._places(stratum, len(given)) for stratum in strata]
@@ -405,7 +406,7 @@ class AuditPlan:
             (
                 len(numbers)
                 for numbers, stratum in zip(places, strata, strict=True)
-                if stratum.answers and len(numbers) < stratum.size
+                if len(numbers) < stratum.answers
             ),
             default=max(map(len, places)),
         )
@@ -416,8 +417,7 @@ class AuditPlan:
             used += taken
             wrong = np.array([given[number] != "yes" for number in taken], np.float64)
             value[: len(taken)] += wrong * stratum.size / self.labels
-            if not stratum.answers:
-                value += stratum.size / self.labels
+            value[len(taken) :] += (stratum.size - stratum.answers) / self.labels
             before = np.concatenate([[0.0], wrong.cumsum()])
             shift += np.pad(before, (0, blocks), mode="edge")[:blocks] / self.labels
         return Evidence(value, np.ones(blocks), shift, 1.0, any_bets(1.0)), sorted(used)

@@ -224,7 +224,7 @@ def best_looks(
     best: tuple[int, ...] = (fixed,)
     spent = 1.0
     # Where few of many are drawn, the search is as good with a folder without end, and faster.
-    near = size if size < 100 * fixed else _ENDLESS
+    near = size if size < 20 * fixed else _ENDLESS
     least, truly = float(fixed), round(expected * near)
     for share in _SHARES:
         most = min(size, math.floor(share * fixed))

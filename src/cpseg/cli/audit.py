@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from cpseg.jobs.settings import AuditSettings
 
 # Options of the draw, which mean nothing once there are answers.
-_OF_THE_DRAW = ("by_class", "focus", "looking", "draw", "expected_error", "probs", "calibration")
+_OF_THE_DRAW = (
+    "by_class",
+    "focus",
+    "looking",
+    "draw",
+    "expected_error",
+    "probs",
+    "calibration",
+    "seed",
+    "names",
+    "label_studio",
+)
 
 
 def add(commands: Commands) -> None:
@@ -85,7 +96,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.answers and arguments.truth:
         fix = "leave one of them out"
         raise ValueError(message("audit", "--answers or --truth", "both", fix))
-    given = [name for name in _OF_THE_DRAW if getattr(arguments, name)]
+    if arguments.plan and asked:
+        fix = "leave one of them out"
+        raise ValueError(message("audit", "--plan or answers", "both", fix))
+    values = {name: getattr(arguments, name) for name in _OF_THE_DRAW}
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if arguments.answers and given:
         expected = f"--{given[0].replace('_', '-')} when pixels are drawn"
         fix = "leave it out: the plan has it"
@@ -117,6 +132,8 @@ def _settings(arguments: argparse.Namespace) -> AuditSettings:
 
 
 def _tell_costs(arguments: argparse.Namespace) -> int:
+    from cpseg._internal.checks import check_alpha
+    from cpseg.certification.audit import confidence
     from cpseg.jobs.audit import Labels, costs
     from cpseg.jobs.estimate import aligned, small_percent
 
@@ -129,9 +146,11 @@ def _tell_costs(arguments: argparse.Namespace) -> int:
     for row in rows:
         numbers = (row.fixed, row.planned, round(row.average), row.any_time)
         lines.append((small_percent(row.error), *map(str, numbers)))
+    bound = 100 * float(check_alpha("audit", settings.max_error, name="max_error"))
+    sure = confidence(float(check_alpha("audit", settings.delta, name="delta")))
     say(
-        f"Answers that certify at most {100 * float(settings.max_error):g} % with a chance of 90 % "
-        f"(confidence {100 * (1 - float(settings.delta)):g} %, drawn uniformly; by class so many "
+        f"Answers that certify at most {bound:g} % with a chance of 90 % "
+        f"(confidence {sure}, drawn uniformly; by class so many "
         "of each, and more):\n"
     )
     say(aligned(lines))
@@ -147,22 +166,22 @@ def _draw(arguments: argparse.Namespace) -> int:
         audit = plan_audit(arguments.folder, settings, folder=arguments.output, progress=progress)
         if not arguments.truth:
             _write(audit, arguments, progress)
-    say(_drawn(audit))
     if not arguments.truth:
+        say(_drawn(audit))
         say(
             f"Open {audit.folder / 'page.html'}, answer and save the answers; then: cpseg audit "
             f"{arguments.folder} --answers FILE"
         )
         return 0
-    return _tell(
-        audit_by_truth(
-            audit,
-            arguments.truth,
-            void=arguments.void,
-            unsure=arguments.unsure or "wrong",
-            stricter=arguments.stricter,
-        )
+    outcome = audit_by_truth(
+        audit,
+        arguments.truth,
+        void=arguments.void,
+        unsure=arguments.unsure or "wrong",
+        stricter=arguments.stricter,
     )
+    say(_drawn(audit))
+    return _tell(outcome, arguments.unsure)
 
 
 def _drawn(audit: Audit) -> str:
@@ -184,6 +203,7 @@ def _write(audit: Audit, arguments: argparse.Namespace, progress: Progress) -> N
     """The page and the lists, unless they are there."""
     from PIL import Image
 
+    from cpseg.certification.audit import confidence
     from cpseg.files.audit_files import write_label_studio, write_questions_csv
     from cpseg.report.audit_page import audit_pictures, write_audit_page
 
@@ -207,7 +227,7 @@ def _write(audit: Audit, arguments: argparse.Namespace, progress: Progress) -> N
             allowed=plan.allowed(),
             title=f"Audit of {labels.out.resolve().name}",
             statement=f"To be shown: of the {plan.labels:,} labels at most "
-            f"{100 * plan.max_error:g} % are wrong, with {100 * (1 - plan.delta):g} % confidence.",
+            f"{100 * plan.max_error:g} % are wrong, with {confidence(plan.delta)} confidence.",
             progress=progress,
         )
     tasks = audit.folder / "label_studio.json"
@@ -249,11 +269,12 @@ def _read(arguments: argparse.Namespace) -> int:
             max_error=arguments.max_error,
             unsure=arguments.unsure or "wrong",
             stricter=arguments.stricter,
-        )
+        ),
+        arguments.unsure,
     )
 
 
-def _tell(outcome: Outcome) -> int:
+def _tell(outcome: Outcome, unsure: str | None) -> int:
     """Print what is proven; 1 where the bound asked for is not."""
     if outcome.both:
         say(
@@ -262,15 +283,15 @@ def _tell(outcome: Outcome) -> int:
         )
     say(str(outcome.result))
     if outcome.result.classes is not None:
-        say("\n" + _classes(outcome.result))
+        say("\n" + _classes(outcome.result, unsure == "skip"))
     for folder, result in outcome.stricter:
         say(f"{folder}: {result}")
     results = [outcome.result, *(result for _, result in outcome.stricter)]
     return 0 if any(result.certified for result in results) else 1
 
 
-def _classes(result: AuditResult) -> str:
-    from cpseg.certification.audit import percent_up
+def _classes(result: AuditResult, skips: bool) -> str:
+    from cpseg.certification.audit import confidence, percent_up
     from cpseg.jobs.estimate import aligned
 
     lines: list[tuple[str, ...]] = [
@@ -281,5 +302,5 @@ def _classes(result: AuditResult) -> str:
         bound = "-" if row.bound >= 1 else percent_up(row.bound)
         cells = (f"{row.labels:,}", str(row.answers), str(row.wrong), bound)
         lines.append((str(row.label), *cells))
-    sure = f"{100 * (1 - result.delta):.3g} %"
-    return f"{aligned(lines)}\n\nThe bounds of all classes hold at once with {sure} confidence."
+    text = f"The bounds of all classes hold at once with {confidence(result.delta)} confidence"
+    return f"{aligned(lines)}\n\n{text}{', of labels that a person can judge' * skips}."

@@ -18,12 +18,13 @@ from cpseg._internal.checks import check_alpha, message, name_file_in_errors
 from cpseg._internal.safe_files import locked, write_text
 from cpseg._version import __version__
 from cpseg.calibration.calibration import Calibration
-from cpseg.certification.audit import AuditPlan, AuditResult, audit_sample
+from cpseg.certification.audit import MOST_ANSWERS, AuditPlan, AuditResult, audit_sample
 from cpseg.certification.finite_bounds import (
     average_answers,
     best_looks,
     fixed_number,
     number_at_any_time,
+    rough_number,
 )
 from cpseg.core.selection import Evidence
 from cpseg.files.audit_files import Question, merge_answers, read_answers
@@ -75,6 +76,10 @@ class Labels:
         masks = {}
         for pair in read_ids(out / "ids.txt"):
             own = output_path(out / "masks", pair.image, ".png")
+            if pair.mask is None and not own.exists():
+                expected, got = f"a mask of {pair.image}", "none"
+                fix = "write a line 'image mask' per image"
+                raise ValueError(message(str(out / "ids.txt"), expected, got, fix))
             masks[pair.image] = own if own.exists() else base / str(pair.mask)
         probs = Path(facts["probs"]) if "probs" in facts else None
         return cls(out, base, masks, probs)
@@ -211,6 +216,16 @@ def _check_settings(place: Path, plan: AuditPlan, settings: AuditSettings) -> No
             expected = f"the plan's {name.replace('_', ' ')} {getattr(plan, name)}"
             fix = "leave it as it was, or choose another folder with -o"
             raise ValueError(message(str(place), expected, str(value), fix))
+    if settings.answers is not None:
+        had = [stratum.answers for stratum in plan.strata]
+        if settings.design == "focus":
+            drawn = [settings.answers]
+        else:
+            drawn = [min(settings.answers, stratum.size) for stratum in plan.strata]
+        if had != drawn:
+            expected = f"the plan's {max(had)} answers"
+            fix = "leave them as they were, or choose another folder with -o"
+            raise ValueError(message(str(place), expected, str(settings.answers), fix))
 
 
 def suggested_error(labels: Labels, max_error: float) -> float | None:
@@ -477,9 +492,14 @@ def costs(labels: Labels, settings: AuditSettings) -> list[Cost]:
         errors.add(own)
     found = []
     for error in sorted(errors):
+        if rough_number(size, bound, delta, error) > MOST_ANSWERS:
+            continue  # as audit_sample refuses it
         fixed = fixed_number(size, bound, delta, error)
         looks = best_looks(size, bound, delta, error)
         average = average_answers(size, looks, error)
         any_time = number_at_any_time(size, bound, delta, error)
         found.append(Cost(error, fixed, looks[-1].answers, average, any_time))
+    if not found:
+        expected, got = f"a bound that {MOST_ANSWERS:,} answers certify", f"{bound:g}"
+        raise ValueError(message("audit", expected, got, "raise the bound"))
     return found
