@@ -646,7 +646,8 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(
     assert main(job(name, data, calibration, tmp_path / "out")) == 0
     shown = terminal.shown()
     assert f"{name}:   0%|" in shown
-    assert "12/12" in shown
+    looks = 2 if name == "calibrate" else 1  # the second records what the images are like
+    assert f"{12 * looks}/{12 * looks}" in shown
     _, rest = shown.rstrip("\r\n").rsplit("\r", 1)[-1], shown.split("\n", 1)[1]
     assert rest == "" or rest.startswith("cpseg: warning: 12 of these images were used")
 

@@ -145,9 +145,9 @@ def _leave_out(
 ) -> Without:
     """What gives the calibration without an image, as it is for a new one.
 
-    A threshold is the r-th largest score of its cell. Without an image that is among these r it is
-    the next one. Where some images are void at a cell that may be the same: such an image keeps
-    what it would not, in the share of the images that are void there.
+    A threshold is the r-th largest score of its cell; without an image that is among these r it is
+    the next one. Where v of n images are void at a cell, the one known may still be the r-th; in
+    about a share v / n of such cells.
     """
 
     def without(pair: Pair, probs: Tensor, labels: Tensor) -> Calibration:

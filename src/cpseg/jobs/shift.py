@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
@@ -162,10 +163,12 @@ def unlike(recorded: ImageProfile | None, looks: Sequence[Look]) -> Notice | Non
 
     kept, largest = ([getattr(each, name) for each in looks] for name in ("kept", "largest"))
     more = "less" if recorded.in_sample else "two-sided"  # "less" is said of the distribution
-    p = min(
-        ks_2samp(kept, recorded.kept, alternative=more).pvalue,
-        ks_2samp(largest, recorded.largest).pvalue,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of ties: the approximation will do
+        p = min(
+            ks_2samp(kept, recorded.kept, alternative=more).pvalue,
+            ks_2samp(largest, recorded.largest).pvalue,
+        )
     if p > FALSE_ALARM / 2:
         return None
     medians = [median(each) for each in (kept, recorded.kept, largest, recorded.largest)]
@@ -187,7 +190,7 @@ def sameness(same: float) -> Notice | None:
     share = "every pixel" if same == 1 else f"{100 * math.floor(1e5 * same) / 1e5:.3f} % of pixels"
     return Notice(
         f"these are the labels of the argmax, on {share}: the rule changes nothing; a larger "
-        "--alpha, or cpseg certify, leaves doubtful pixels without a label",
+        "--alpha, or certify with a lower --max-error, leaves doubtful pixels without a label",
         is_warning=False,
     )
 
