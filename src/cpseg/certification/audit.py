@@ -140,7 +140,8 @@ class AuditPlan:
     def fingerprint(self) -> str:
         """A digest of the whole plan, by which answers are matched to it."""
         text = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        # The word keeps a spreadsheet from reading 12e34 as a number.
+        return f"plan-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
     def stratum_delta(self) -> float:
