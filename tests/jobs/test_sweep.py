@@ -448,14 +448,18 @@ def test_scores_with_an_older_time_are_noticed(data: DataSet, tmp_path: Path) ->
     assert str(run(data, out=out)) != str(rows)
 
 
-def test_folds_of_an_older_version_are_taken_over(data: DataSet, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    rows = run(data, out=out)
-    before = files(out)
+def made_by_an_older_version(out: Path) -> None:
     run_file = json.loads((out / "run.json").read_text())
     del run_file["manifest"]
     (out / "run.json").write_text(json.dumps(run_file))
     (out / "manifest.jsonl").unlink()
+
+
+def test_folds_of_an_older_version_are_taken_over(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = run(data, out=out)
+    before = files(out)
+    made_by_an_older_version(out)
     assert str(run(data, out=out, progress=stop_at("any", 0))) == str(rows)
     assert files(out) == before
 
@@ -494,11 +498,22 @@ def test_a_damaged_fold_is_measured_again(data: DataSet, tmp_path: Path, text: s
     assert files(out) == before
 
 
-def test_a_damaged_fold_of_the_same_size_is_refused(data: DataSet, tmp_path: Path) -> None:
+def test_a_damaged_fold_of_the_same_size_is_measured_again(data: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(data, out=out)
+    before = files(out)
     path = out / "fold-1.json"
-    path.write_text(path.read_text().replace("pixel", "piXel"))
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    run(data, out=out)
+    assert files(out) == before
+
+
+def test_a_damaged_fold_of_an_older_version_is_refused(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(data, out=out)
+    made_by_an_older_version(out)
+    path = out / "fold-1.json"
+    path.write_text("[1]")
     with pytest.raises(ValueError, match="damaged") as caught:
         run(data, out=out)
     complains(caught.value, path, "delete it")

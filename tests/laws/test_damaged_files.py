@@ -22,7 +22,7 @@ from cpseg.jobs.predict import read_image
 from cpseg.jobs.settings import RecalibrationOptions
 
 CASES = 200
-REMADE = ("manifest", "finished mask")
+REMADE = ("manifest", "finished mask", "fold")
 HARMLESS = "images were used for the calibration"
 
 Rng = np.random.Generator

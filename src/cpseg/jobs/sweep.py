@@ -85,7 +85,8 @@ def sweep(
     plan = SweepPlan(settings, settings.grid or images.size, images.num_classes)
     if out is None:
         return _rows(images, folds, plan, None)
-    with open_run_folder(Path(out), plan.fingerprint(pairs, **_data(source))) as folder:
+    fingerprint = plan.fingerprint(pairs, **_data(source))
+    with open_run_folder(Path(out), fingerprint, digest_files=True) as folder:
         return _rows(images, folds, plan, folder)
 
 
