@@ -162,6 +162,25 @@ def test_by_class_bounds_hold_over_every_order(
     assert max(np.mean(each) for each in classes.values()) <= delta + ROUNDING
 
 
+def test_blocks_are_on_average_no_less_than_the_rate_that_is_left() -> None:
+    """Given the blocks before, over every order of two small classes."""
+    plan = plan_of({0: 3, 1: 4}, design="by-class")
+    labels = np.array([draw.label for draw in plan.draws])
+    left: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for bits in itertools.product((0, 1), repeat=7):
+        parts = [plan._part(stratum, [], "wrong") for stratum in plan.strata]
+        evidence, used = plan._blocks(parts, ["no" if bit else "yes" for bit in bits])
+        assert used == list(range(7))
+        classes = [tuple(np.array(bits)[labels == label]) for label in (0, 1)]
+        rate = sum(bits) / 7
+        for block in range(4):
+            before = tuple(own[:block] for own in classes)
+            key = (tuple(map(sum, classes)), block, before)
+            mean = evidence.value[block] - max(rate - evidence.shift[block], 0)
+            left[key].append(mean)
+    assert min(np.mean(each) for each in left.values()) >= -ROUNDING
+
+
 def test_by_class_pooled_bound_holds_in_simulated_folders() -> None:
     """Three classes at the bound, 1,500 folders; false alarm below 1e-6."""
     sizes = {0: 60, 1: 30, 2: 6}
