@@ -555,6 +555,10 @@ def test_a_focused_draw_is_as_sampled() -> None:
     for draw in plan.draws:
         assert draw.predicted == pytest.approx(error[draw[:4]], abs=1e-6)
         assert 1 / (plan.labels * draw.probability) <= plan.largest_weight
+    values = plan._weighted(["no", "yes"]).value
+    for draw, value, wrong in zip(plan.draws[:2], values, (1, 0), strict=True):
+        weighed = (wrong - draw.predicted) / (10 * draw.probability)
+        assert value == pytest.approx(weighed + plan.mean_predicted)
     result = plan.result(yes_no([0] * 200))
     assert result.answers == 200
     assert result.bound <= plan.result(yes_no([0] * 100 + [1] * 100)).bound
