@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,38 +12,18 @@ import torch
 from tests.support.helpers import raises
 from torch import Tensor
 
-from cpseg import Calibration, Calibrator, Certifier, groups
+from cpseg import Calibration
 from cpseg.certification.rule_choice import Start, Statement, choose
 from cpseg.testing import WORLDS, assert_certificate, try_world
 from cpseg.testing.certificates import Certify, Image
 
-LEVELS = (0.96, 0.93, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "certificates.py"
 GRID = (8, 8)
 SLOW = pytest.mark.ci
-
-
-def by_size(images: Sequence[Image]) -> list[tuple[Tensor, Tensor]]:
-    sizes = sorted({image.truth.shape for image in images})
-    same = [[image for image in images if image.truth.shape == size] for size in sizes]
-    return [
-        (torch.stack([i.probs for i in each]), torch.stack([i.labels for i in each]))
-        for each in same
-    ]
-
-
-def certifier(
-    setting: Sequence[Image], certifying: Sequence[Image], *, learn: bool = True, **options: object
-) -> Certifier:
-    calibrator = Calibrator(groups.image(GRID), alpha=max(LEVELS))
-    for probs, labels in by_size(setting):
-        calibrator.update(probs, labels)
-    made = Certifier(calibrator, alphas=LEVELS, **options)  # type: ignore[arg-type]
-    if learn:
-        for probs, labels in by_size(setting):
-            made.learn_order(probs, labels)
-    for probs, labels in by_size(certifying):
-        made.update(probs, labels)
-    return made
+if not SCRIPT.exists():
+    pytest.skip("benchmarks are not part of this copy", allow_module_level=True)
+# A certifier that measures each image once for the images that set the thresholds.
+Measured = runpy.run_path(str(SCRIPT))["Measured"]
 
 
 def labeller(made: Calibration) -> Callable[[Tensor], Tensor] | None:
@@ -50,22 +32,24 @@ def labeller(made: Calibration) -> Callable[[Tensor], Tensor] | None:
 
 
 def ours(per: str, *, per_class: bool = False, learn: bool = True) -> Certify:
+    measured = Measured(learn, max_error=0.1, delta=0.1, per=per, per_class=per_class)
+
     def certify(
         setting: Sequence[Image], certifying: Sequence[Image], max_error: float, delta: float
     ) -> Callable[[Tensor], Tensor] | None:
-        settings = {"max_error": max_error, "delta": delta, "per": per, "per_class": per_class}
-        return labeller(certifier(setting, certifying, learn=learn, **settings).compute())
+        return labeller(measured(setting, certifying).compute())
 
     return certify
 
 
 def first_version(per_class: bool = False) -> Certify:
     """An image that keeps nothing counts as one without an error; strictest level first."""
+    measured = Measured(False, per_class=per_class)
 
     def certify(
         setting: Sequence[Image], certifying: Sequence[Image], max_error: float, delta: float
     ) -> Callable[[Tensor], Tensor] | None:
-        tested = certifier(setting, certifying, learn=False, per_class=per_class)
+        tested = measured(setting, certifying)
         wrong = np.stack([image.wrong for image in tested._images])
         kept = np.stack([image.kept for image in tested._images])
         statement = Statement("ltt", "image", "betting", max_error, delta)
@@ -97,7 +81,7 @@ def first_version(per_class: bool = False) -> Certify:
 
 @pytest.mark.parametrize("per", ["labels", "image"])
 def test_ours_pass_in_every_world(per: str) -> None:
-    assert_certificate(ours(per), per=per, draws=10, images=60)
+    assert_certificate(ours(per), per=per, draws=20, reuse=20, images=60)
 
 
 @SLOW
@@ -105,14 +89,14 @@ def test_ours_pass_in_every_world(per: str) -> None:
 @pytest.mark.parametrize("per", ["labels", "image"])
 def test_ours_pass_in_many_draws(per: str, per_class: bool) -> None:
     certify = ours(per, per_class=per_class)
-    assert_certificate(certify, per=per, per_class=per_class, draws=100)
+    assert_certificate(certify, per=per, per_class=per_class, draws=60, reuse=60)
 
 
 @SLOW
 def test_ours_pass_with_few_images_and_without_an_order() -> None:
     whole = ["images right or wrong as a whole"]
-    assert_certificate(ours("labels"), worlds=whole, images=25, draws=200)
-    assert_certificate(ours("labels", learn=False), draws=30)
+    assert_certificate(ours("labels"), worlds=whole, images=25, draws=100, reuse=50)
+    assert_certificate(ours("labels", learn=False), draws=20, reuse=20)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +112,15 @@ def test_ours_pass_with_few_images_and_without_an_order() -> None:
 def test_the_first_version_fails(world: str, per: str, per_class: bool) -> None:
     with raises(AssertionError, "assert_certificate", f"to be false .* world '{world}', per {per}"):
         certify = first_version(per_class)
-        assert_certificate(certify, per=per, per_class=per_class, worlds=[world], draws=40)
+        assert_certificate(
+            certify, per=per, per_class=per_class, worlds=[world], draws=40, reuse=10
+        )
 
 
 @pytest.mark.parametrize("world", ["sizes that differ", "images that keep little"])
 def test_the_statement_per_image_is_not_the_one_per_label(world: str) -> None:
     with raises(AssertionError, "assert_certificate", "per labels"):
-        assert_certificate(ours("image"), per="labels", worlds=[world], draws=40)
+        assert_certificate(ours("image"), per="labels", worlds=[world], draws=40, reuse=10)
 
 
 def by_the_mean(
@@ -162,6 +148,17 @@ def test_counts_of_one_world() -> None:
         draws=5,
     )
     assert (nothing.issued, nothing.false, nothing.kept) == (5, 0, 0.0)
+
+
+def test_draws_may_share_the_images_that_set_the_thresholds() -> None:
+    seen: list[object] = []
+
+    def certify(setting: Sequence[Image], certifying: Sequence[Image], *_: float) -> None:
+        seen.append(setting)
+        assert (len(setting), len(certifying)) == (15, 80)
+
+    try_world(certify, "correlated pixels", draws=7, reuse=3)
+    assert [seen[i] is seen[i - 1] for i in range(1, 7)] == [True, True, False, True, True, False]
 
 
 def test_what_is_refused() -> None:

@@ -58,6 +58,7 @@ def assert_certificate(
     max_error: float = 0.1,
     delta: float = 0.1,
     draws: int = 1000,
+    reuse: int = 1,
     false_alarm: float = 1e-6,
     seed: int = 0,
 ) -> None:
@@ -80,6 +81,9 @@ def assert_certificate(
         max_error: the bound.
         delta: 1 - confidence.
         draws: of every world.
+        reuse: how many draws in a row share the images that set the thresholds (the same list),
+            so that ``certify`` can keep what it made of them. Given these, a certificate is still
+            false with a chance of at most ``delta``.
         false_alarm: chance that a right implementation fails in one world.
         seed: of the worlds and draws.
 
@@ -99,7 +103,7 @@ def assert_certificate(
     """
     where = "assert_certificate"
     check_choice(where, per, ("labels", "image"), name="per")
-    check_counts(where, images=images, draws=draws)
+    check_counts(where, images=images, draws=draws, reuse=reuse)
     names = tuple(WORLDS) if worlds is None else at_least_one(where, "worlds", worlds)
     for name in names:
         check_choice(where, name, tuple(WORLDS), name="worlds")
@@ -114,6 +118,7 @@ def assert_certificate(
             max_error=max_error,
             delta=delta,
             draws=draws,
+            reuse=reuse,
             seed=seed,
         )
         if tried.false > most:
@@ -142,7 +147,7 @@ def try_world(
     """Count false certificates in one world.
 
     Args:
-        certify: as for :func:`assert_certificate`, and so are the others but ``reuse``.
+        certify: as for :func:`assert_certificate`, and so are the others.
         name: of the world.
         per: what the certificate says.
         per_class: whether it says so of every class.
@@ -150,9 +155,7 @@ def try_world(
         max_error: the bound.
         delta: 1 - confidence.
         draws: how often certification images are drawn.
-        reuse: how many draws in a row share the images that set the thresholds (the same list),
-            so that ``certify`` can keep what it made of them. Given these, a certificate is still
-            false with a chance of at most ``delta``.
+        reuse: how many draws in a row share the images that set the thresholds.
         seed: of the world and draws.
     """
     random = np.random.default_rng(seed)
