@@ -62,7 +62,8 @@ def test_calls_return_what_is_right_or_say_what_is_wrong(part: int) -> None:
 
 def test_a_call_is_the_same_every_time() -> None:
     for number in range(20):
-        first, second = (fuzz.run(SEED, number)[:4] for _ in range(2))
+        # Not what is said: it may hold an address.
+        first, second = (fuzz.run(SEED, number)[:3] for _ in range(2))
         assert first == second
 
 
