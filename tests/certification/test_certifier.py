@@ -240,6 +240,154 @@ def test_levels_of_classes_are_those_of_naive_loops(
     assert proof(made).kept == pytest.approx(share, abs=1e-12)
 
 
+# --- per label ---------------------------------------------------------------------------------
+
+
+def images_of_two_sizes(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Small and large images in turn; the large ones keep their void to themselves."""
+    found = []
+    for number in range(count):
+        size = (6, 7) if number % 3 else (12, 14)
+        probs, labels = scenes(1, seeded(1000 * seed + number), size=size, sharp=4.0)
+        found.append((probs[0], labels[0]))
+    return found
+
+
+def naive_losses(
+    calibrator: Calibrator,
+    images: list[tuple[Tensor, Tensor]],
+    max_error: float,
+    largest: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses, wrong and kept labels ``[n, A]``, in floating point and one pixel at a time."""
+    losses, wrongs, kepts = (np.zeros((len(images), len(LEVELS))) for _ in range(3))
+    for a, alpha in enumerate(LEVELS):
+        limit = float(calibrator.compute(alpha).threshold[0, 0])
+        for i, (probs, labels) in enumerate(images):
+            here = np.full(labels.shape, limit, np.float32)
+            chosen = oracles.select(probs.numpy(), here, calibrator.background)
+            wrong = kept = pixels = 0
+            for got, true in zip(chosen.ravel(), labels.numpy().ravel(), strict=True):
+                if true != 255:
+                    pixels += 1
+                    kept += got != 255
+                    wrong += got != 255 and got != true
+            share = labels.numel() / largest
+            losses[i, a] = max_error + share * (wrong - max_error * kept) / pixels
+            wrongs[i, a], kepts[i, a] = wrong / pixels, kept / pixels
+    return losses, wrongs, kepts
+
+
+def naive_starts(losses: np.ndarray, kept: np.ndarray, max_error: float) -> list[tuple[int, float]]:
+    """The level that grows fastest with a standard error to spare; the one that keeps half."""
+    n, levels = losses.shape
+    grows = []
+    for a in range(levels):
+        gains = [max_error - loss for loss in losses[:, a]]
+        mean = sum(gains) / n
+        error = math.sqrt(sum((g - mean) ** 2 for g in gains) / (n - 1)) / math.sqrt(n)
+        best = -math.inf
+        for twentieth in range(1, 21):
+            bet = twentieth / 20 * 0.97 / (1 - max_error)
+            lowest = -(1 - max_error)
+            total = sum(math.log1p(bet * max(g - error, lowest)) for g in gains)
+            best = max(best, total / n)
+        grows.append(best)
+    main = grows.index(max(grows))
+    shares = [kept[:, a].mean() for a in range(levels)]
+    half = next(a for a in range(levels) if shares[a] >= shares[main] / 2)
+    return [(main, 0.9), (min(half, main), 0.1)]
+
+
+@pytest.mark.parametrize("max_error", [0.15, 0.25, 0.35])
+@pytest.mark.parametrize("background", [None, 0])
+def test_the_level_per_label_is_that_of_naive_loops(
+    background: int | None, max_error: float
+) -> None:
+    calibrator = calibrated(background)
+    setting, certifying = images_of_two_sizes(20, 1), images_of_two_sizes(60, 2)
+    certifier = Certifier(calibrator, alphas=LEVELS, max_error=max_error, delta=0.1)
+    for probs, labels in setting:
+        certifier.learn_order(probs, labels)
+    for probs, labels in certifying:
+        certifier.update(probs, labels)
+    found = proof(certifier.compute())
+    largest = 12 * 14
+    known, _, shares = naive_losses(calibrator, setting, max_error, largest)
+    losses, wrong, kept = naive_losses(calibrator, certifying, max_error, largest)
+    order = [int(i) for i in np.argsort([_digest(0, str(i)) for i in range(60)])]
+    level = -1
+    for start, share in naive_starts(known, shares, max_error):
+        for a in range(start, len(LEVELS)):
+            if naive_betting(losses[order, a].tolist(), max_error, 0.1) > 0.1 * share:
+                break
+            level = max(level, a)
+    assert found.alpha == (float(LEVELS[level]) if level >= 0 else None)
+    assert (found.per, found.max_pixels, found.larger_images) == ("labels", largest, 0)
+    assert (level >= 0) == (max_error > 0.2), "both kinds of answer are tested"
+    if level >= 0:
+        area = np.array([labels.numel() for _, labels in certifying])
+        pooled = (area * wrong[:, level]).sum() / (area * kept[:, level]).sum()
+        assert found.pooled_error == pytest.approx(pooled, abs=1e-12)
+        assert str(found).endswith(f"; for images of at most {largest} pixels")
+
+
+def test_larger_images_are_left_out_and_counted() -> None:
+    calibrator = calibrated()
+    images = images_of_two_sizes(90, 2)
+    small = [number for number, (_, labels) in enumerate(images) if labels.numel() == 42]
+    some, all_of_them = (
+        Certifier(calibrator, alphas=LEVELS, max_error=0.3, max_pixels=42) for _ in range(2)
+    )
+    for number in small:
+        some.update(*images[number], ids=str(number))
+    for number, image in enumerate(images):
+        all_of_them.update(*image, ids=str(number))
+    found, wanted = proof(all_of_them.compute()), proof(some.compute())
+    assert (found.num_images, found.larger_images) == (60, 30)
+    assert replace(found, larger_images=0) == wanted
+    only_large = Certifier(calibrator, max_error=0.3, max_pixels=41)
+    only_large.update(*images[small[0]])
+    with raises(ValueError, "Certifier.compute", "an image of at most max_pixels=41 pixels"):
+        only_large.compute()
+
+
+def test_an_order_is_learned_before_and_from_other_images() -> None:
+    calibrator = calibrated(ids=True)
+    certifier = Certifier(calibrator, max_error=0.3)
+    probs, labels = scenes(6, seeded(5))
+    certifier.learn_order(probs[:2], labels[:2], ids=["a", "b"])
+    certifier.learn_order(probs[:2], labels[:2], ids=["a", "b"])  # changes nothing
+    assert len(certifier._learned) == 2
+    with raises(ValueError, "Certifier.update", "got 'b', used in calibration, recalibration or"):
+        certifier.update(probs[1], labels[1], ids="b")
+    certifier.update(probs[2:], labels[2:], ids=list("cdef"))
+    assert certifier.num_images == 4
+    with raises(ValueError, "Certifier.learn_order", "a call before update, got one after it"):
+        certifier.learn_order(probs[0], labels[0])
+
+
+def test_parts_that_learned_apart_are_one_that_learned_all() -> None:
+    calibrator = calibrated(ids=True)
+    setting, certifying = scenes(20, seeded(1)), scenes(60, seeded(2))
+    names = [f"s{i}" for i in range(20)], [f"n{i}" for i in range(60)]
+
+    def certifier(learn: range, update: range) -> Certifier:
+        made = Certifier(calibrator, max_error=0.3)
+        for i in learn:
+            made.learn_order(setting[0][i], setting[1][i], ids=names[0][i])
+        for i in update:
+            made.update(certifying[0][i], certifying[1][i], ids=names[1][i])
+        return made
+
+    whole = certifier(range(20), range(60))
+    first = certifier(range(12), range(30))
+    first.merge(certifier(range(19, 7, -1), range(59, 29, -1)))  # four images learned twice
+    assert first.compute().certificate == whole.compute().certificate
+    without = certifier(range(0), range(60))
+    assert without.compute().certificate != whole.compute().certificate
+
+
 def test_class_thresholds_follow_size_and_device_and_leave_nan_out() -> None:
     own = torch.tensor([0.25, 0.5]).reshape(2, 1, 1).expand(2, 1, 2)
     made = Calibration(
