@@ -332,6 +332,26 @@ def test_the_level_per_label_is_that_of_naive_loops(
         assert str(found).endswith(f"; for images of at most {largest} pixels")
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_starts_are_those_of_naive_loops(seed: int) -> None:
+    random_ = np.random.default_rng(seed)
+    max_error, levels = (0.05, 0.2)[seed % 2], len(LEVELS)
+    kept = np.sort(random_.random((12, levels)), axis=1)
+    wrong = kept * random_.random((12, levels)) * np.linspace(0.02, 3 * max_error, levels)
+    losses = max_error + wrong - max_error * kept
+    statement = rule_choice.Statement("ltt", "labels", "betting", max_error, 0.1)
+    two = np.stack([losses, losses[::-1] * 0.9], 1)  # a class beside it changes nothing
+    found = rule_choice.starts_of(statement, two, np.stack([kept.mean(0)] * 2), 2)
+    assert [(start.levels[0], start.share) for start in found] == naive_starts(
+        losses, kept, max_error
+    )
+    assert sum(start.share for start in found) <= 1
+    for few in (None, two[:1]):  # three levels, whatever is kept
+        three = rule_choice.starts_of(statement, few, np.zeros((2, levels)), 2)
+        assert [start.levels.tolist() for start in three] == [[1, 1], [3, 3], [4, 4]]
+        assert sum(start.share for start in three) <= 1 + 1e-12
+
+
 def test_larger_images_are_left_out_and_counted() -> None:
     calibrator = calibrated()
     images = images_of_two_sizes(90, 2)
@@ -383,6 +403,7 @@ def test_parts_that_learned_apart_are_one_that_learned_all() -> None:
     whole = certifier(range(20), range(60))
     first = certifier(range(12), range(30))
     first.merge(certifier(range(19, 7, -1), range(59, 29, -1)))  # four images learned twice
+    assert first._learned.keys() == whole._learned.keys()
     assert first.compute().certificate == whole.compute().certificate
     without = certifier(range(0), range(60))
     assert without.compute().certificate != whole.compute().certificate
