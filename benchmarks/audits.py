@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cpseg.certification.audit import AuditPlan, Draw, _Part, audit_sample
+from cpseg.certification.audit import AuditPlan, Draw, audit_sample
+from cpseg.certification.audit_plan import _Part
 from cpseg.certification.finite_bounds import (
     allowed_at_any_time,
     average_answers,

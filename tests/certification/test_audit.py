@@ -21,7 +21,7 @@ from scipy.stats import chi2
 from tests.support.helpers import raises
 from torch import Tensor
 
-from cpseg.certification import audit
+from cpseg.certification import audit_plan
 from cpseg.certification.audit import (
     AuditPlan,
     AuditResult,
@@ -41,9 +41,9 @@ VOID = 255
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of the same answers are computed once."""
-    monkeypatch.setattr(audit, "bound_at_look", _frozen(audit.bound_at_look))
-    monkeypatch.setattr(audit, "planned_looks", _frozen(audit.planned_looks))
-    monkeypatch.setattr(audit, "bound_at_any_time", _frozen(audit.bound_at_any_time))
+    monkeypatch.setattr(audit_plan, "bound_at_look", _frozen(audit_plan.bound_at_look))
+    monkeypatch.setattr(audit_plan, "planned_looks", _frozen(audit_plan.planned_looks))
+    monkeypatch.setattr(audit_plan, "bound_at_any_time", _frozen(audit_plan.bound_at_any_time))
 
 
 def _frozen(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ confidences, reliability, and labels for the sample images.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -207,12 +208,19 @@ class _Certifiers:
     def set_thresholds(self, fit: FoldFit, title: str) -> None:
         """From the images for recalibration; needs the fold's recalibrations."""
 
-        def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+        def mapped(probs: Tensor) -> Iterator[tuple[tuple[Scoring, int | None], Tensor]]:
             for scoring, recalibrate in fit.maps.items():
-                mapped = recalibrate(probs)
+                recalibrated = recalibrate(probs)
                 for background in self._plan.backgrounds:
-                    calibrator = self._calibrators[scoring, background]
-                    calibrator.update(mapped, labels, ids=pair.image)
+                    yield (scoring, background), recalibrated
+
+        def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+            for key, recalibrated in mapped(probs):
+                self._calibrators[key].update(recalibrated, labels, ids=pair.image)
+
+        def learn_order(pair: Pair, probs: Tensor, labels: Tensor) -> None:
+            for key, recalibrated in mapped(probs):
+                self._certifiers[key].learn_order(recalibrated, labels, ids=pair.image)
 
         self._images.feed(update, self._setting, f"{title}, set levels")
         self._certifiers = {
@@ -224,14 +232,6 @@ class _Certifiers:
             )
             for key in self._keys
         }
-
-        def learn_order(pair: Pair, probs: Tensor, labels: Tensor) -> None:
-            for scoring, recalibrate in fit.maps.items():
-                mapped = recalibrate(probs)
-                for background in self._plan.backgrounds:
-                    certifier = self._certifiers[scoring, background]
-                    certifier.learn_order(mapped, labels, ids=pair.image)
-
         self._images.feed(learn_order, self._setting, f"{title}, choose the order of tests")
 
     def update(self, pair: Pair, scoring: Scoring, probs: Tensor, labels: Tensor) -> None:
