@@ -12,6 +12,7 @@ CERTIFICATES = ("ltt", "crc")
 CERTIFIED_PER = ("labels", "image")
 AUDIT_DESIGNS = ("uniform", "by-class", "focus")
 AUDIT_LOOKING = ("planned", "fixed", "any")
+AUDIT_ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
 AUDIT_UNSURE = ("wrong", "skip")
 PVALUES = ("betting", "hoeffding-bentkus")
 SCORE_DTYPES = ("uint8", "float16")

@@ -31,7 +31,7 @@ from cpseg.certification.finite_bounds import (
 from cpseg.certification.weighted_bounds import Evidence, any_bets, rate_bound
 
 DESIGNS, LOOKING, UNSURE = words.AUDIT_DESIGNS, words.AUDIT_LOOKING, words.AUDIT_UNSURE
-ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
+ANSWERS = words.AUDIT_ANSWERS
 _ENDLESS = 10**15
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
+from cpseg._internal import words
 from cpseg._internal.checks import message
 from cpseg._internal.safe_files import atomic, damaged, write_text
 
-ANSWERS = ("yes", "no", "unsure")  # the label is right, it is wrong, cannot tell
+ANSWERS = words.AUDIT_ANSWERS
 CLOSE_UP = 81  # pixels of the image across the close-up of a picture for Label Studio; odd
 _FIELDS = ("plan", "number", "image", "row", "column", "label")
 _COLUMNS = (*_FIELDS, "class", "answer")
