@@ -410,10 +410,10 @@ def test_unsure_left_out_is_a_statement_about_what_can_be_judged() -> None:
     assert (counted.wrong, counted.unsure, counted.answers) == (9, 9, count)
     assert (skipped.wrong, skipped.unsure, skipped.answers) == (0, 9, count - 9)
     assert skipped.bound < counted.bound
-    assert "9 that could not be told counted as wrong" in str(counted)
+    assert "9 of these could not be told" in str(counted)
     said = str(skipped)
     assert said.startswith("of those that a person can judge among the 5,000 labels at most ")
-    assert "9 that could not be told left out" in said
+    assert "9 more that could not be told left out" in said
     nothing = plan.result(dict.fromkeys(range(count), "unsure"), unsure="skip")
     assert (nothing.bound, nothing.answers) == (1.0, 0)
 
@@ -423,7 +423,7 @@ def test_by_class_unsure_left_out_counts_in_the_bound_of_all_labels() -> None:
     words = {n: "unsure" if n % 10 == 0 else "yes" for n in range(len(plan.draws))}
     counted, skipped = plan.result(words), plan.result(words, unsure="skip")
     assert str(counted) == str(skipped)
-    assert "could not be told counted as wrong" in str(skipped)
+    assert "of these could not be told" in str(skipped)
     assert counted.classes is not None
     assert skipped.classes is not None
     assert skipped.classes[0].bound < counted.classes[0].bound

@@ -483,8 +483,10 @@ class AuditResult:
         """One sentence."""
         seen = f"{self.answers} answer{'s' * (self.answers != 1)}, {self.wrong} wrong"
         if self.unsure:
-            how = "left out" if self.skipped else "counted as wrong"
-            seen += f", {self.unsure} that could not be told {how}"
+            told = f"{self.unsure} more that could not be told left out"
+            if not self.skipped:
+                told = f"{self.unsure} of these could not be told and counted as wrong"
+            seen += f", {told}"
         sure = f"with {confidence(self.delta)} confidence"
         which = "of those that a person can judge among" if self.skipped else "of"
         if self.bound >= 1:

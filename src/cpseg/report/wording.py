@@ -133,13 +133,13 @@ def _uncertified(findings: Findings, bound: float) -> str:
     closest = max(tried, key=lambda proofs: sum(proof.certified for proof in proofs))
     count, folds = sum(proof.certified for proof in closest), findings.plan.folds
     images = min(proof.num_images for proof in closest)
+    per = "per label" if findings.plan.per == "labels" else "per image"
     text = (
-        f"For an error of at most {_rate(bound)} no rule was certified in every fold "
+        f"For an error of at most {_rate(bound)} no rule was certified {per} in every fold "
         f"({count} of {folds} at best, from {images} images or more)"
     )
     needed = [proof.needed_images for proof in closest if proof.needed_images is not None]
     lowest = [proof.lowest_error for proof in closest if proof.lowest_error is not None]
-    text += " per label" if findings.plan.per == "labels" else " per image"
     if needed:
         text += f"; that takes at least {max(needed)} images besides those that set thresholds"
     elif lowest:
@@ -155,7 +155,8 @@ def _confident(findings: Findings) -> str:
     return (
         f"Without a certificate, {rule.name} kept {plus_minus(measured.estimate('kept'))} of the "
         f"pixels with {plus_minus(measured.estimate('wrong'))} of them wrong; nothing guarantees "
-        "that elsewhere."
+        "that elsewhere. Labels that are made can be audited: cpseg audit bounds their error by "
+        "answers about some of their pixels."
     )
 
 
