@@ -55,6 +55,11 @@ class Source:
     void: int = VOID
     device: str = "cpu"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of score files, one per model whose scores are used."""
+        return (self.probs,)
+
     def with_recorded_class_map(self, recorded: Any) -> Source:
         """The source with the class map that a calibration was made with, as JSON or None.
 
