@@ -10,7 +10,12 @@ import torch
 
 from cpseg import Calibration, Certificate, Recalibration
 from cpseg.calibration.guarantee import guarantee
-from cpseg.calibration.provenance import GroupImages, Provenance, RecalibrationImages
+from cpseg.calibration.provenance import (
+    GroupImages,
+    Provenance,
+    RecalibrationImages,
+    SourceImages,
+)
 
 PIXELS = "the 2x3 pixels that the grid samples"
 ASSUMED = (
@@ -119,3 +124,12 @@ def test_a_certificate_says_its_own_sentence() -> None:
     same = Provenance(recalibration=RecalibrationImages(None, 0, False))
     made = calibration(variant="image", certificate=CERTIFICATE, extra=same)
     assert made.guarantee() == str(CERTIFICATE)
+
+
+def test_nothing_where_the_scores_were_cross_fitted_on_calibration_images() -> None:
+    provenance = Provenance(sources=(SourceImages("S", 3, 9),))
+    said = calibration(extra=provenance).guarantee()
+    assert said.startswith("nothing: models behind the scores were trained on calibration images")
+    assert said.endswith("so that coverage is approximate")
+    certified = calibration(extra=provenance, certificate=CERTIFICATE)
+    assert certified.guarantee() == str(CERTIFICATE), "its own images are apart: certify sees to it"

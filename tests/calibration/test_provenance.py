@@ -18,6 +18,7 @@ from cpseg.calibration.provenance import (
     MaskFormat,
     Provenance,
     RecalibrationImages,
+    SourceImages,
 )
 from cpseg.core.class_map import ClassMap
 
@@ -31,9 +32,10 @@ FULL = Provenance(
     masks=MaskFormat(11, CLASS_MAP),
     fallback_shares={"pixel": 0.25, "blocks": 0.5, "image": 0.0},
     profile=ImageProfile((0.5, 1.0), (0.75, 0.875), True),
+    sources=(SourceImages("S", 2, 5), SourceImages("T", 1, 1)),
     other={"note": "ü"},
 )
-# As version 0.x wrote it, key for key; the profile came later.
+# As version 0.x wrote it, key for key; profile and cross_fitted came later.
 FULL_JSON: dict[str, Any] = {
     "images": ["a", "b"],
     "certifying_images": ["c"],
@@ -43,6 +45,10 @@ FULL_JSON: dict[str, Any] = {
     "masks": {"void": 11, "map": CLASS_MAP},
     "fallback": {"pixel": 0.25, "blocks": 0.5, "image": 0.0},
     "profile": {"kept": [0.5, 1.0], "largest": [0.75, 0.875], "in_sample": True},
+    "cross_fitted": [
+        {"folder": "S", "out_of_fold": 2, "trained_on": 5},
+        {"folder": "T", "out_of_fold": 1, "trained_on": 1},
+    ],
     "note": "ü",
 }
 
@@ -117,6 +123,16 @@ def test_it_is_a_read_only_mapping_of_its_json() -> None:
         ({"class_map": 3}, "a JSON object"),
         ({"class_map": {"map": {"0": 0, "1": 2}}}, "a model class for every class"),
         ({"masks": {"void": 11}}, "masks with map, void"),
+        ({"cross_fitted": {"folder": "S"}}, "cross_fitted as a list of folders"),
+        ({"cross_fitted": [{"folder": "S", "trained_on": 1}]}, "cross_fitted with folder, out_of"),
+        (
+            {"cross_fitted": [{"folder": "S", "out_of_fold": 0, "trained_on": 1}]},
+            "cross_fitted as a list of folders",
+        ),
+        (
+            {"cross_fitted": [{"folder": 3, "out_of_fold": 1, "trained_on": 1}]},
+            "cross_fitted as a list of folders",
+        ),
         ({"masks": {"void": "11", "map": None}}, "void as a whole number"),
         ({"masks": {"void": 11, "map": {"map": {"0": 1}}}}, "a model class for every class"),
         ({"fallback": [0.5]}, "fallback as a JSON object"),

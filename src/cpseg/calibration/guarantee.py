@@ -90,6 +90,11 @@ def _what_voids_it(calibration: _Calibration) -> str | None:
         return "the probabilities were recalibrated on the calibration images themselves"
     if provenance.groups is not None and not provenance.groups.disjoint:
         return "groups were learned on the calibration images themselves"
+    if provenance.sources:
+        return (
+            "models behind the scores were trained on calibration images, each scored by a model "
+            "that did not see it (cross-fitting), so that coverage is approximate"
+        )
     if calibration.variant != "pixel" and calibration.unit != "image":
         return (
             "groups pool the pixels of several images, which are not exchangeable; "

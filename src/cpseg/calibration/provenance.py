@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cpseg._internal.checks import is_share, is_whole, message
@@ -70,6 +70,22 @@ class ImageProfile:
     in_sample: bool
 
 
+@dataclass(frozen=True)
+class SourceImages:
+    """A folder of scores made by cross-fitting: by models trained on some calibration images.
+
+    Attributes:
+        folder: its name.
+        out_of_fold: number of calibration images that one of its models was trained on, each scored
+            by another one.
+        trained_on: number of images that its models were trained on, all together.
+    """
+
+    folder: str
+    out_of_fold: int
+    trained_on: int
+
+
 @dataclass(frozen=True, eq=False)
 class Provenance(Mapping[str, Any]):
     """Which images made a calibration, and how its data set was read.
@@ -88,6 +104,8 @@ class Provenance(Mapping[str, Any]):
             fallback, finest level first; None without a fallback.
         profile: what the calibration images, or those of the certificate, looked like; None where
             it was not recorded. New images are compared with it.
+        sources: the folders of scores that were cross-fitted on calibration images; with one of
+            them nothing is promised in finite samples.
         other: entries of a file that this version does not know; they are written back.
 
     Example:
@@ -106,6 +124,7 @@ class Provenance(Mapping[str, Any]):
     masks: MaskFormat | None = None
     fallback_shares: Mapping[str, float] | None = None
     profile: ImageProfile | None = None
+    sources: tuple[SourceImages, ...] = ()
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -141,6 +160,8 @@ class Provenance(Mapping[str, Any]):
                 "largest": list(self.profile.largest),
                 "in_sample": self.profile.in_sample,
             }
+        if self.sources:
+            content["cross_fitted"] = [asdict(source) for source in self.sources]
         return {**content, **self.other}
 
     @classmethod
@@ -170,6 +191,7 @@ class Provenance(Mapping[str, Any]):
             masks=_masks(where, content.pop("masks", None)),
             fallback_shares=_shares(where, content.pop("fallback", None)),
             profile=_profile(where, content.pop("profile", None)),
+            sources=_sources(where, content.pop("cross_fitted", [])),
             other=content,
         )
 
@@ -249,6 +271,20 @@ def _profile(where: str, value: object) -> ImageProfile | None:
     if not isinstance(facts["in_sample"], bool):
         raise _unfit(where, "profile with in_sample as a bool", value)
     return ImageProfile(tuple(kept), tuple(largest), facts["in_sample"])
+
+
+def _sources(where: str, value: object) -> tuple[SourceImages, ...]:
+    expected = "cross_fitted as a list of folders with out_of_fold and trained_on"
+    if not isinstance(value, (list, tuple)):
+        raise _unfit(where, expected, value)
+    sources = []
+    for entry in value:
+        facts = _table(where, "cross_fitted", entry, {"folder", "out_of_fold", "trained_on"})
+        counts = (facts["out_of_fold"], facts["trained_on"])
+        if not isinstance(facts["folder"], str) or not all(is_whole(count, 1) for count in counts):
+            raise _unfit(where, expected, value)
+        sources.append(SourceImages(facts["folder"], *counts))
+    return tuple(sources)
 
 
 def _table(where: str, name: str, value: object, keys: set[str]) -> Mapping[str, Any]:
