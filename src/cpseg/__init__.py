@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         pseudo_labels,
         set_size,
     )
+    from cpseg.files import cross_fit
     from cpseg.recalibration import Recalibration, Recalibrator
     from cpseg.training import (
         OnlineThreshold,
@@ -83,6 +84,7 @@ __all__ = [
     "conformal_rank",
     "confusion_matrix",
     "coverage",
+    "cross_fit",
     "dice_loss",
     "discrepancy_uncertainty",
     "evidence",
@@ -109,8 +111,8 @@ __all__ = [
     "uncertainty_map",
 ]
 
-_HOMES = ("calibration", "certification", "core", "recalibration", "training")
-_PACKAGES = (*_HOMES, "cli", "demo", "files", "foundation", "groups", "jobs", "report", "testing")
+_HOMES = ("calibration", "certification", "core", "recalibration", "training", "files")
+_PACKAGES = (*_HOMES, "cli", "demo", "foundation", "groups", "jobs", "report", "testing")
 
 
 def __getattr__(name: str) -> Any:

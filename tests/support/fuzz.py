@@ -17,6 +17,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch import Tensor
 import cpseg
 import cpseg.testing
 from cpseg import groups
+from cpseg.files import Pair
 
 if __name__ == "__main__":  # as a script: its folder is on the path
     import oracles
@@ -1020,6 +1023,22 @@ def strategy(name: str) -> Callable[[Draw], Call]:
     return make
 
 
+def cross_fit(draw: Draw) -> Call:
+    count = draw.whole(2, 9)
+    folds, seed = draw.whole(2, count), draw.whole(0, 99)
+    images = [f"{draw.of('a', 'b')}/{number}.png" for number in range(count)]
+    form = draw.of(str, Path, lambda image: Pair(image, "mask.png"))
+
+    def oracle(found: Any) -> None:
+        hashes = [sha256(f"cross_fit\0{seed}\0{image}".encode()).digest() for image in images]
+        for image, hashed, fold in zip(images, hashes, found.fold, strict=True):
+            assert fold == sum(other < hashed for other in hashes) % folds
+            assert form(image) in found.held(fold)
+            assert form(image) not in found.train(fold)
+
+    return Call(cpseg.cross_fit, [[form(image) for image in images], folds, seed], {}, oracle)
+
+
 # Every public name and how it is called. A heavy one is called less often.
 GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "Calibration": calibration,
@@ -1044,6 +1063,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "conformal_rank": conformal_rank,
     "confusion_matrix": confusion_matrix,
     "coverage": coverage,
+    "cross_fit": cross_fit,
     "dice_loss": loss("dice_loss"),
     "discrepancy_uncertainty": discrepancy_uncertainty,
     "evidence": evidence,

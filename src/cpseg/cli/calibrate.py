@@ -100,6 +100,7 @@ def _tell(calibration: Calibration, arguments: argparse.Namespace) -> None:
     """What was made, and where it promises less than one may think."""
     from cpseg.jobs.calibrate import images_needed
     from cpseg.jobs.estimate import percent
+    from cpseg.jobs.seen_images import approximate
 
     background = "no background"
     if calibration.background is not None:
@@ -116,6 +117,8 @@ def _tell(calibration: Calibration, arguments: argparse.Namespace) -> None:
         parts = (f"{name} {percent(level)}" for name, level in levels.items())
         say("thresholds by " + ", ".join(parts))
     tell_recalibration(calibration)
+    for text in approximate(calibration.provenance.sources):
+        warn(text)
     learned = calibration.provenance.groups
     if learned is not None and not learned.disjoint:
         warn(

@@ -10,7 +10,7 @@ from cpseg._internal.words import CERTIFIED_PER, FIXED_VARIANTS, RECALIBRATIONS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share, whole, words
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import refuse_unused, say, settings_from, source_of
+from cpseg.cli.shared import refuse_unused, say, settings_from, source_of, warn
 
 
 def add(commands: Commands) -> None:
@@ -65,13 +65,21 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cpseg.files.id_lists import read_ids
     from cpseg.foundation.classes import read_classes
+    from cpseg.jobs.seen_images import approximate, check_unseen, cross_fitted
     from cpseg.report.findings import Plan
     from cpseg.report.page import report
     from cpseg.report.wording import advice
 
-    certifies = arguments.max_error != ["none"]
-    certificates_use = ("recalibrate_share",) if certifies else ()
+    source, pairs = source_of(arguments), read_ids(arguments.ids)
+    check_unseen("report", source, pairs)
+    approximations = approximate(cross_fitted(source, pairs))
+    asked = arguments.max_error != ["none"]
+    certifies = asked and not approximations
+    if approximations:
+        arguments.max_error = ["none"]
+    certificates_use = ("recalibrate_share",) if asked else ()
     refuse_unused(arguments, set(arguments.recalibrate) != {"none"}, but=certificates_use)
     plan = settings_from(
         Plan,
@@ -84,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     with Progress() as progress:
         findings = report(
-            source_of(arguments),
+            source,
             arguments.ids,
             plan,
             arguments.output,
@@ -92,6 +100,10 @@ def _run(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     say("\n\n".join([*advice(findings), f"{arguments.output}: figures, pictures, and how made"]))
+    for text in approximations:
+        warn(text)
+    if approximations and asked:
+        warn("rules with a certificate are left out: these images cannot certify such scores")
 
 
 def _share(arguments: argparse.Namespace) -> dict[str, float]:

@@ -79,14 +79,17 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cpseg.files.id_lists import read_ids
+    from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.jobs.settings import SweepSettings
     from cpseg.jobs.sweep import sweep
     from cpseg.jobs.sweep_table import conclusion, infinite_threshold_warning, table_of_sweep
 
     refuse_unused(arguments, arguments.recalibrate != ["none"] or any(arguments.prior_powers))
+    source = source_of(arguments)
     with Progress() as progress:
         rows = sweep(
-            source_of(arguments),
+            source,
             arguments.ids,
             settings_from(SweepSettings, arguments),
             out=arguments.output,
@@ -96,3 +99,5 @@ def _run(arguments: argparse.Namespace) -> None:
     short = infinite_threshold_warning(rows)
     if short is not None:
         warn(short)
+    for text in approximate(cross_fitted(source, read_ids(arguments.ids))):
+        warn(text)

@@ -66,11 +66,20 @@ def drawn_order(
     Raises:
         ValueError: fewer than two images, or another number of folds than 2 to ``images``.
     """
+    check_folds(where, images, folds, option=option)
+    order: list[int] = torch.randperm(images, generator=generator).tolist()
+    return order
+
+
+def check_folds(where: str, images: int, folds: int, *, option: str = "--folds") -> None:
+    """That images can be dealt into folds without an empty one.
+
+    Raises:
+        ValueError: fewer than two images, or another number of folds than 2 to ``images``.
+    """
     if images < 2:
         fix = "label more: some calibrate and others measure"
         raise ValueError(message(where, "at least 2 labelled images", f"{images}", fix))
     if not 2 <= folds <= images:
         expected = f"2 to {images} folds for {images} labelled images"
         raise ValueError(message(where, expected, f"{folds}", f"pass another {option}"))
-    order: list[int] = torch.randperm(images, generator=generator).tolist()
-    return order

@@ -24,6 +24,7 @@ from cpseg.files.masks import VOID
 from cpseg.files.splits import drawn_share
 from cpseg.groups.resampling import to_grid
 from cpseg.jobs.recalibrate import Recalibrated, recalibrate
+from cpseg.jobs.seen_images import check_unseen, cross_fitted
 from cpseg.jobs.settings import CalibrationSettings, settings_of
 from cpseg.jobs.shift import MOST_PROFILED, Without, profile
 from cpseg.jobs.variants import fixed_partition, learned_partition
@@ -60,6 +61,7 @@ def calibrate(
     check_alpha("calibrate", settings.alpha)
     settings.grouping.check("calibrate")
     images = LabelledImages.open(source, read_ids(ids), progress=progress)
+    check_unseen("calibrate", source, images.pairs)
     announce(progress, _reads(settings, len(images.pairs)))
     provenance = Provenance.from_json(source.facts())
     pairs, recalibrated, options = images.pairs, None, settings.recalibration
@@ -74,6 +76,7 @@ def calibrate(
         provenance = replace(provenance, groups=learned_on)
     else:
         partition = fixed_partition(grouping.variant, grid, grouping.block)
+    provenance = replace(provenance, sources=cross_fitted(source, pairs))
     coarser = grouping.fallbacks() if settings.fallback else []
     of_image = {} if recalibrated is None else recalibrated.of_image
     whole = None if recalibrated is None else recalibrated.recalibration

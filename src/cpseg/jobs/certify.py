@@ -22,6 +22,7 @@ from cpseg.files.masks import VOID
 from cpseg.files.splits import hashed_share
 from cpseg.jobs.estimate import aligned, percent
 from cpseg.jobs.recalibrate import recalibrate
+from cpseg.jobs.seen_images import check_apart, check_unseen, cross_fitted
 from cpseg.jobs.settings import CertificationSettings, settings_of
 from cpseg.jobs.shift import MOST_PROFILED, profile
 from cpseg.jobs.variants import FIXED, fixed_partition
@@ -63,6 +64,11 @@ def certify(
     check_distinct(source.root, [*setting, *certifying])
     images = LabelledImages.open(source, listed, progress=progress)
     images = replace(images, paths=source.locate([*setting, *certifying]))
+    check_unseen(where, source, setting)
+    check_apart(where, source, certifying)
+    provenance = replace(
+        Provenance.from_json(source.facts()), sources=cross_fitted(source, setting)
+    )
     recalibration = None
     options = settings.recalibration
     learns = settings.method == "ltt"
@@ -84,7 +90,7 @@ def certify(
         ignore_index=VOID,
         recalibration=recalibration,
         variant=grouping.variant,
-        provenance=Provenance.from_json(source.facts()),
+        provenance=provenance,
     )
 
     def calibrate(pair: Pair, probs: Tensor, labels: Tensor) -> None:

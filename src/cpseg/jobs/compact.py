@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cpseg._internal.checks import name_file_in_errors
-from cpseg._internal.distributed import shard
+from cpseg._internal.distributed import rank, shard
 from cpseg._internal.hashing import digest
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
@@ -14,6 +14,7 @@ from cpseg.files.dataset import Progress, Source, fingerprint, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
+from cpseg.files.score_folder import carry_record
 
 
 def compact(
@@ -57,6 +58,8 @@ def compact(
     written = 0
     run = digest({**settings, "probs": str(source.probs.resolve())})
     with open_run_folder(out, run) as folder:
+        if rank() == 0:
+            carry_record(source.folders, out)
         for pair in progress(*shard(pairs), "compact"):
             path, output = paths[pair], outputs[pair]
             if folder.is_up_to_date(output, path):

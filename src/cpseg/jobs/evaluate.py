@@ -16,7 +16,8 @@ from cpseg.core.selection import Evidence, evidence, pseudo_labels
 from cpseg.files.dataset import Progress, Source, check_distinct, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.masks import VOID
-from cpseg.jobs.shift import Tell, Watch, silent
+from cpseg.jobs.seen_images import approximate, check_unseen, cross_fitted
+from cpseg.jobs.shift import Notice, Tell, Watch, silent
 from cpseg.jobs.tally import Row, Tally
 
 Scores = Tensor | Evidence
@@ -77,6 +78,7 @@ def evaluate(
     pairs = read_ids(ids)
     check_distinct(source.root, pairs)
     paths = source.locate(pairs)
+    check_unseen("evaluate", source, pairs)
     tallies: list[tuple[Rule, Tally]] = []
     watch = Watch(calibration)
     for pair in progress(*shard(pairs), "evaluate"):
@@ -106,6 +108,8 @@ def evaluate(
     rows = _rows([tally for _, tally in tallies], source.device)
     for notice in watch.notices():
         tell(notice)
+    for text in approximate(cross_fitted(source, pairs), "what is seen here"):
+        tell(Notice(text, is_warning=True))
     return rows
 
 

@@ -19,6 +19,7 @@ from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import RunFolder, open_run_folder
 from cpseg.jobs.cross_validation import PLAIN, Counts, Fold, FoldFit, measure_fold
 from cpseg.jobs.estimate import Estimate
+from cpseg.jobs.seen_images import check_unseen
 from cpseg.jobs.settings import SweepSettings, settings_of
 from cpseg.jobs.sweep_plan import (
     SweepPlan,
@@ -78,6 +79,7 @@ def sweep(
     pairs = read_ids(ids)
     folds = deal(pairs, settings)
     images = LabelledImages.open(source, pairs, progress=progress)
+    check_unseen("sweep", source, pairs)
     if recalibrates(settings) and source.mask_map is not None:
         _check_mask_map(source.mask_map.num_classes, images.num_classes)
     for background in settings.backgrounds:
