@@ -24,6 +24,7 @@ from cpseg.cli import (
     compact,
     demo,
     evaluate,
+    folds,
     label,
     predict,
     report,
@@ -32,7 +33,19 @@ from cpseg.cli import (
 from cpseg.cli.options import Parser
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
-SUBCOMMANDS = (demo, calibrate, label, evaluate, certify, audit, sweep, report, compact, predict)
+SUBCOMMANDS = (
+    demo,
+    calibrate,
+    label,
+    evaluate,
+    certify,
+    audit,
+    sweep,
+    report,
+    folds,
+    compact,
+    predict,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

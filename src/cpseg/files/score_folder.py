@@ -173,10 +173,10 @@ def record_scores(
         fix = "pass the names of the images"
         raise TypeError(message(where, "a list of images", short(trained_on), fix))
     names = [image[0] if isinstance(image, tuple) and image else image for image in trained_on]
-    strange = next((each for each in (name, *names) if not isinstance(each, str)), None)
-    if strange is not None:
-        fix = "pass names as in the id list"
-        raise TypeError(message(where, "names", short(strange), fix))
+    for each in (name, *names):
+        if not isinstance(each, str):
+            fix = "pass names as in the id list"
+            raise TypeError(message(where, "names", short(each), fix))
     old = ScoreRecord.of(folder)
     if old is not None and old.scored_by:
         expected, got = "a folder with the scores of one model", f"{folder}, joined from several"

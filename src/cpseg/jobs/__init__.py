@@ -5,6 +5,7 @@ from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.certify import certify
 from cpseg.jobs.compact import compact
 from cpseg.jobs.evaluate import evaluate
+from cpseg.jobs.folds import deal_folds, join_folds
 from cpseg.jobs.label import label
 from cpseg.jobs.predict import predict
 from cpseg.jobs.recalibrate import RecalibrationOptions
@@ -28,7 +29,9 @@ __all__ = [
     "calibrate",
     "certify",
     "compact",
+    "deal_folds",
     "evaluate",
+    "join_folds",
     "label",
     "open_audit",
     "plan_audit",
