@@ -149,8 +149,9 @@ def record_scores(
 
     Args:
         folder: the folder of score files; it is made if it is not there.
-        trained_on: the labelled images, as in the id list: names or lines of it. Pseudo-labels
-            that were made with the labels of an image carry these on: name that image too.
+        trained_on: the images whose labels it was trained on, as in the id list: names or lines
+            of it. Pseudo-labels that were made with the labels of an image carry these on, weakly:
+            scores of a student trained on them are a little too good on it. Name it to be strict.
         name: of the model, for messages.
 
     Returns:

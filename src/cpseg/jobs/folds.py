@@ -94,9 +94,9 @@ def join_folds(
     """Put the scores of the folds together: each labelled image from the model that did not see it.
 
     Score files are hard links where the file system has them, else copies; a stopped run goes on.
+    A link shares its content with its source: what overwrites the one in place changes the other.
     ``scores.json`` says which model scored which image and what each was trained on: as recorded
-    in the given folders, else as dealt. The folder is written for these inputs only: a link shows
-    what is later written into its source.
+    in the given folders, else as dealt.
 
     Args:
         folder: the folds, as :func:`deal_folds` wrote them.
