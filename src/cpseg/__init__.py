@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cpseg.certification import Certifier
     from cpseg.core import (
         Evidence,
+        FeatureProjection,
         boundary_iou,
         class_scores,
         conformal_quantile,
@@ -66,6 +67,7 @@ __all__ = [
     "Certificate",
     "Certifier",
     "Evidence",
+    "FeatureProjection",
     "OnlineThreshold",
     "Prompts",
     "PseudoLabelled",

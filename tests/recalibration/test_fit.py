@@ -173,10 +173,12 @@ def test_folds_hold_out_whole_images() -> None:
 
 def test_log_scores_are_floored() -> None:
     probs = torch.tensor([0.0, 1e-9, 0.5, 1.0]).reshape(1, 4, 1)
-    logs = features.log_scores(probs, "softmax").flatten()
+    logs = features.log_scores(probs).flatten()
     np.testing.assert_allclose(logs, np.log([FLOOR, FLOOR, 0.5, 1]), rtol=1e-6)
-    both = features.log_scores(probs, "sigmoid").flatten()
+    both = features.log_scores(probs, (0, 1, 2, 3)).flatten()
     np.testing.assert_allclose(both[4:], np.log([1, 1, 0.5, FLOOR]), rtol=1e-6, atol=1e-7)
+    some = features.log_scores(probs, (2,)).flatten()
+    np.testing.assert_allclose(some, both[[0, 1, 2, 3, 6]])
     assert probs.flatten()[0] == 0, "the caller's scores stay as they are"
 
 
@@ -208,7 +210,7 @@ def test_windows_are_in_units_of_the_image() -> None:
 
 def test_columns_of_a_chosen_context() -> None:
     stored = ("location", "neighbourhood", "image")
-    layout = features.Layout(2, "softmax", stored)
+    layout = features.Layout(2, (), stored, components=3)
     assert layout.indices(()).tolist() == [0, 1]
     assert layout.indices(("image",)).tolist() == [0, 1, 10, 11]
     assert layout.indices(stored).tolist() == list(range(12))
@@ -216,11 +218,13 @@ def test_columns_of_a_chosen_context() -> None:
         "location": slice(2, 6),
         "neighbourhood": slice(6, 10),
         "image": slice(10, 12),
+        "features": slice(12, 15),
     }
-    alone = features.Layout(2, "softmax", ("image",))
+    assert layout.indices(("image",), 2).tolist() == [0, 1, 10, 11, 12, 13]
+    alone = features.Layout(2, (), ("image",))
     assert alone.indices(("image",)).tolist() == [0, 1, 2, 3]
-    sigmoid = features.Layout(2, "sigmoid", ("location", "image"))
-    assert (sigmoid.own, sigmoid.width, layout.width, alone.width) == (4, 12, 12, 4)
+    sigmoid = features.Layout(2, (0, 1), ("location", "image"))
+    assert (sigmoid.own, sigmoid.width, layout.width, alone.width) == (4, 12, 15, 4)
     assert sigmoid.indices(("image",)).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
 
 

@@ -547,8 +547,8 @@ def test_a_file_gives_the_same_map(tmp_path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "kind": ({}, {"kind": "calibration"}, "a recalibration of format 1, got kind 'calibration'"),
-    "format": ({}, {"format": 2}, "of format 2"),
+    "kind": ({}, {"kind": "calibration"}, "a recalibration of format 1 or 2, got kind 'calibration'"),
+    "format": ({}, {"format": 3}, "of format 3"),
     "no weight": ({"weight": None}, {}, "'weight' in it, got nothing"),
     "no method": ({}, {"method": None}, "'method' in it, got nothing"),
     "method": ({}, {"method": "magic"}, "a valid method, got 'magic'"),
@@ -634,7 +634,7 @@ def test_updates_are_checked() -> None:
         recalibrator.fit()
     assert recalibrator.num_source is None, "nothing was counted"
     recalibrator.update(probs, labels)
-    with raises(ValueError, where, "4 source classes as before"):
+    with raises(ValueError, where, "scores of 4 source classes, got probs"):
         recalibrator.update(probs[:3], labels)
     for method in ("none", "temperature", "vector"):
         with raises(ValueError, where, f"4 source classes for method '{method}', got 3"):

@@ -15,7 +15,6 @@ from cpseg._internal.checks import (
     check_alpha,
     check_background,
     check_ignore_index,
-    check_probs,
     is_whole,
     message,
     shape,
@@ -36,7 +35,8 @@ from cpseg.core.selection import (
 )
 from cpseg.groups.fixed import check_size
 from cpseg.groups.resampling import to_image
-from cpseg.recalibration.recalibration import Recalibration
+from cpseg.recalibration.recalibration import Recalibration, join_for
+from cpseg.recalibration.sources import Probs
 
 _FIX = "run cpseg calibrate anew"
 UNITS = words.UNITS
@@ -180,15 +180,16 @@ class Calibration:
         tensors = {name: function(values) for name, values in self._tensors().items()}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
-    def prediction_set(self, probs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def prediction_set(self, probs: Probs, *, generator: torch.Generator | None = None) -> Tensor:
         """:func:`cpseg.prediction_set` with this threshold and score at the size of ``probs``.
 
         Args:
-            probs: probabilities ``[B, K, H, W]`` or ``[K, H, W]`` of any size.
+            probs: probabilities ``[B, K, H, W]`` or ``[K, H, W]`` of any size; of several sources
+                those that its recalibration takes, here and in what follows.
             generator: draws where the calibration is randomised, and only there.
         """
         where = "Calibration.prediction_set"
-        self._check(where, probs)
+        probs = self.join(probs, where=where)
         if self.randomized != (generator is not None):
             expected = "a generator: the calibration is randomised"
             if not self.randomized:
@@ -202,20 +203,18 @@ class Calibration:
             probs = self.recalibration(probs)
         return prediction_set(probs, threshold, score=self.score, generator=generator)
 
-    def evidence(self, probs: Tensor) -> Evidence:
+    def evidence(self, probs: Probs) -> Evidence:
         """:func:`cpseg.evidence` with this calibration's recalibration and background.
 
         Args:
             probs: probabilities of the model, ``[B, S, H, W]`` or ``[S, H, W]`` of any size.
         """
-        self._check("Calibration.evidence", probs)
+        probs = self.join(probs, where="Calibration.evidence")
         if self.recalibration is not None:
             return self.recalibration.evidence(probs, background=self.background)
         return evidence(probs, background=self.background)
 
-    def pseudo_labels(
-        self, probs: Tensor | Evidence, *, dtype: torch.dtype = torch.int64
-    ) -> Tensor:
+    def pseudo_labels(self, probs: Probs | Evidence, *, dtype: torch.dtype = torch.int64) -> Tensor:
         """:func:`cpseg.pseudo_labels` with this threshold, background and ``ignore_index``.
 
         Args:
@@ -247,7 +246,7 @@ class Calibration:
             threshold = to_image(self.threshold, (probs.best.shape[-2], probs.best.shape[-1]))
             labels = probs.pseudo_labels(threshold, ignore_index=self.ignore_index, dtype=dtype)
             return self._apply_class_threshold(labels, probs)
-        self._check(where, probs)
+        probs = self.join(probs, where=where)
         if self.threshold.ndim == 3 and self.recalibration is not None:
             probs = self.recalibration(probs)
         elif self.class_threshold is not None or self.recalibration is not None:
@@ -376,12 +375,21 @@ class Calibration:
         """Number of classes of the model: K, unless a recalibration maps others onto them."""
         return self.num_classes if self.recalibration is None else self.recalibration.num_source
 
-    def _check(self, where: str, probs: Tensor) -> None:
-        check_probs(where, probs)
-        if self.num_source not in (None, probs.shape[-3]):
+    def join(
+        self, probs: Probs, *, check_values: bool = False, where: str = "Calibration.join"
+    ) -> Tensor:
+        """The scores of several sources as one tensor, see :meth:`cpseg.Recalibration.join`.
+
+        Raises:
+            ValueError: other sources or classes than those of the calibration.
+            TypeError: not floating point.
+        """
+        joined = join_for(where, self.recalibration, probs, check_values=check_values)
+        if self.recalibration is None and self.num_classes not in (None, joined.shape[-3]):
             fix = "apply a calibration to the scores of the model that it was made from"
-            expected = f"{self.num_source} classes as calibrated"
-            raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
+            expected = f"{self.num_classes} classes as calibrated"
+            raise ValueError(message(where, expected, f"probs {shape(joined)}", fix))
+        return joined
 
 
 def _which_map(fingerprint: str | None) -> str:

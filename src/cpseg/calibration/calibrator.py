@@ -29,7 +29,6 @@ from cpseg._internal.checks import (
     check_labels,
     check_not_empty,
     check_other,
-    check_probs,
     check_unit_interval,
     in_unit_interval,
     labels_outside,
@@ -50,7 +49,8 @@ from cpseg.core.nonconformity import (
 from cpseg.core.quantiles import from_top
 from cpseg.groups.fixed import check_groups, is_pixelwise
 from cpseg.groups.resampling import to_grid
-from cpseg.recalibration.recalibration import Recalibration
+from cpseg.recalibration.recalibration import Recalibration, join_for
+from cpseg.recalibration.sources import Probs
 
 _MOST_SCORES = 2**36  # 256 GiB
 
@@ -228,13 +228,14 @@ class Calibrator:
         return self.alpha if bounded else None
 
     def update(
-        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+        self, probs: Probs, labels: Tensor, *, ids: str | Sequence[str] | None = None
     ) -> None:
         """Score a batch of labelled images.
 
         Args:
             probs: probabilities of the model in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``,
-                any size: the score map is brought to the grid by nearest sampling.
+                any size: the score map is brought to the grid by nearest sampling. With a
+                recalibration of several sources, those that it takes.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
             ids: a name for every image, a string for a single one, so that a ``Certifier`` can
                 tell them from its own; remembered in ``ids``.
@@ -247,30 +248,31 @@ class Calibrator:
             TypeError: wrong dtypes.
         """
         where = "Calibrator.update"
-        check_probs(where, probs)
+        probs = join_for(where, self.recalibration, probs)
         check_labels(where, labels, probs)
         num_classes = probs.shape[-3]
         if self.recalibration is not None:
             num_classes = self.recalibration.num_classes
         if self.num_classes is None:
             _check_classes(where, num_classes, self.background, self.ignore_index, self.per_class)
-        elif probs.shape[-3] != self._num_source:
-            expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
+        elif self.recalibration is None and num_classes != self.num_classes:
+            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
             raise ValueError(message(where, expected, got, "use one calibrator per model"))
-        probs = probs.detach()
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
         names = check_image_ids(where, ids, len(probs), self.ids)
         check_drawing(where, self.score, probs, self.generator)
         self._check_room(where, len(probs), probs.device)
         if probs.device.type == "cpu":
-            check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
+            own = probs if self._num_source is None else probs[:, : self._num_source]
+            check_unit_interval(where, own, name="probs", fix=SCORES_FIX)
             scores = self._score(where, probs, labels)
         else:
             labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
-            inside = in_unit_interval(probs)
+            own = probs if self._num_source is None else probs[:, : self._num_source]
+            inside = in_unit_interval(own)
             scores = self._score(where, probs, labels)
             scores = self._without_bad(scores, bad.any() | ~inside)
         self.num_classes = num_classes
@@ -419,7 +421,7 @@ class Calibrator:
             extra=self.provenance,
         )
 
-    def p_values(self, probs: Tensor, labels: Tensor) -> Tensor:
+    def p_values(self, probs: Probs, labels: Tensor) -> Tensor:
         """Conformal p-value of one class a pixel: the share of calibration scores as strange.
 
         ``(1 + number of the cell's scores at least as large) / (n + 1)``. It is above alpha just
@@ -451,7 +453,7 @@ class Calibrator:
         return self.p_values_and_counts(probs, labels, where="Calibrator.p_values")[0]
 
     def p_values_and_counts(
-        self, probs: Tensor, labels: Tensor, *, where: str = "Calibrator.p_values_and_counts"
+        self, probs: Probs, labels: Tensor, *, where: str = "Calibrator.p_values_and_counts"
     ) -> tuple[Tensor, Tensor]:
         """:meth:`p_values`, and how many calibration scores are behind each.
 
@@ -467,12 +469,12 @@ class Calibrator:
             ValueError: as there.
             TypeError: as there.
         """
-        check_probs(where, probs)
+        probs = join_for(where, self.recalibration, probs)
         check_labels(where, labels, probs)
         if self._store is None:
             raise ValueError(message(where, "labelled images", "none", "call update first"))
-        if self._num_source not in (None, probs.shape[-3]):
-            expected, got = f"{self._num_source} classes as before", f"probs {shape(probs)}"
+        if self.recalibration is None and self.num_classes not in (None, probs.shape[-3]):
+            expected, got = f"{self.num_classes} classes as before", f"probs {shape(probs)}"
             raise ValueError(message(where, expected, got, "use the model of the calibration"))
         if self.generator is not None or self.fallback:
             got = "a generator" if self.generator is not None else "a fallback"
@@ -482,7 +484,7 @@ class Calibrator:
             expected = "a calibrator that keeps every score"
             got, fix = f"max_images={self.max_images}", "build it without max_images"
             raise ValueError(message(where, expected, got, fix))
-        scores = self._score(where, probs.detach(), labels)
+        scores = self._score(where, probs, labels)
         rows = scores.reshape(-1, *scores.shape[-2:])
         classes = None
         if self.per_class:

@@ -27,6 +27,21 @@ class RecalibrationImages:
 
 
 @dataclass(frozen=True)
+class SourcesRead:
+    """The folders of scores that were read, where they were not those of one model alone.
+
+    Attributes:
+        folders: their names, in the order of the recalibration's sources.
+        class_maps: JSON of the map from each model's classes to those wanted, or None.
+        features: name of the folder of an encoder's features, or None.
+    """
+
+    folders: tuple[str, ...]
+    class_maps: tuple[Mapping[str, Any] | None, ...]
+    features: str | None
+
+
+@dataclass(frozen=True)
 class GroupImages:
     """The images on which the groups of cells were learned.
 
@@ -98,6 +113,7 @@ class Provenance(Mapping[str, Any]):
         certification_images: ids of the images used for the certificate, sorted.
         recalibration: the images used for the recalibration, or None.
         groups: the images used to learn groups, or None.
+        sources_read: the folders of scores of several models, and of features, or None.
         class_map: JSON of the map from the model's classes to those of the data set, or None.
         masks: how masks are stored, or None for classes with 255 for void.
         fallback_shares: the proportion of cells with a finite threshold from each level of a
@@ -125,6 +141,7 @@ class Provenance(Mapping[str, Any]):
     fallback_shares: Mapping[str, float] | None = None
     profile: ImageProfile | None = None
     sources: tuple[SourceImages, ...] = ()
+    sources_read: SourcesRead | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -160,6 +177,12 @@ class Provenance(Mapping[str, Any]):
                 "largest": list(self.profile.largest),
                 "in_sample": self.profile.in_sample,
             }
+        if self.sources_read is not None:
+            content["sources"] = {
+                "folders": list(self.sources_read.folders),
+                "class_maps": [each and dict(each) for each in self.sources_read.class_maps],
+                "features": self.sources_read.features,
+            }
         if self.sources:
             content["cross_fitted"] = [asdict(source) for source in self.sources]
         return {**content, **self.other}
@@ -192,6 +215,7 @@ class Provenance(Mapping[str, Any]):
             fallback_shares=_shares(where, content.pop("fallback", None)),
             profile=_profile(where, content.pop("profile", None)),
             sources=_sources(where, content.pop("cross_fitted", [])),
+            sources_read=_sources_read(where, content.pop("sources", None)),
             other=content,
         )
 
@@ -271,6 +295,21 @@ def _profile(where: str, value: object) -> ImageProfile | None:
     if not isinstance(facts["in_sample"], bool):
         raise _unfit(where, "profile with in_sample as a bool", value)
     return ImageProfile(tuple(kept), tuple(largest), facts["in_sample"])
+
+
+def _sources_read(where: str, value: object) -> SourcesRead | None:
+    if value is None:
+        return None
+    facts = _table(where, "sources", value, {"folders", "class_maps", "features"})
+    folders = _images(where, "folders of sources", facts["folders"])
+    maps, features = facts["class_maps"], facts["features"]
+    if not isinstance(maps, (list, tuple)) or len(maps) != len(folders):
+        raise _unfit(where, "sources with a class map for each folder", value)
+    if not isinstance(features, str | None):
+        raise _unfit(where, "sources with features as a folder's name", value)
+    return SourcesRead(
+        folders, tuple(_class_map(where, "sources", each) for each in maps), features
+    )
 
 
 def _sources(where: str, value: object) -> tuple[SourceImages, ...]:

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpseg._internal.checks import (
-    SCORES_FIX,
     check_alike,
     check_alpha,
     check_choice,
@@ -26,10 +25,7 @@ from cpseg._internal.checks import (
     check_label_values,
     check_labels,
     check_other,
-    check_probs,
-    check_unit_interval,
     message,
-    shape,
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import Calibration
@@ -47,6 +43,7 @@ from cpseg.certification.rule_choice import (
 )
 from cpseg.core.nested_rules import confusion_per_alpha
 from cpseg.groups.resampling import to_image
+from cpseg.recalibration.sources import Probs
 
 # Strictest first: fine where little is kept, and where nearly everything is.
 ALPHAS = (
@@ -228,7 +225,7 @@ class Certifier:
         return frozenset(image.name for image in self._images if image.name is not None)
 
     def learn_order(
-        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+        self, probs: Probs, labels: Tensor, *, ids: str | Sequence[str] | None = None
     ) -> None:
         """Choose by these labelled images at which level ``"ltt"`` starts to test.
 
@@ -254,12 +251,13 @@ class Certifier:
         self._learned.update({image.key: image for image in images if image.pixels > 0})
 
     def update(
-        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+        self, probs: Probs, labels: Tensor, *, ids: str | Sequence[str] | None = None
     ) -> None:
         """Measure every rule on a batch of labelled images. Waits for an accelerator.
 
         Args:
-            probs: probabilities in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size.
+            probs: probabilities in [0, 1], float, ``[B, K, h, w]`` or ``[K, h, w]``, any size; of
+                several sources those that the calibrator takes.
             labels: true classes, integer, ``[B, h, w]`` or ``[h, w]``, ``ignore_index`` for void.
             ids: a name for every image, a string for a single one. With ids the result does not
                 depend on batches, order and ranks, and calibration images are refused.
@@ -284,16 +282,11 @@ class Certifier:
         self._images += [image for image in images if image.pixels > 0]
 
     def _measure(
-        self, where: str, probs: Tensor, labels: Tensor, ids: str | Sequence[str] | None
+        self, where: str, probs: Probs, labels: Tensor, ids: str | Sequence[str] | None
     ) -> tuple[list[str] | None, list[_Image]]:
         """The names and counts of a batch of images, checked."""
-        check_probs(where, probs)
+        probs = self._base.join(probs, where=where, check_values=True)
         check_labels(where, labels, probs)
-        if probs.shape[-3] != self._base.num_source:
-            expected = f"{self._base.num_source} classes as calibrated"
-            fix = "certify with the model of the calibration"
-            raise ValueError(message(where, expected, f"probs {shape(probs)}", fix))
-        check_unit_interval(where, probs.detach(), name="probs", fix=SCORES_FIX)
         check_label_values(where, labels, self._base.num_classes or 0, self._base.ignore_index)
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
@@ -301,7 +294,7 @@ class Certifier:
         return names, [
             _count(image, truth, name, self._thresholds, self._base, self.per_class)
             for image, truth, name in zip(
-                probs.detach(),
+                probs,
                 labels,
                 names if names is not None else [None] * len(probs),
                 strict=True,

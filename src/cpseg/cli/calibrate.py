@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
         "calibrate",
         parents=[
             options.data(),
+            options.unlabelled(),
             options.masks(),
             options.class_map(),
             options.suppression(),

@@ -25,6 +25,7 @@ def add(commands: Commands) -> None:
         "certify",
         parents=[
             options.data(),
+            options.unlabelled(),
             options.masks(),
             options.class_map(),
             options.suppression(),

@@ -84,6 +84,16 @@ def context(text: str) -> str | tuple[str, ...]:
     return parts
 
 
+def _kinds(text: str) -> str:
+    if not set(text.split(",")) <= set(SCORE_KINDS):
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(SCORE_KINDS)}, got {text!r}")
+    return text
+
+
+def _path_or_none(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
+
+
 def _void(text: str) -> int:
     if not text.isdecimal() or int(text) > 255:
         raise argparse.ArgumentTypeError(f"expected a value in 0..255, got {text!r}")
@@ -107,7 +117,14 @@ def data() -> Parser:
     add = titled.add_argument
     add("--root", type=Path, required=True, help="folder to which the paths in id lists are added")
     add("--ids", type=Path, required=True, help="id list: one line 'image mask' per image")
-    add("--probs", type=Path, required=True, help="folder of score files")
+    add(
+        "--probs",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder of score files; of several models once for each, always in the same order",
+    )
+    add("--features", type=Path, help="folder with an image encoder's features of every image")
     add("--device", default="cpu", help="cpu or cuda (default cpu)")
     return options
 
@@ -131,8 +148,32 @@ def void(options: argparse.ArgumentParser) -> None:
 def class_map() -> Parser:
     """From the model's classes to those of the data set."""
     options = group()
-    help_text = "JSON file: from the model's classes to those of the data set"
-    options.add_argument("--class-map", type=Path, help=help_text)
+    options.add_argument(
+        "--class-map",
+        type=_path_or_none,
+        action="append",
+        help="JSON file: from the model's classes to those of the data set; of several models "
+        "once for each, or 'none'",
+    )
+    return options
+
+
+def unlabelled() -> Parser:
+    """What components of features are found on."""
+    options = group()
+    add = options.add_argument_group("features").add_argument
+    add(
+        "--unlabelled",
+        type=Path,
+        help="with --features: id list of the images to label, on which and on the labelled ones "
+        "the features' principal components are found",
+    )
+    add(
+        "--components",
+        type=whole(1),
+        default=64,
+        help="number of principal components at most (default 64); cross-validation chooses",
+    )
     return options
 
 
@@ -202,9 +243,10 @@ def recalibration_input() -> Parser:
     )
     add(
         "--scores",
-        choices=SCORE_KINDS,
+        type=_kinds,
         default=argparse.SUPPRESS,
-        help="kind of the model's probabilities (default softmax)",
+        help="kind of the model's probabilities, softmax (default) or sigmoid; with commas where "
+        "models differ",
     )
     return options
 
@@ -216,8 +258,8 @@ def recalibration() -> Parser:
     add(
         "--recalibrate",
         choices=RECALIBRATIONS,
-        default="none",
-        help="recalibrate the probabilities to the labelled images first (default none)",
+        help="recalibrate the probabilities to the labelled images first (default none; dirichlet "
+        "with several sources)",
     )
     add(
         "--prior-power",

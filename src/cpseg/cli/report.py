@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
         "report",
         parents=[
             options.data(),
+            options.unlabelled(),
             options.masks(),
             options.class_map(),
             options.suppression(),
@@ -119,6 +120,10 @@ def _command(
     words = ["cpseg", "report"]
     for name, value in (vars(arguments) | defaults).items():
         if name in ("run", "resumes") or (value is None and name != "background"):
+            continue
+        if name in ("probs", "class_map"):  # once for each model
+            for each in value:
+                words += [f"--{name.replace('_', '-')}", "none" if each is None else str(each)]
             continue
         if isinstance(value, (list, tuple)):
             joined = ("x" if name == "grid" else ",").join(map(str, value))

@@ -53,21 +53,35 @@ def source_of(arguments: argparse.Namespace) -> Source:
         ValueError: a folder that is none, a bad class map, or an unknown device.
     """
     from cpseg._internal.checks import message
-    from cpseg.files.dataset import Source
+    from cpseg.files.dataset import ScoreFolder, Source
 
-    for option in ("root", "probs"):
-        folder = getattr(arguments, option)
+    features = [] if arguments.features is None else [arguments.features]
+    folders = [("root", arguments.root), *(("probs", folder) for folder in arguments.probs)]
+    for option, folder in [*folders, *(("features", folder) for folder in features)]:
         if not folder.is_dir():
             fix = "check the path"
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
     check_device(arguments.device)
-    maps: dict[str, Any] = {
-        option: _class_map(path)
-        for option in ("class_map", "mask_map")
-        if (path := getattr(arguments, option, None)) is not None
-    }
-    void = {"void": arguments.void} if hasattr(arguments, "void") else {}
-    return Source(arguments.root, arguments.probs, **maps, **void, device=arguments.device)
+    given = getattr(arguments, "class_map", None) or []
+    if len(given) not in (0, len(arguments.probs)):
+        expected = f"{len(arguments.probs)} class maps, one for each --probs"
+        got, fix = f"{len(given)}", "pass 'none' for a model whose classes stay as they are"
+        raise ValueError(message("--class-map", expected, got, fix))
+    maps = [None if path is None else _class_map(path) for path in given]
+    first, *others = map(ScoreFolder, arguments.probs, maps or [None] * len(arguments.probs))
+    names = {"void", "unlabelled", "components"} & set(vars(arguments))
+    more: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    if getattr(arguments, "mask_map", None) is not None:
+        more["mask_map"] = _class_map(arguments.mask_map)
+    return Source(
+        arguments.root,
+        first.probs,
+        first.class_map,
+        others=tuple(others),
+        features=arguments.features,
+        device=arguments.device,
+        **more,
+    )
 
 
 def _class_map(path: Path) -> ClassMap:
@@ -119,7 +133,11 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
     """The recalibration that the options ask for, or None."""
     from cpseg.jobs.recalibrate import RecalibrationOptions
 
-    recalibrates = arguments.recalibrate != "none" or arguments.prior_power != 0
+    method = arguments.recalibrate
+    if method is None:
+        several = len(arguments.probs) > 1 or arguments.features is not None
+        method = "dirichlet" if several else "none"
+    recalibrates = method != "none" or arguments.prior_power != 0
     refuse_unused(arguments, recalibrates)
     if not recalibrates:
         return None
@@ -129,7 +147,7 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
         for field, option in names.items()
         if hasattr(arguments, option)
     }
-    return settings_from(RecalibrationOptions, arguments, method=arguments.recalibrate, **given)
+    return settings_from(RecalibrationOptions, arguments, method=method, **given)
 
 
 def job_settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:

@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
         "sweep",
         parents=[
             options.data(),
+            options.unlabelled(),
             options.masks(),
             options.class_map(),
             options.recalibration_input(),

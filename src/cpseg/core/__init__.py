@@ -1,6 +1,7 @@
 """Functions on tensors: no state, no files."""
 
 from cpseg.core.class_map import ClassMap, parse_class_map, read_class_map
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.metrics import (
     InteractiveIoU,
     boundary_iou,
@@ -19,6 +20,7 @@ from cpseg.core.selection import Evidence, evidence, prediction_set, pseudo_labe
 __all__ = [
     "ClassMap",
     "Evidence",
+    "FeatureProjection",
     "InteractiveIoU",
     "Reliability",
     "boundary_iou",

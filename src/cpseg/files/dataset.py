@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,21 @@ from torch import Tensor
 from cpseg._internal.checks import message, name_file_in_errors
 from cpseg._internal.distributed import shard
 from cpseg._internal.hashing import digest
+from cpseg.core.channels import join_channels
 from cpseg.core.class_map import ClassMap, parse_class_map
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.selection import Evidence
-from cpseg.files.id_lists import Pair
+from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID, read_mask
-from cpseg.files.score_files import find_scores, no_probabilities, read_scores, read_shape
+from cpseg.files.score_files import (
+    find_scores,
+    no_probabilities,
+    read_features,
+    read_scores,
+    read_shape,
+)
+
+MOST_PROJECTED = 500  # images on which components of features are found
 
 Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
 
@@ -35,9 +45,38 @@ def announce(progress: Progress, images: int) -> None:
         expect(images)
 
 
+Files = tuple[Path, ...]  # of an image: a score file of every model, then its features
+
+
+class ScoreFolder(NamedTuple):
+    """The score files of one more model.
+
+    Attributes:
+        probs: the folder.
+        class_map: from the model's classes to those wanted, or None to take them as they are.
+    """
+
+    probs: Path
+    class_map: ClassMap | None = None
+
+    def with_recorded_map(self, recorded: Any) -> ScoreFolder:
+        """The folder with the class map that a calibration was made with, as JSON or None.
+
+        Raises:
+            ValueError: it has another one.
+        """
+        if recorded is None:
+            return self
+        class_map = parse_class_map(recorded)
+        if self.class_map is not None and self.class_map != class_map:
+            fix = "leave --class-map out: the calibration carries it"
+            raise ValueError(message("class map", "that of the calibration", "another one", fix))
+        return self._replace(class_map=class_map)
+
+
 @dataclass(frozen=True)
 class Source:
-    """A data set on disk with a model's scores.
+    """A data set on disk with the scores of a model, or of several.
 
     Attributes:
         root: the folder that id lists are relative to.
@@ -46,6 +85,13 @@ class Source:
         mask_map: from the values in masks to the data set's classes, where they differ.
         void: the value of void pixels in masks; labels have 255 there.
         device: the device of the tensors.
+        others: score files of more models, to be mapped together by a recalibration.
+        features: a folder with an image encoder's features ``[C, h, w]`` of every image, or None.
+        unlabelled: id list of the images that will be labelled, on which (and on the labelled
+            ones) principal components of the features are found.
+        components: how many at most.
+        projection: the components, once they are known.
+        classes: number of classes of every model, once it is known: all files must have it.
     """
 
     root: Path
@@ -54,85 +100,184 @@ class Source:
     mask_map: ClassMap | None = None
     void: int = VOID
     device: str = "cpu"
+    others: tuple[ScoreFolder, ...] = ()
+    features: Path | None = None
+    unlabelled: Path | None = None
+    components: int = 64
+    projection: FeatureProjection | None = None
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def models(self) -> tuple[ScoreFolder, ...]:
+        """The score files of every model."""
+        return (ScoreFolder(self.probs, self.class_map), *self.others)
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders of score files, one per model whose scores are used."""
-        return (self.probs,)
+        """Every folder of scores."""
+        return tuple(model.probs for model in self.models)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there are the scores of one model alone."""
+        return not self.others and self.features is None
 
     def with_recorded_class_map(self, recorded: Any) -> Source:
-        """The source with the class map that a calibration was made with, as JSON or None.
-
-        Raises:
-            ValueError: the source has another one.
-        """
-        if recorded is None:
-            return self
-        class_map = parse_class_map(recorded)
-        if self.class_map is not None and self.class_map != class_map:
-            fix = "leave --class-map out: the calibration carries it"
-            raise ValueError(message("class map", "that of the calibration", "another one", fix))
-        return replace(self, class_map=class_map)
+        """The source with the class map that its model's calibration was made with."""
+        return replace(self, class_map=self.models[0].with_recorded_map(recorded).class_map)
 
     def facts(self) -> dict[str, Any]:
         """What the provenance of a calibration records of the data set, as JSON."""
         facts: dict[str, Any] = {}
-        if self.class_map is not None:
+        if not self.is_single:
+            facts["sources"] = {
+                "folders": [folder.name for folder in self.folders],
+                "class_maps": [as_json(model.class_map) for model in self.models],
+                "features": self.features and self.features.name,
+            }
+        elif self.class_map is not None:
             facts["class_map"] = self.class_map.to_json()
         if self.mask_map is not None or self.void != VOID:
-            masks = None if self.mask_map is None else self.mask_map.to_json()
-            facts["masks"] = {"void": self.void, "map": masks}
+            facts["masks"] = {"void": self.void, "map": as_json(self.mask_map)}
         return facts
 
-    def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Path]:
-        """The score file of every image, before any work is done.
+    def identity(self) -> dict[str, Any]:
+        """What tells a run's scores from another's, as JSON; without the first class map."""
+        found: dict[str, Any] = {"probs": str(self.probs.resolve())}
+        if self.others:
+            found["others"] = [str(folder.resolve()) for folder in self.folders[1:]]
+            found["maps_of_others"] = [as_json(model.class_map) for model in self.others]
+        if self.features is not None:
+            found["features"] = str(self.features.resolve())
+            found["projection"] = self.projection and self.projection.fingerprint
+        return found
+
+    def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Files]:
+        """The files of every image, before any work is done.
 
         Raises:
-            FileNotFoundError: an image has none.
+            FileNotFoundError: an image has none in a folder, which is named.
             ValueError: two images would share one.
         """
-        paths: dict[Pair, Path] = {}
+        files: dict[Pair, Files] = {}
         owner: dict[Path, str] = {}
         for pair in pairs:
-            path = find_scores(self.probs, pair.image)
-            if path in owner:
-                got = f"{owner[path]} and {pair.image}"
-                fix = "lay the folder out like the images, with their subfolders"
-                raise ValueError(message(str(path), "scores of one image", got, fix))
-            owner[path] = pair.image
-            paths[pair] = path
-        return paths
+            found = [find_scores(folder, pair.image) for folder in self.folders]
+            if self.features is not None:
+                found.append(find_scores(self.features, pair.image, kind="features"))
+            for path in found:
+                if path in owner:
+                    got = f"{owner[path]} and {pair.image}"
+                    fix = "lay the folder out like the images, with their subfolders"
+                    raise ValueError(message(str(path), "scores of one image", got, fix))
+                owner[path] = pair.image
+            files[pair] = tuple(found)
+        return files
 
-    def scores(self, path: Path) -> Tensor | Evidence:
-        """The scores in a file, in the classes of the data set."""
+    def scores(self, files: Path | Files) -> Tensor | Evidence:
+        """The scores of an image, in the classes of the data set.
+
+        Of several sources the channels of all, as :meth:`cpseg.Recalibration.join` gives them.
+        """
+        files = (files,) if isinstance(files, Path) else files
+        first = self._scores(0, files[0])
+        if self.is_single or isinstance(first, Evidence):
+            return first
+        parts = [first]
+        for number, path in enumerate(files[1 : len(self.models)], 1):
+            more = self._scores(number, path)
+            if isinstance(more, Evidence):
+                raise no_probabilities(path)
+            parts.append(more)
+        return join_channels(parts, self._components(files[-1]))
+
+    def _components(self, path: Path) -> Tensor | None:
+        if self.features is None:
+            return None
+        assert self.projection is not None, "fitted by LabelledImages.open, or of the calibration"
+        features = read_features(path, device=self.device)
+        with name_file_in_errors(path):
+            return self.projection.to(self.device)(features)
+
+    def _scores(self, number: int, path: Path) -> Tensor | Evidence:
+        """The scores of one model, in the classes wanted."""
         scores = read_scores(path, device=self.device)
+        class_map = self.models[number].class_map
         if isinstance(scores, Evidence):
-            if scores.class_map != fingerprint(self.class_map):
-                expected = f"evidence made with {'this' if self.class_map else 'no'} class map"
+            if self.is_single and scores.class_map != fingerprint(class_map):
+                expected = f"evidence made with {'this' if class_map else 'no'} class map"
                 got = f"evidence made with {'another' if scores.class_map else 'no'} class map"
                 fix = "run cpseg compact with the calibration's"
                 raise ValueError(message(str(path), expected, got, fix))
             return scores
-        if self.class_map is None:
-            return scores
-        with name_file_in_errors(path):
-            return self.class_map(scores)
-
-    def probabilities(self, path: Path) -> Tensor:
-        """The probabilities ``[K, H, W]`` in a file; evidence is refused."""
-        scores = self.scores(path)
-        if isinstance(scores, Evidence):
-            raise no_probabilities(path)
+        if class_map is not None:
+            with name_file_in_errors(path):
+                scores = class_map(scores)
+        if self.classes is not None and len(scores) != self.classes[number]:
+            expected = f"{self.classes[number]} classes like the first image"
+            got, fix = f"{len(scores)}", "use the scores of one model"
+            raise ValueError(message(str(path), expected, got, fix))
         return scores
 
-    def shape(self, path: Path) -> tuple[int, int, int]:
-        """Classes, height and width of the probabilities in a file, from its header alone."""
+    def probabilities(self, files: Path | Files) -> Tensor:
+        """The probabilities ``[K, H, W]`` in a file, or channels of several; no evidence."""
+        scores = self.scores(files)
+        if isinstance(scores, Evidence):
+            raise no_probabilities(files if isinstance(files, Path) else files[0])
+        return scores
+
+    def shape(self, files: Path | Files) -> tuple[int, int, int]:
+        """Classes, height and width of an image's first score file, from its header alone."""
+        path = files if isinstance(files, Path) else files[0]
+        return self._shape(self.models[0], path)
+
+    def num_classes_of(self, files: Files) -> tuple[int, ...]:
+        """Number of classes of every model, from the headers of an image's score files."""
+        pairs = zip(self.models, files, strict=False)
+        return tuple(self._shape(model, path)[0] for model, path in pairs)
+
+    def _shape(self, model: ScoreFolder, path: Path) -> tuple[int, int, int]:
         num_classes, height, width = read_shape(path)
-        if self.class_map is not None:
+        if model.class_map is not None:
             with name_file_in_errors(path):
-                self.class_map.check_source(num_classes, str([num_classes, height, width]))
-            num_classes = self.class_map.num_classes
+                model.class_map.check_source(num_classes, str([num_classes, height, width]))
+            num_classes = model.class_map.num_classes
         return num_classes, height, width
+
+    def with_projection(self, labelled: Sequence[Pair]) -> Source:
+        """The source with principal components of its features, where it has features.
+
+        They are found on the labelled and the unlabelled images together, at most
+        ``MOST_PROJECTED`` of them, chosen by name.
+
+        Raises:
+            ValueError: no list of unlabelled images, or features that do not suffice.
+            FileNotFoundError: an image has no file of features.
+        """
+        if self.features is None or self.projection is not None:
+            return self
+        where = str(self.features)
+        if self.unlabelled is None:
+            expected = "the list of the unlabelled images, to find components of features on"
+            fix = "pass --unlabelled LIST, or Source(unlabelled=...)"
+            raise ValueError(message(where, expected, "none", fix))
+        names = {pair.image for pair in (*labelled, *read_ids(self.unlabelled, columns=1))}
+        chosen = sorted(names, key=lambda name: digest(["features", name]))[:MOST_PROJECTED]
+        paths = [find_scores(self.features, name, kind="features") for name in sorted(chosen)]
+        depth = 0
+
+        def features() -> Iterator[Tensor]:
+            nonlocal depth
+            for path in paths:
+                found = read_features(path, device=self.device)
+                depth = depth or len(found)
+                if len(found) != depth:
+                    expected, got = f"features of {depth} channels like the first", f"{len(found)}"
+                    raise ValueError(message(str(path), expected, got, "use one encoder"))
+                yield found
+
+        fitted = FeatureProjection.fit(features(), components=self.components)
+        return replace(self, projection=fitted)
 
     def labels(self, pair: Pair, num_classes: int, size: tuple[int, int]) -> Tensor:
         """The true labels of an image, void as 255."""
@@ -159,23 +304,26 @@ class LabelledImages:
     """Labelled images with the score file of each: the one way to go through them.
 
     Attributes:
-        source: the data set and the scores.
+        source: the data set and the scores; components of features are known.
         pairs: the images and their masks.
-        paths: the score file of every image.
-        num_source: number of classes in the score files, after the source's class map.
+        paths: the files of every image.
+        num_source: number of classes in the score files, after the source's class map; of all
+            models together where there are several.
         num_classes: number of classes in the masks; another number where a recalibration maps
-            the model's classes onto those of the data set.
+            the model's classes onto those of the data set. Of several models that of the first.
         size: height and width of the first image's scores.
         progress: wraps the loops over images.
+        sources: number of classes of every model.
     """
 
     source: Source
     pairs: list[Pair]
-    paths: Mapping[Pair, Path]
+    paths: Mapping[Pair, Files]
     num_source: int
     num_classes: int
     size: tuple[int, int]
     progress: Progress = quiet
+    sources: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -191,8 +339,12 @@ class LabelledImages:
         pairs = list(pairs)
         check_distinct(source.root, pairs)
         paths = source.locate(pairs)
-        num_classes, height, width = source.shape(paths[pairs[0]])
-        return cls(source, pairs, paths, num_classes, num_classes, (height, width), progress)
+        first = paths[pairs[0]]
+        num_classes, height, width = source.shape(first)
+        sources = source.num_classes_of(first)
+        source = replace(source.with_projection(pairs), classes=sources)
+        size = (height, width)
+        return cls(source, pairs, paths, sum(sources), num_classes, size, progress, sources)
 
     def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Probabilities ``[K, H, W]`` and true labels ``[H, W]`` of an image, void as 255.
@@ -200,7 +352,8 @@ class LabelledImages:
         Raises:
             ValueError: another number of classes than the first image, or bad files.
         """
-        return read_example(self.source, pair, self.paths[pair], self.num_classes, self.num_source)
+        probs = self.source.probabilities(self.paths[pair])
+        return probs, self.source.labels(pair, self.num_classes, (probs.shape[1], probs.shape[2]))
 
     def feed(
         self,
@@ -223,7 +376,7 @@ class LabelledImages:
         mine, count = (pairs, len(pairs)) if every_rank else shard(pairs)
         for pair in self.progress(mine, count, title) if pairs else ():
             probs, labels = self.read(pair)
-            with name_file_in_errors(self.paths[pair]):
+            with name_file_in_errors(self.paths[pair][0]):
                 update(pair, probs, labels)
 
 
@@ -261,12 +414,14 @@ def read_example(
         num_classes: number of classes in the masks.
         num_source: number of classes in the score files, where it is another.
     """
+    source = replace(source, classes=(num_classes if num_source is None else num_source,))
     probs = source.probabilities(path)
-    num_source = num_classes if num_source is None else num_source
-    if probs.shape[0] != num_source:
-        expected, got = f"{num_source} classes like the first image", f"{probs.shape[0]}"
-        raise ValueError(message(str(path), expected, got, "use the scores of one model"))
     return probs, source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
+
+
+def as_json(class_map: ClassMap | None) -> dict[str, Any] | None:
+    """A class map as it is recorded."""
+    return None if class_map is None else class_map.to_json()
 
 
 def fingerprint(class_map: ClassMap | None) -> str | None:

@@ -164,7 +164,7 @@ def open_run_folder(
     out: Path,
     fingerprint: str,
     *,
-    facts: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
     digest_inputs: bool = False,
     digest_files: bool = False,
 ) -> Iterator[RunFolder]:

@@ -30,8 +30,8 @@ T = TypeVar("T")
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
-def find_scores(folder: str | Path, image: str) -> Path:
-    """The score file of an image: its relative path without suffix, under ``folder``.
+def find_scores(folder: str | Path, image: str, *, kind: str = "probabilities") -> Path:
+    """The file of an image: its relative path without suffix, under ``folder``.
 
     A folder without the image's subfolders is searched by the image's name alone.
 
@@ -45,11 +45,12 @@ def find_scores(folder: str | Path, image: str) -> Path:
         files = [path for path in names if path.is_file()]
         if len(files) > 1:
             got = " and ".join(path.name for path in files)
-            raise ValueError(message(str(place), "one score file", got, "remove all but one"))
+            expected = f"one file of {kind}"
+            raise ValueError(message(str(place), expected, got, "remove all but one"))
         if files:
             return files[0]
     expected = f"{stem}{' | '.join(SUFFIXES)}"
-    fix = "write the probabilities of every listed image"
+    fix = f"write the {kind} of every listed image"
     raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
 
 
@@ -76,7 +77,7 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
             return _as_evidence(path, tensors, metadata, device)
         probs = _only(path, tensors)
     else:
-        probs = _from_numpy(path)
+        probs = _from_numpy(path, "probs")
     _three(path, probs.shape)
     if probs.dtype == torch.uint8:
         probs = probs.to(device).to(torch.float32) / 255
@@ -88,6 +89,41 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
         expected, fix = "uint8, float16 or float32 scores", "convert and write it anew"
         raise ValueError(message(str(path), expected, str(probs.dtype), fix))
     return probs
+
+
+def read_features(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor:
+    """The features ``[C, h, w]`` of one image by an encoder, float32.
+
+    Args:
+        path: ``.npy``, ``.npz`` (key ``features``, or its only array) or ``.safetensors``: float16,
+            bfloat16 or float32.
+        device: where the tensor lies.
+
+    Raises:
+        ValueError: the file is damaged, of another shape or dtype, or a value is NaN or infinite.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        features = _only(path, read_tensors(path)[0], "features")
+    else:
+        features = _from_numpy(path, "features")
+    if features.ndim != 3 or 0 in features.shape:
+        got, fix = str(list(features.shape)), "write one image per file, channels first"
+        raise ValueError(message(str(path), "features [C, h, w]", got, fix))
+    if not features.is_floating_point():
+        fix = "write float16 or float32"
+        raise ValueError(message(str(path), "floating-point features", str(features.dtype), fix))
+    if not bool(features.isfinite().all()):
+        fix = "write the file anew"
+        raise ValueError(message(str(path), "finite features", "NaN or infinite values", fix))
+    return features.to(device, torch.float32)
+
+
+def holds_evidence(path: str | Path) -> bool:
+    """Whether a file holds evidence, from its header alone."""
+    path = Path(path)
+    return path.suffix == ".safetensors" and read_tensor_shapes(path)[1].get("kind") == "evidence"
 
 
 def read_shape(path: str | Path) -> tuple[int, int, int]:
@@ -142,28 +178,30 @@ def _shape_from_numpy(path: Path) -> Sequence[int]:
         raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
 
 
-def _from_numpy(path: Path) -> Tensor:
+def _from_numpy(path: Path, name: str) -> Tensor:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return torch.from_numpy(loaded)
         with loaded:
-            return _only(path, {name: torch.from_numpy(loaded[name]) for name in loaded.files})
+            arrays = {each: torch.from_numpy(loaded[each]) for each in loaded.files}
+            return _only(path, arrays, name)
     except FileNotFoundError:
         raise
     except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
+        kind = "probabilities" if name == "probs" else name
+        raise damaged(path, f"a {path.suffix} file of {kind}", error) from error
 
 
-def _only(path: Path, arrays: Mapping[str, T]) -> T:
-    """The array of probabilities among those of a file."""
-    if "probs" in arrays:
-        return arrays["probs"]
+def _only(path: Path, arrays: Mapping[str, T], name: str = "probs") -> T:
+    """The array of this name among those of a file, or its only one."""
+    if name in arrays:
+        return arrays[name]
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     names = ", ".join(sorted(arrays)) or "none"
-    fix = "name the array of probabilities 'probs'"
-    raise ValueError(message(str(path), "an array 'probs'", f"arrays {names}", fix))
+    fix = f"name the array {name!r}"
+    raise ValueError(message(str(path), f"an array {name!r}", f"arrays {names}", fix))
 
 
 def write_evidence(path: str | Path, evidence: Evidence) -> None:

@@ -28,11 +28,12 @@ from cpseg.certification.finite_bounds import (
 )
 from cpseg.core.selection import Evidence
 from cpseg.files.audit_files import Question, merge_answers, read_answers
-from cpseg.files.dataset import Progress, Source, quiet
+from cpseg.files.dataset import Progress, ScoreFolder, Source, quiet
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID, read_mask
 from cpseg.files.run_folder import output_path
 from cpseg.jobs.settings import AuditSettings
+from cpseg.jobs.sources import as_calibrated
 
 _PLAN = "plan.json"
 _ANY_CLASS = 255  # a label folder may hold every value below void
@@ -47,12 +48,16 @@ class Labels:
         root: the folder that image paths are relative to.
         masks: the mask of every image, in the order of ``ids.txt``.
         probs: the folder of score files that the labels were made from, if it is known.
+        others: those of further models.
+        features: the folder of an encoder's features, if there was one.
     """
 
     out: Path
     root: Path
     masks: Mapping[str, Path]
     probs: Path | None
+    others: tuple[Path, ...] = ()
+    features: Path | None = None
 
     @classmethod
     def open(cls, out: str | Path, root: str | Path | None = None) -> Labels:
@@ -81,8 +86,11 @@ class Labels:
                 fix = "write a line 'image mask' per image"
                 raise ValueError(message(str(out / "ids.txt"), expected, got, fix))
             masks[pair.image] = own if own.exists() else base / str(pair.mask)
-        probs = Path(facts["probs"]) if "probs" in facts else None
-        return cls(out, base, masks, probs)
+        probs, features = (
+            Path(facts[name]) if facts.get(name) is not None else None
+            for name in ("probs", "features")
+        )
+        return cls(out, base, masks, probs, tuple(map(Path, facts.get("others", ()))), features)
 
     def read(self, image: str) -> Tensor:
         """The labels of an image, uint8 ``[H, W]``."""
@@ -96,7 +104,7 @@ class Labels:
         return whole.hexdigest()[:16]
 
 
-def _facts(out: Path) -> dict[str, str]:
+def _facts(out: Path) -> dict[str, Any]:
     try:
         facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -278,7 +286,9 @@ def _drawn(labels: Labels, settings: AuditSettings, progress: Progress) -> Audit
 
 def _certainty(labels: Labels, settings: AuditSettings) -> Callable[[str], Tensor]:
     """The probability of each label, recalibrated as it was when the labels were made."""
-    probs = labels.probs if settings.probs is None else Path(settings.probs)
+    probs, others, features = labels.probs, labels.others, labels.features
+    if settings.probs is not None:
+        probs, others, features = Path(settings.probs), (), None
     file = labels.out / "calibration.safetensors"
     if settings.calibration is not None:
         file = Path(settings.calibration)
@@ -286,13 +296,14 @@ def _certainty(labels: Labels, settings: AuditSettings) -> Callable[[str], Tenso
         fix = "pass --probs and --calibration"
         raise ValueError(message(str(labels.out), "scores for --focus", "none recorded", fix))
     calibration = Calibration.load(file)
-    source = Source(labels.root, probs).with_recorded_class_map(calibration.provenance.class_map)
-    paths = source.locate([Pair(image, None) for image in labels.masks])
-    of_image = {pair.image: path for pair, path in paths.items()}
+    source = Source(labels.root, probs, others=tuple(map(ScoreFolder, others)), features=features)
+    source = as_calibrated("audit", source, calibration)
+    files = source.locate([Pair(image, None) for image in labels.masks])
+    of_image = {pair.image: each for pair, each in files.items()}
 
     def certainty(image: str) -> Tensor:
         scores = source.scores(of_image[image])
-        with name_file_in_errors(of_image[image]):
+        with name_file_in_errors(of_image[image][0]):
             if isinstance(scores, Evidence):
                 return scores.best.to(torch.float32)
             if calibration.recalibration is not None:

@@ -23,7 +23,7 @@ from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID
 from cpseg.files.splits import drawn_share
 from cpseg.groups.resampling import to_grid
-from cpseg.jobs.recalibrate import Recalibrated, recalibrate
+from cpseg.jobs.recalibrate import Recalibrated, for_target, recalibrate
 from cpseg.jobs.seen_images import check_unseen, cross_fitted
 from cpseg.jobs.settings import CalibrationSettings, settings_of
 from cpseg.jobs.shift import MOST_PROFILED, Without, profile
@@ -65,8 +65,8 @@ def calibrate(
     announce(progress, _reads(settings, len(images.pairs)))
     provenance = Provenance.from_json(source.facts())
     pairs, recalibrated, options = images.pairs, None, settings.recalibration
+    images = for_target("calibrate", images, options)
     if options is not None:
-        images = replace(images, num_classes=options.num_classes or images.num_source)
         recalibrated = recalibrate("calibrate", options, images, seed=settings.seed)
         pairs = recalibrated.calibration_images
         provenance = replace(provenance, recalibration=recalibrated.provenance(options))

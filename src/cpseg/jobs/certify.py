@@ -21,7 +21,7 @@ from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID
 from cpseg.files.splits import hashed_share
 from cpseg.jobs.estimate import aligned, percent
-from cpseg.jobs.recalibrate import recalibrate
+from cpseg.jobs.recalibrate import for_target, recalibrate
 from cpseg.jobs.seen_images import check_apart, check_unseen, cross_fitted
 from cpseg.jobs.settings import CertificationSettings, settings_of
 from cpseg.jobs.shift import MOST_PROFILED, profile
@@ -63,7 +63,7 @@ def certify(
     setting, certifying = _parts(settings, listed)
     check_distinct(source.root, [*setting, *certifying])
     images = LabelledImages.open(source, listed, progress=progress)
-    images = replace(images, paths=source.locate([*setting, *certifying]))
+    images = replace(images, paths=images.source.locate([*setting, *certifying]))
     check_unseen(where, source, setting)
     check_apart(where, source, certifying)
     provenance = replace(
@@ -75,10 +75,9 @@ def certify(
     passes = 1 + learns + (options is not None)
     again = min(len(certifying), MOST_PROFILED)
     announce(progress, len(setting) * passes + len(certifying) + again)
+    images = for_target(where, images, options)
     if options is not None:
-        on_setting = replace(
-            images, pairs=setting, num_classes=options.num_classes or images.num_source
-        )
+        on_setting = replace(images, pairs=setting)
         options = replace(options, share=0.0, folds=0)
         recalibration = recalibrate(where, options, on_setting, seed=settings.seed).recalibration
         images = replace(images, num_classes=recalibration.num_classes)

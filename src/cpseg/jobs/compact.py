@@ -10,11 +10,12 @@ from cpseg._internal.distributed import rank, shard
 from cpseg._internal.hashing import digest
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
-from cpseg.files.dataset import Progress, Source, fingerprint, quiet
+from cpseg.files.dataset import Progress, Source, as_json, fingerprint, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.files.score_folder import carry_record
+from cpseg.jobs.sources import as_calibrated
 
 
 def compact(
@@ -47,31 +48,30 @@ def compact(
     pairs = read_ids(ids, columns=1)
     recalibration = None
     if calibration is not None:
-        source = source.with_recorded_class_map(calibration.provenance.class_map)
+        source = as_calibrated("compact", source, calibration)
         recalibration = calibration.to(source.device).recalibration
-    class_map = source.class_map and source.class_map.to_json()
-    settings: dict[str, object] = {"background": background, "map": class_map}
+    settings: dict[str, object] = {"background": background, "map": as_json(source.class_map)}
     if recalibration is not None:
         settings["recalibration"] = recalibration.fingerprint
-    paths = source.locate(pairs)
+    files = source.locate(pairs)
     outputs = output_paths("compact", out, pairs, ".safetensors", kind="evidence")
     written = 0
-    run = digest({**settings, "probs": str(source.probs.resolve())})
+    run = digest({**settings, **source.identity()})
     with open_run_folder(out, run) as folder:
         if rank() == 0:
             carry_record(source.folders, out)
         for pair in progress(*shard(pairs), "compact"):
-            path, output = paths[pair], outputs[pair]
-            if folder.is_up_to_date(output, path):
+            inputs, output = files[pair], outputs[pair]
+            if folder.is_up_to_date(output, *inputs):
                 continue
-            stamps = folder.stamps(path)
-            probs = source.probabilities(path)
-            with name_file_in_errors(path):
+            stamps = folder.stamps(*inputs)
+            probs = source.probabilities(inputs)
+            with name_file_in_errors(inputs[0]):
                 if recalibration is not None:
                     made = recalibration.evidence(probs, background=background)
                 else:
                     made = evidence(probs, background=background)
             write_evidence(output, replace(made, class_map=fingerprint(source.class_map)))
-            folder.record(output, [path], stamps)
+            folder.record(output, inputs, stamps)
             written += 1
     return written

@@ -18,6 +18,7 @@ from cpseg.files.id_lists import read_ids
 from cpseg.files.masks import VOID
 from cpseg.jobs.seen_images import approximate, check_unseen, cross_fitted
 from cpseg.jobs.shift import Notice, Tell, Watch, silent
+from cpseg.jobs.sources import as_calibrated
 from cpseg.jobs.tally import Row, Tally
 
 Scores = Tensor | Evidence
@@ -72,7 +73,7 @@ def evaluate(
         ValueError: bad files, named in the message.
         OSError: a file that cannot be read.
     """
-    source = source.with_recorded_class_map(calibration.provenance.class_map)
+    source = as_calibrated("evaluate", source, calibration)
     calibration = replace(calibration, ignore_index=VOID).to(source.device)
     applied = replace(calibration, recalibration=None)  # to probabilities recalibrated before
     pairs = read_ids(ids)
@@ -83,7 +84,7 @@ def evaluate(
     watch = Watch(calibration)
     for pair in progress(*shard(pairs), "evaluate"):
         scores = source.scores(paths[pair])
-        with name_file_in_errors(paths[pair]):
+        with name_file_in_errors(paths[pair][0]):
             mapped = scores
             if isinstance(scores, Tensor) and calibration.recalibration is not None:
                 mapped = calibration.recalibration(scores)

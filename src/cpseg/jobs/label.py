@@ -18,11 +18,12 @@ from cpseg._internal.safe_files import write_text
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.class_map import parse_class_map
 from cpseg.core.selection import Evidence
-from cpseg.files.dataset import Progress, Source, quiet
+from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
+from cpseg.jobs.sources import as_calibrated
 
 
 def label(
@@ -72,10 +73,10 @@ def label(
     known = [] if labelled is None else read_ids(labelled)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
     check_ids(out, listed)  # before the work, not after it
-    source = source.with_recorded_class_map(calibration.provenance.class_map)
+    source = as_calibrated("label", source, calibration)
     paths = source.locate(pairs)
     run = _fingerprint(source, calibration, pairs)
-    facts = {"root": str(source.root.resolve()), "probs": str(source.probs.resolve())}
+    facts = {"root": str(source.root.resolve()), **source.identity()}
     chosen = replace(calibration, ignore_index=VOID).to(source.device)
     with open_run_folder(out, run, facts=facts, digest_files=True) as folder:
         for pair in progress(*shard(pairs), "label"):
@@ -101,16 +102,16 @@ def _label_image(
     source: Source,
     calibration: Calibration,
     image: Path,
-    path: Path,
+    files: Files,
     mask: Path,
 ) -> None:
     """Write the mask of one image from its score file, unless it is there."""
-    inputs = (path, image)
+    path, inputs = files[0], (*files, image)
     if folder.is_up_to_date(mask, *inputs, sound=lambda: _fits(mask, image, calibration)):
         return
     stamps = folder.stamps(*inputs)
     size = image_size(image)
-    scores = source.scores(path)
+    scores = source.scores(files)
     plane = scores.best if isinstance(scores, Evidence) else scores[0]
     if size != tuple(plane.shape):
         expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
@@ -175,8 +176,8 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
             "threshold": hashlib.sha256(thresholds).hexdigest(),
             "background": calibration.background,
             **({} if recalibration is None else {"recalibration": recalibration.fingerprint}),
-            "map": source.class_map and source.class_map.to_json(),
-            "probs": str(source.probs.resolve()),
+            "map": as_json(source.class_map),
+            **source.identity(),
             "root": str(source.root.resolve()),
             "images": [pair.image for pair in pairs],
         }

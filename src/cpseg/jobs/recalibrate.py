@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from cpseg._internal.checks import message
 from cpseg.calibration.provenance import RecalibrationImages
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.files.dataset import LabelledImages
 from cpseg.files.id_lists import Pair
 from cpseg.files.masks import VOID
@@ -42,16 +44,25 @@ class RecalibrationOptions:
     prior_power: float = 0.0
     num_classes: int | None = None
 
-    def recalibrator(self, num_classes: int, seed: int) -> Recalibrator:
-        """A new one; methods without parameters per class take no context."""
-        without_context = self.method in ("none", "temperature")
+    def recalibrator(
+        self,
+        num_classes: int,
+        seed: int,
+        *,
+        sources: Sequence[int] | None = None,
+        features: FeatureProjection | None = None,
+    ) -> Recalibrator:
+        """A new one; methods without parameters per class take neither context nor features."""
+        plain = self.method in ("none", "temperature")
         return Recalibrator(
             num_classes,
             method=self.method,
             scores=self.scores,
-            context=() if without_context and self.context == "auto" else self.context,
+            context=() if plain and self.context == "auto" else self.context,
             seed=seed,
             ignore_index=VOID,
+            sources=sources,
+            features=None if plain else features,
         )
 
 
@@ -86,6 +97,28 @@ class Recalibrated:
         return RecalibrationImages(names, options.folds, self.disjoint)
 
 
+def for_target(
+    where: str, images: LabelledImages, options: RecalibrationOptions | None
+) -> LabelledImages:
+    """The images with the number of classes that a recalibration maps onto.
+
+    Raises:
+        ValueError: several sources without a recalibration, or models with different classes and
+            no word on those of the data set.
+    """
+    if options is None:
+        if not images.source.is_single:
+            got = "--recalibrate none"
+            fix = "pass --recalibrate dirichlet: one map over all of them"
+            raise ValueError(message(where, "a recalibration of several sources", got, fix))
+        return images
+    if options.num_classes is None and len(set(images.sources)) > 1:
+        expected = "the number of classes of the data set, since the models' differ"
+        got = " and ".join(map(str, images.sources))
+        raise ValueError(message(where, expected, got, "pass --num-classes"))
+    return replace(images, num_classes=options.num_classes or images.num_classes)
+
+
 def recalibrate(
     where: str, options: RecalibrationOptions, images: LabelledImages, *, seed: int
 ) -> Recalibrated:
@@ -107,8 +140,17 @@ def recalibrate(
         count = len(images.pairs)
         order = drawn_order(where, count, options.folds, generator, option=option)
         fold_of = {images.pairs[i]: number % options.folds for number, i in enumerate(order)}
-    whole = options.recalibrator(images.num_classes, seed)
-    of_fold = [options.recalibrator(images.num_classes, seed) for _ in range(options.folds)]
+
+    def new() -> Recalibrator:
+        return options.recalibrator(
+            images.num_classes,
+            seed,
+            sources=images.sources,
+            features=images.source.projection,
+        )
+
+    whole = new()
+    of_fold = [new() for _ in range(options.folds)]
 
     def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
         whole.update(probs, labels, ids=pair.image)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cpseg._internal.checks import check_background, message
 from cpseg._internal.distributed import rank
 from cpseg._internal.safe_files import write_text
-from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
+from cpseg.files.dataset import LabelledImages, Progress, Source, announce, as_json, quiet
 from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import RunFolder, open_run_folder
 from cpseg.jobs.cross_validation import PLAIN, Counts, Fold, FoldFit, measure_fold
@@ -87,7 +87,7 @@ def sweep(
     plan = SweepPlan(settings, settings.grid or images.size, images.num_classes)
     if out is None:
         return _rows(images, folds, plan, None)
-    fingerprint = plan.fingerprint(pairs, **_data(source))
+    fingerprint = plan.fingerprint(pairs, **_data(images.source))
     with open_run_folder(Path(out), fingerprint, digest_files=True) as folder:
         return _rows(images, folds, plan, folder)
 
@@ -98,7 +98,10 @@ def _rows(
     """Measure the folds that the folder does not hold yet, and average over all of them."""
     finished: dict[int, list[dict[str, float]]] = {}
     root = images.source.root
-    inputs = [*images.paths.values(), *(root / str(pair.mask) for pair in images.pairs)]
+    inputs = [
+        *itertools.chain(*images.paths.values()),
+        *(root / str(pair.mask) for pair in images.pairs),
+    ]
     if folder is not None:
         for number in range(len(folds)):
             if folder.is_up_to_date(fold_file(folder.out, number), *inputs):
@@ -145,10 +148,10 @@ def _data(source: Source) -> dict[str, object]:
     """What a fingerprint says of the data set."""
     maps = (source.class_map, source.mask_map)
     return {
-        "maps": [None if each is None else each.to_json() for each in maps],
+        "maps": [as_json(each) for each in maps],
         "void": source.void,
         "root": str(source.root.resolve()),
-        "probs": str(source.probs.resolve()),
+        **source.identity(),
     }
 
 

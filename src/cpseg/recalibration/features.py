@@ -20,16 +20,18 @@ FLOOR = 1e-4
 WINDOWS = (7 / 180, 31 / 180)  # sides of the neighbourhoods, in units of the image's shorter side
 
 
-def log_scores(probs: Tensor, scores: str) -> Tensor:
-    """Features ``[B, F, ...]`` of probabilities ``[B, S, ...]``: log p, for sigmoid log(1 - p) too.
+def log_scores(probs: Tensor, sigmoid: Sequence[int] = ()) -> Tensor:
+    """Features ``[B, F, ...]`` of probabilities ``[B, S, ...]``: log p, then log(1 - p) of some.
 
-    F is S or 2 S; scores are floored at :data:`FLOOR`.
+    F is S and the number of channels in ``sigmoid``, those of independent scores; scores are
+    floored at :data:`FLOOR`.
     """
     p = probs.to(torch.float32)
     logs = p.clamp(min=FLOOR).log_()
-    if scores == "softmax":
+    if not sigmoid:
         return logs
-    return torch.cat([logs, (1 - p).clamp_(min=FLOOR).log_()], 1)
+    independent = p if len(sigmoid) == p.shape[1] else p[:, list(sigmoid)]
+    return torch.cat([logs, (1 - independent).clamp_(min=FLOOR).log_()], 1)
 
 
 def radii(height: int, width: int) -> list[int]:
@@ -85,25 +87,27 @@ class Layout:
     """The order of the feature columns: the pixel's own log scores, then each context part.
 
     Attributes:
-        num_source: number of source classes S.
-        scores: ``"softmax"`` or ``"sigmoid"``.
+        num_scores: number S of the classes of all sources.
+        sigmoid: the channels among them that are independent scores.
         context: the context parts in use, in the order of :data:`CONTEXTS`.
+        components: number of components of an encoder's features, after all context parts.
     """
 
-    num_source: int
-    scores: str
+    num_scores: int
+    sigmoid: tuple[int, ...]
     context: tuple[str, ...]
+    components: int = 0
 
     @property
     def own(self) -> int:
         """Number of features of the pixel's own scores."""
-        return self.num_source * (2 if self.scores == "sigmoid" else 1)
+        return self.num_scores + len(self.sigmoid)
 
     @property
     def columns(self) -> dict[str, slice]:
-        """The columns of each context part."""
+        """The columns of each context part, and of the ``"features"``."""
         columns, start = {}, self.own
-        for part in self.context:
+        for part in (*self.context, "features"):
             columns[part] = slice(start, start + self._size(part))
             start += self._size(part)
         return columns
@@ -111,13 +115,16 @@ class Layout:
     @property
     def width(self) -> int:
         """Number of all features."""
-        return self.own + sum(map(self._size, self.context))
+        return self.own + sum(map(self._size, (*self.context, "features")))
 
     def _size(self, part: str) -> int:
-        return {"location": 4, "neighbourhood": 2 * self.own, "image": self.own}[part]
+        sizes = {"location": 4, "neighbourhood": 2 * self.own, "image": self.own}
+        return sizes.get(part, self.components)
 
-    def indices(self, chosen: Sequence[str]) -> Tensor:
-        """Column indices of the pixel's own features and of the chosen context parts."""
+    def indices(self, chosen: Sequence[str], components: int = 0) -> Tensor:
+        """Column indices of the own features, the chosen context parts and first components."""
         index = torch.arange(self.width)
         kept = [self.columns[part] for part in self.context if part in chosen]
+        first = self.columns["features"].start
+        kept.append(slice(first, first + components))
         return torch.cat([index[columns] for columns in (slice(self.own), *kept)])

@@ -15,20 +15,22 @@ from torch import Tensor
 
 from cpseg._internal import words
 from cpseg._internal.checks import (
+    SCORES_FIX,
     check_background,
     check_count,
     check_float,
     check_has_values,
-    check_probs,
     check_same_device,
+    check_unit_interval,
     is_compiling,
     is_share,
     message,
     shape,
 )
-from cpseg._internal.fields import Valid, among, list_of, read_fields, text, whole
+from cpseg._internal.fields import Valid, among, list_of, or_none, read_fields, text, whole
 from cpseg._internal.safe_files import read_tensors, write_tensors
 from cpseg.core.argmax import best_of_classes, class_dtype
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.selection import Evidence
 from cpseg.recalibration.features import (
     CONTEXTS,
@@ -38,13 +40,12 @@ from cpseg.recalibration.features import (
     radii,
     window_means,
 )
-from cpseg.recalibration.fit import (
-    METHODS,
-)
+from cpseg.recalibration.fit import METHODS
+from cpseg.recalibration.sources import Probs, Sources, kinds_of, one_tensor
 
 SCORES = words.SCORE_KINDS
 
-_FORMAT = 1
+_FORMATS = (1, 2)  # 2: several sources
 _TENSORS = ("weight", "bias", "prior")
 _TILE = 2**20  # probabilities that a step on the CPU holds: fewer steps beat a smaller cache
 _TILE_ELSEWHERE = 2**25
@@ -63,14 +64,21 @@ class Recalibration:
     same it keeps its raw mass ``p_k / max(1, sum p)`` and the present classes share the rest;
     where they differ its probability is 0.
 
+    With several sources f has the log scores of every model, and the components of an encoder's
+    features if there are any. Wherever probabilities are asked for, a list has those of every model
+    in their order (each may have its own size) and then the features; one tensor has their
+    channels. An absent class keeps its mean raw mass over the models that have the target's
+    classes.
+
     Attributes:
         weight: float32 ``[K, F]``; the columns are the own scores, then the parts of ``context``.
         bias: float32 ``[K]``.
         prior: float64 ``[K]``, class frequencies in the labelled images, each weighing the same.
         method: ``"none"``, ``"temperature"``, ``"vector"`` or ``"dirichlet"``.
-        scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities.
+        scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities; with commas
+            between them where models differ.
         context: the parts of the context in use.
-        num_source: number of source classes S.
+        num_source: number S of source classes, of all models together.
         num_images: labelled images behind the fit.
         strength: weight of the penalty, see ``recalibration/fit.py``; 0 for ``"none"``.
         prior_power: tau in [0, 1]; each present class's score is divided by ``prior_k ** tau``
@@ -80,6 +88,8 @@ class Recalibration:
             nothing to validate on.
         images: ids of the images used to fit it, sorted, where they were given: a ``Certifier``
             refuses them.
+        sources: number of classes of every model; one model by default.
+        projection: of an encoder's features, with the components in use, or None.
         absent: the classes that the labelled images do not have.
 
     Guarantee:
@@ -103,9 +113,16 @@ class Recalibration:
     prior_power: float = 0.0
     cv: tuple[Mapping[str, Any], ...] = ()
     images: tuple[str, ...] = ()
+    sources: tuple[int, ...] = ()
+    projection: FeatureProjection | None = None
     absent: tuple[int, ...] = field(init=False)
+    _sources: Sources = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        classes = tuple(self.sources) or (self.num_source,)
+        kinds = kinds_of("Recalibration", self.scores, len(classes))
+        object.__setattr__(self, "sources", classes)
+        object.__setattr__(self, "_sources", Sources(classes, kinds, self.projection))
         for name in _TENSORS:
             part = getattr(self, name)
             check_float("Recalibration", part, name=name, fix="fit one with a Recalibrator")
@@ -116,7 +133,8 @@ class Recalibration:
     def __repr__(self) -> str:
         parts = [
             self.method,
-            f"{self.num_source} {self.scores} classes to {self.num_classes}",
+            f"{_sum(self.sources)} {self.scores} classes to {self.num_classes}",
+            f"{self._components} components of features" if self._components else "",
             f"context {' + '.join(self.context) or 'none'}",
             f"{self.num_images} images",
             f"strength {self.strength:g}",
@@ -130,20 +148,47 @@ class Recalibration:
         """Number of target classes K."""
         return self.weight.shape[0]
 
+    @property
+    def _components(self) -> int:
+        return self._sources.components
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of everything that changes its result, prior power included."""
         parts = self.tensors().values()
         content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
         facts = f"{self.scores} {self.context} {self.num_source} {self.prior_power}"
+        if len(self.sources) > 1:
+            facts += f" {self.sources}"
         return hashlib.sha256(content + facts.encode()).hexdigest()[:16]
 
-    def __call__(self, probs: Tensor) -> Tensor:
+    def join(
+        self, probs: Probs, *, check_values: bool = False, where: str = "Recalibration.join"
+    ) -> Tensor:
+        """The sources as one tensor, which every method takes in their place.
+
+        Args:
+            probs: a list of tensors, ``[B, K_s, h, w]`` or ``[K_s, h, w]`` of every model and then
+                the features ``[B, C, h, w]`` or ``[C, h, w]`` if there are any; or one tensor of
+                their channels, which stays as it is.
+            check_values: whether probabilities must lie in [0, 1]; that takes a pass over them.
+            where: who asks, for messages.
+
+        Returns:
+            ``[B, C, H, W]`` or ``[C, H, W]``, at the size of the first model's.
+
+        Raises:
+            ValueError: another number of sources, classes or images, another device.
+            TypeError: not floating point.
+        """
+        return self._sources.join(where, probs, check_values=check_values)
+
+    def __call__(self, probs: Probs) -> Tensor:
         """Class probabilities of the target domain.
 
         Args:
-            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``: whole images
-                where context is used.
+            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, or the list
+                that :meth:`join` takes: whole images where context is used.
 
         Returns:
             float32 ``[B, K, H, W]`` or ``[K, H, W]``, summing to 1 over the classes. A pixel with
@@ -162,21 +207,21 @@ class Recalibration:
             <BLANKLINE>
                     [[0.1000, 0.8000]]])
         """
-        batch = self._checked("Recalibration", probs)
+        batch, single = self._checked("Recalibration", probs)
         size = (len(batch), self.num_classes, *batch.shape[-2:])
         if is_compiling():
             out = self._tile(batch, slice(0, size[2]), self._offset(batch))
         else:
-            out = torch.empty(size, device=probs.device)
+            out = torch.empty(size, device=batch.device)
             for image, rows, tile in self._tiles(batch):
                 out[image, :, rows] = tile
-        return out if probs.ndim == 4 else out[0]
+        return out[0] if single else out
 
-    def evidence(self, probs: Tensor, *, background: int | None = None) -> Evidence:
+    def evidence(self, probs: Probs, *, background: int | None = None) -> Evidence:
         """``evidence(recalibration(probs), background=...)`` without ever holding all of it.
 
         Args:
-            probs: probabilities, float, ``[B, S, H, W]`` or ``[S, H, W]``.
+            probs: probabilities, as for the call.
             background: index of a dominant target class to suppress, or None.
 
         Returns:
@@ -187,9 +232,9 @@ class Recalibration:
             TypeError: ``probs`` is not floating point.
         """
         where = "Recalibration.evidence"
-        batch = self._checked(where, probs)
+        batch, single = self._checked(where, probs)
         check_background(where, background, self.num_classes)
-        size, device = (len(batch), *batch.shape[-2:]), probs.device
+        size, device = (len(batch), *batch.shape[-2:]), batch.device
         best = torch.empty(size, device=device)
         kind = class_dtype(self.num_classes)
         best_class = torch.empty(size, dtype=kind, device=device)
@@ -199,7 +244,7 @@ class Recalibration:
             best[image, rows], best_class[image, rows] = found[0], found_class[0].to(kind)
             if back is not None and background is not None:
                 back[image, rows] = tile[background]
-        if probs.ndim == 3:
+        if single:
             best, best_class = best[0], best_class[0]
             back = None if back is None else back[0]
         return Evidence(best, best_class, back, background, self.num_classes, self.fingerprint)
@@ -218,8 +263,9 @@ class Recalibration:
 
     def to(self, device: torch.device | str) -> Recalibration:
         """The same map on another device."""
-        tensors = {name: values.to(device) for name, values in self.tensors().items()}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
+        projection = None if self.projection is None else self.projection.to(device)
+        return replace(self, **tensors, projection=projection)
 
     def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
         """For every target class the source classes that support it most.
@@ -233,12 +279,17 @@ class Recalibration:
             Per target class a list of pairs, the largest probability first: a source class, and
             the probability of the target where the model gives 0.9 to that source (the others
             share 0.1, and with context all of the image is the same). Empty for absent classes.
+            With several models the others know nothing there: all of their classes are as likely.
         """
         fix = "pass 3"
         check_count("Recalibration.correspondence", top, name="top", fix=fix)
-        sources, device = self.num_source, self.weight.device
-        sure = torch.full((sources, sources), 0.1 / max(1, sources - 1), device=device)
-        sure.fill_diagonal_(0.9)
+        total, device = self.num_source, self.weight.device
+        sure = torch.zeros(total, total + self._components, device=device)
+        for part in self._sources.channels:
+            count = part.stop - part.start
+            sure[:, part] = 1 / count
+            sure[part, part] = 0.1 / max(1, count - 1)
+        sure[:, :total].fill_diagonal_(0.9)
         value, source = (
             self(sure[..., None, None]).flatten(1).sort(dim=0, descending=True, stable=True)
         )
@@ -255,18 +306,24 @@ class Recalibration:
         """The map in words: how it was fitted, and which source classes support each class.
 
         Args:
-            source_names: names of the S source classes.
+            source_names: names of the S source classes, those of all models in turn.
             names: names of the K target classes.
 
         Raises:
             ValueError: another number of names.
         """
         where = "Recalibration.describe"
-        sources = _names(where, "source_names", source_names, self.num_source)
-        targets = _names(where, "names", names, self.num_classes)
+        numbers = [
+            f"{number}:{k}" if len(self.sources) > 1 else f"{k}"
+            for number, count in enumerate(self.sources, 1)
+            for k in range(count)
+        ]
+        sources = _names(where, "source_names", source_names, numbers)
+        targets = _names(where, "names", names, list(map(str, range(self.num_classes))))
         context = ", ".join(self.context) or "none"
+        features = f" and {self._components} components of features" if self._components else ""
         lines = [
-            f"{self.method} map of {self.num_source} {self.scores} scores onto "
+            f"{self.method} map of {_sum(self.sources)} {self.scores} scores{features} onto "
             f"{self.num_classes} classes, {self.num_images} images, strength {self.strength:g}, "
             f"context: {context}",
             "class: its probability where the model is 0.9 sure of a source class, largest first",
@@ -279,13 +336,17 @@ class Recalibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a file."""
-        return {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return tensors | ({} if self.projection is None else self.projection.tensors())
 
     def metadata(self) -> dict[str, Any]:
         """The JSON metadata of a file."""
+        several = len(self.sources) > 1 or self.projection is not None
+        features = None if self.projection is None else self.projection.num_images
+        more = {"sources": list(self.sources), "features": features} if several else {}
         return {
             "kind": "recalibration",
-            "format": _FORMAT,
+            "format": 1 + several,
             "method": self.method,
             "scores": self.scores,
             "context": list(self.context),
@@ -295,6 +356,7 @@ class Recalibration:
             "prior_power": self.prior_power,
             "cv": [dict(row) for row in self.cv],
             "images": list(self.images),
+            **more,
         }
 
     @classmethod
@@ -308,7 +370,7 @@ class Recalibration:
         """The map that :meth:`tensors` and :meth:`metadata` describe.
 
         Args:
-            tensors: the three tensors.
+            tensors: those of the map, and of the projection if it has one.
             metadata: the table; further entries are ignored.
             where: who asks, for messages: a file's name.
 
@@ -317,8 +379,9 @@ class Recalibration:
         """
         fix = "fit it anew with this version"
         got = f"kind {metadata.get('kind')!r} of format {metadata.get('format')!r}"
-        if (metadata.get("kind"), metadata.get("format")) != ("recalibration", _FORMAT):
-            raise ValueError(message(where, f"a recalibration of format {_FORMAT}", got, fix))
+        if metadata.get("kind") != "recalibration" or metadata.get("format") not in _FORMATS:
+            expected = f"a recalibration of format {' or '.join(map(str, _FORMATS))}"
+            raise ValueError(message(where, expected, got, fix))
         try:
             parts = {name: tensors[name] for name in _TENSORS}
         except KeyError as error:
@@ -326,8 +389,9 @@ class Recalibration:
         facts = read_fields(where, metadata, _FIELDS, fix=fix)
         context, cv = tuple(facts.pop("context")), tuple(facts.pop("cv"))
         images = tuple(facts.pop("images"))
+        found = _sources_in(where, tensors, metadata, facts, fix)
         weight, prior = parts["weight"], parts["prior"]
-        wide = Layout(facts["num_source"], facts["scores"], context).width
+        wide = Layout(found.num_scores, found.sigmoid, context, found.components).width
         num_classes = len(weight) if weight.ndim else 0
         for name, size, dtype in (
             ("weight", (max(2, num_classes), wide), torch.float32),
@@ -343,10 +407,20 @@ class Recalibration:
         if bool((prior < 0).any()) or abs(float(prior.sum()) - 1) > 1e-6:
             got = f"a sum of {float(prior.sum()):.6g}"
             raise ValueError(message(where, "a 'prior' that sums to 1", got, fix))
-        if facts["method"] in METHODS[:3] and num_classes != facts["num_source"]:
-            expected, got = f"{num_classes} source classes", str(facts["num_source"])
+        if facts["method"] in METHODS[:3] and set(found.classes) != {num_classes}:
+            expected, got = f"{num_classes} source classes", _sum(found.classes)
             raise ValueError(message(where, expected, got, fix))
-        return cls(weight, parts["bias"], prior, context=context, cv=cv, images=images, **facts)
+        return cls(
+            weight,
+            parts["bias"],
+            prior,
+            context=context,
+            cv=cv,
+            images=images,
+            sources=found.classes,
+            projection=found.projection,
+            **facts,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the map as safetensors, atomically."""
@@ -363,23 +437,17 @@ class Recalibration:
         tensors, metadata = read_tensors(path)
         return cls.from_parts(tensors, metadata, where=str(path))
 
-    def _checked(self, where: str, probs: Tensor) -> Tensor:
-        """The scores as a batch."""
-        check_probs(where, probs)
-        if probs.shape[-3] != self.num_source:
-            expected, got = f"scores of {self.num_source} source classes", f"probs {shape(probs)}"
-            raise ValueError(
-                message(where, expected, got, "apply it to the model it was fitted on")
-            )
-        check_same_device(where, self.weight, probs, name="the recalibration", reference="probs")
-        probs = probs.detach()
-        return probs if probs.ndim == 4 else probs.unsqueeze(0)
+    def _checked(self, where: str, probs: Probs) -> tuple[Tensor, bool]:
+        """The channels of all sources as a batch, and whether a single image was given."""
+        joined = self._sources.join(where, probs)
+        check_same_device(where, self.weight, joined, name="the recalibration", reference="probs")
+        return (joined, False) if joined.ndim == 4 else (joined.unsqueeze(0), True)
 
     def _tiles(self, batch: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
         """Image, rows and class probabilities ``[K, rows, W]``."""
         height, across = batch.shape[-2:]
         tile = _TILE if batch.device.type == "cpu" else _TILE_ELSEWHERE
-        step = max(1, tile // (max(self.num_classes, self.num_source) * across))
+        step = max(1, tile // (max(self.num_classes, batch.shape[1]) * across))
         if "neighbourhood" in self.context:  # a tile sums over rows above and below it
             step = max(step, 2 * max(radii(height, across)))
         for index in range(len(batch)):
@@ -391,7 +459,7 @@ class Recalibration:
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.num_source, self.scores, self.context)
+        return Layout(self.num_source, self._sources.sigmoid, self.context, self._components)
 
     def _weight_of(self, part: str) -> Tensor:
         """The columns of the weight that belong to a context part."""
@@ -404,21 +472,27 @@ class Recalibration:
         bias = (self.bias - shift).to(torch.float32).masked_fill(~present, -torch.inf)
         if "image" not in self.context:
             return bias.reshape(1, -1, 1)
-        mean = images.mean((-2, -1), dtype=torch.float64).to(torch.float32)
-        return (log_scores(mean, self.scores) @ self._weight_of("image").T + bias).unsqueeze(-1)
+        mean = images[:, : self.num_source].mean((-2, -1), dtype=torch.float64).to(torch.float32)
+        logs = log_scores(mean, self._sources.sigmoid)
+        return (logs @ self._weight_of("image").T + bias).unsqueeze(-1)
 
     def _tile(self, images: Tensor, rows: slice, offset: Tensor) -> Tensor:
         """Class probabilities ``[B, K, rows, W]`` of some rows."""
         height, across = images.shape[-2:]
-        part = images[..., rows, :]
-        own = log_scores(part, self.scores).flatten(2)
+        scores, sigmoid = images[:, : self.num_source], self._sources.sigmoid
+        part = scores[..., rows, :]
+        own = log_scores(part, sigmoid).flatten(2)
         weight = self.weight[:, : self._layout.own].expand(len(images), -1, -1)
         z = torch.baddbmm(offset, weight, own)
         if "neighbourhood" in self.context:
             weights = self._weight_of("neighbourhood").chunk(2, 1)
             for radius, weight in zip(radii(height, across), weights, strict=True):
-                means = log_scores(window_means(images, rows, radius), self.scores).flatten(2)
+                means = log_scores(window_means(scores, rows, radius), sigmoid).flatten(2)
                 z = torch.baddbmm(z, weight.expand(len(images), -1, -1), means)
+        if self._components:
+            last = self.num_source + self._components
+            values = images[:, self.num_source : last, rows].to(torch.float32).flatten(2)
+            z = torch.baddbmm(z, self._weight_of("features").expand(len(images), -1, -1), values)
         z = z.reshape(*z.shape[:2], *part.shape[-2:])
         if "location" in self.context:
             x1, y1, x2, y2 = self._weight_of("location").unbind(1)
@@ -428,13 +502,37 @@ class Recalibration:
             z = z + (x1[:, None] * x + x2[:, None] * x * x).unsqueeze(-2)
         q: Tensor = z.sub_(z.amax(1, keepdim=True)).exp_()
         q /= q.sum(1, keepdim=True)
-        if self.absent and self.num_source == self.num_classes:
+        same = [c for c in self._sources.channels if c.stop - c.start == self.num_classes]
+        if self.absent and same:
             missing = list(self.absent)
-            p = part.to(torch.float32)
-            kept = p[:, missing] / p.sum(1, keepdim=True).clamp(min=1)
+            shares = [
+                p[:, missing] / p.sum(1, keepdim=True).clamp(min=1)
+                for p in (part[:, channels].to(torch.float32) for channels in same)
+            ]
+            kept = shares[0] if len(shares) == 1 else torch.stack(shares).mean(0)
             q = q * (1 - kept.sum(1, keepdim=True)).clamp(min=0)
             q[:, missing] = kept
         return q
+
+
+def join_for(
+    where: str, recalibration: Recalibration | None, probs: Probs, *, check_values: bool = False
+) -> Tensor:
+    """The channels that a recalibration takes; without one the scores of a single model.
+
+    Raises:
+        ValueError: several sources without a recalibration, or as :meth:`Recalibration.join`.
+        TypeError: not floating point.
+    """
+    if recalibration is not None:
+        return recalibration.join(probs, check_values=check_values, where=where)
+    if isinstance(probs, (list, tuple)):
+        fix = "fit a Recalibrator on several sources and pass its recalibration"
+        raise ValueError(message(where, "the scores of one model", f"{len(probs)} tensors", fix))
+    scores = one_tensor(where, probs)
+    if check_values:
+        check_unit_interval(where, scores, name="probs", fix=SCORES_FIX)
+    return scores
 
 
 def _check_power(where: str, tau: object) -> None:
@@ -443,13 +541,37 @@ def _check_power(where: str, tau: object) -> None:
         raise ValueError(message(where, "a prior power in [0, 1]", repr(tau), fix))
 
 
-def _names(where: str, name: str, given: Sequence[str] | None, number: int) -> list[str]:
+def _names(where: str, name: str, given: Sequence[str] | None, numbers: list[str]) -> list[str]:
     if given is None:
-        return [str(index) for index in range(number)]
-    if isinstance(given, str) or len(given) != number:
+        return numbers
+    if isinstance(given, str) or len(given) != len(numbers):
         got = repr(given) if isinstance(given, str) else str(len(given))
-        raise ValueError(message(where, f"{number} {name}", got, "name every class"))
+        raise ValueError(message(where, f"{len(numbers)} {name}", got, "name every class"))
     return list(given)
+
+
+def _sum(classes: Sequence[int]) -> str:
+    return " + ".join(map(str, classes))
+
+
+def _sources_in(
+    where: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    fix: str,
+) -> Sources:
+    """The sources of a file; those of format 1 have one model and no features."""
+    classes, projection = [facts["num_source"]], None
+    if metadata["format"] > 1:
+        more = read_fields(where, metadata, _SEVERAL, fix=fix)
+        classes = more["sources"]
+        if sum(classes) != facts["num_source"]:
+            expected, got = f"{facts['num_source']} classes of all sources", _sum(classes)
+            raise ValueError(message(where, expected, got, fix))
+        if more["features"] is not None:
+            projection = FeatureProjection.from_parts(where, tensors, more["features"], fix=fix)
+    return Sources(tuple(classes), kinds_of(where, facts["scores"], len(classes)), projection)
 
 
 def _is_context(value: Any) -> bool:
@@ -459,7 +581,7 @@ def _is_context(value: Any) -> bool:
 # The metadata of a file, and what each entry must be.
 _FIELDS: dict[str, Valid] = {
     "method": among(METHODS),
-    "scores": among(SCORES),
+    "scores": text,  # kinds_of says more
     "context": _is_context,
     "num_source": whole,
     "num_images": whole,
@@ -468,3 +590,4 @@ _FIELDS: dict[str, Valid] = {
     "cv": list_of(lambda row: isinstance(row, dict)),
     "images": list_of(text),
 }
+_SEVERAL: dict[str, Valid] = {"sources": list_of(whole), "features": or_none(whole)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cpseg._internal.checks import (
     MOST_CLASSES,
-    SCORES_FIX,
     check_alike,
     check_choice,
     check_count,
@@ -21,13 +20,11 @@ from cpseg._internal.checks import (
     check_label_values,
     check_labels,
     check_other,
-    check_probs,
-    check_unit_interval,
     message,
-    shape,
     short,
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.recalibration.features import (
     CONTEXTS,
     Layout,
@@ -48,10 +45,19 @@ from cpseg.recalibration.fit import (
     fold_losses,
 )
 from cpseg.recalibration.pixel_sample import PixelSample, Sample, digest, draw
-from cpseg.recalibration.recalibration import SCORES, Recalibration
+from cpseg.recalibration.recalibration import Recalibration
+from cpseg.recalibration.sources import Probs, Sources, kinds_of, sources_of
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
 _BAND = 2**18  # probabilities whose window means are made at once
+
+
+class _Choice(NamedTuple):
+    """What cross-validation chose."""
+
+    context: tuple[str, ...]
+    components: int
+    strength: float
 
 
 class Recalibrator:
@@ -67,8 +73,8 @@ class Recalibrator:
             ``"vector"`` (z_k = a_k log p_k + b_k) or ``"dirichlet"`` (z = W log p + b). Only the
             last takes source classes that differ from the target classes. For sigmoid scores the
             first two work on log p - log(1 - p), and vector has a weight for each.
-        scores: ``"softmax"``, or ``"sigmoid"`` for independent scores. The result is a softmax
-            over the K classes in both cases.
+        scores: ``"softmax"``, or ``"sigmoid"`` for independent scores; a list, or a word with
+            commas, where models differ. The result is a softmax over the K classes in all cases.
         context: parts of the context for vector and dirichlet, a subset of ``("location",
             "neighbourhood", "image")``; ``"auto"`` lets cross-validation choose how many of them,
             in this order, and takes the fewest within a standard error of the best.
@@ -76,12 +82,19 @@ class Recalibrator:
         seed: draws them.
         folds: folds of images in cross-validation; leave-one-out where there are fewer images.
         ignore_index: the label of void pixels.
+        sources: the number of classes of every model, where ``update`` takes the scores of several
+            in one tensor; a list of tensors says it by itself.
+        features: the projection of an image encoder's features, which vector and dirichlet then
+            use too. Cross-validation chooses how many of its components, among 0, 8, 16, 32, ...,
+            and takes the fewest within a standard error of the best.
 
     Raises:
         ValueError: a value outside its range.
 
     Reference:
-        Kull et al. (2019), Beyond temperature scaling.
+        Kull et al. (2019), Beyond temperature scaling. Several sources: stacked generalisation
+        (Wolpert 1992), for which the scores of a model trained on the same labelled images must be
+        those of a model that did not see the image (:func:`cpseg.cross_fit`).
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -101,12 +114,14 @@ class Recalibrator:
         num_classes: int,
         *,
         method: str = "dirichlet",
-        scores: str = "softmax",
+        scores: str | Sequence[str] = "softmax",
         context: str | Sequence[str] = (),
         budget: int = 100_000,
         seed: int = 0,
         folds: int = 5,
         ignore_index: int = 255,
+        sources: Sequence[int] | None = None,
+        features: FeatureProjection | None = None,
     ) -> None:
         where = "Recalibrator"
         for name, number, least, most in (
@@ -117,8 +132,12 @@ class Recalibrator:
         ):
             check_count(where, number, name=name, fix="pass another", least=least, most=most)
         check_ignore_index(where, ignore_index, num_classes)
-        for name, value, allowed in (("method", method, METHODS), ("scores", scores, SCORES)):
-            check_choice(where, value, allowed, name=name)
+        check_choice(where, method, METHODS, name="method")
+        self.sources = None if sources is None else _numbers(where, sources)
+        kinds = _kinds(where, scores, self.sources)
+        if features is not None and not isinstance(features, FeatureProjection):
+            fix = "pass the result of FeatureProjection.fit"
+            raise TypeError(message(where, "features as a projection", short(features), fix))
         if not isinstance(context, (str, list, tuple)):
             expected, fix = "context as a word or a list of words", "pass 'auto' or ()"
             raise TypeError(message(where, expected, short(context), fix))
@@ -132,9 +151,13 @@ class Recalibrator:
         if asked and method in ("none", "temperature"):
             expected, fix = f"no context for {method!r}", "take method 'vector' or 'dirichlet'"
             raise ValueError(message(where, expected, repr(context), fix))
+        if features is not None and method in ("none", "temperature"):
+            expected, fix = f"no features for {method!r}", "take method 'vector' or 'dirichlet'"
+            raise ValueError(message(where, expected, repr(features), fix))
         self.num_classes = num_classes
         self.method = method
-        self.scores = scores
+        self.scores = kinds
+        self.features = features
         self.context: str | tuple[str, ...] = "auto"
         self._stored = tuple(part for part in CONTEXTS if part in asked)
         if context != "auto":
@@ -142,18 +165,26 @@ class Recalibrator:
         self.seed = seed
         self.folds = folds
         self.ignore_index = ignore_index
-        self.num_source: int | None = None
+        self._sources: Sources | None = None
         self.ids: set[str] = set()
         self._reservoir = PixelSample(budget)
         self._synced = False
 
     def __repr__(self) -> str:
         context = self.context if isinstance(self.context, str) else " + ".join(self.context)
+        found = self._sources
+        classes = "unknown" if found is None else " + ".join(map(str, found.classes))
+        features = f", {self.features.components} components" if self.features else ""
         return (
-            f"Recalibrator({self.method}, {self.num_source or 'unknown'} {self.scores} classes to "
+            f"Recalibrator({self.method}, {classes} {self.scores} classes{features} to "
             f"{self.num_classes}, context {context or 'none'}, {self.num_images} images, "
             f"{self.num_pixels} pixels)"
         )
+
+    @property
+    def num_source(self) -> int | None:
+        """Number of source classes of all models, None before the first update."""
+        return None if self._sources is None else self._sources.num_scores
 
     @property
     def budget(self) -> int:
@@ -171,14 +202,16 @@ class Recalibrator:
         return sum(len(sample.labels) for sample in self._reservoir.samples)
 
     def update(
-        self, probs: Tensor, labels: Tensor, *, ids: str | Sequence[str] | None = None
+        self, probs: Probs, labels: Tensor, *, ids: str | Sequence[str] | None = None
     ) -> None:
         """Draw pixels from a batch of labelled images.
 
         Args:
-            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, whole images.
-            labels: true classes 0..K-1, integer, ``[B, H, W]`` or ``[H, W]``, ``ignore_index`` for
-                void. An image that is all void counts for nothing.
+            probs: probabilities in [0, 1], float, ``[B, S, H, W]`` or ``[S, H, W]``, whole images;
+                of several sources a list: ``[B, K_s, h, w]`` of every model, then the features
+                ``[B, C, h, w]``, each of its own size; or their channels in one tensor.
+            labels: true classes 0..K-1, integer, ``[B, H, W]`` or ``[H, W]`` of the first model's
+                size, ``ignore_index`` for void. An image that is all void counts for nothing.
             ids: a name for every image, a string for a single one, so that a ``Certifier`` can
                 tell them from its own; kept in ``ids`` and as ``Recalibration.images``.
 
@@ -190,23 +223,21 @@ class Recalibrator:
         """
         where = "Recalibrator.update"
         refuse_after_sync(where, self._synced)
-        check_probs(where, probs)
-        check_labels(where, labels, probs)
-        num_source = probs.shape[-3]
-        if self.num_source not in (None, num_source):
-            expected, got = f"{self.num_source} source classes as before", f"probs {shape(probs)}"
-            raise ValueError(message(where, expected, got, "use one recalibrator per model"))
-        if self.method != "dirichlet" and num_source != self.num_classes:
+        sources = self._sources or sources_of(
+            where, probs, self.sources, self.scores, self.features
+        )
+        others = sorted(set(sources.classes) - {self.num_classes})
+        if self.method != "dirichlet" and others:
             expected = f"{self.num_classes} source classes for method {self.method!r}"
             fix = "take method 'dirichlet', or map the classes first"
-            raise ValueError(message(where, expected, str(num_source), fix))
-        probs = probs.detach()
-        check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
+            raise ValueError(message(where, expected, str(others[0]), fix))
+        probs = sources.join(where, probs, check_values=True)
+        check_labels(where, labels, probs)
         check_label_values(where, labels, self.num_classes, self.ignore_index)
         if probs.ndim == 3:
             probs, labels = probs.unsqueeze(0), labels.unsqueeze(0)
         self.ids.update(check_image_ids(where, ids, len(probs), self.ids) or ())
-        self.num_source = num_source
+        self._sources = sources
         for image, truth in zip(probs, labels, strict=True):
             sample = self._draw(image, truth.to("cpu", torch.int64))
             if len(sample.labels):
@@ -222,7 +253,7 @@ class Recalibrator:
         where = "Recalibrator.merge"
         check_other(where, self, other)
         refuse_after_sync(where, self._synced or other._synced)
-        self._take(where, [(other._settings(), other._reservoir.samples, other.ids)])
+        self._take(where, [other._state()])
 
     def sync(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Merge over the ranks of ``torch.distributed``; every rank then holds the whole.
@@ -239,8 +270,7 @@ class Recalibrator:
         if not begin_sync(where, self._synced):
             return
         settings = self._settings()
-        state = (settings, self._reservoir.samples, self.ids)
-        everyone = gather_alike(where, {**settings, "num_source": None}, state, process_group)
+        everyone = gather_alike(where, {**settings, "sources": None}, self._state(), process_group)
         self._reservoir, self.ids = PixelSample(self.budget), set()
         self._take(where, everyone)
         self._synced = True
@@ -265,31 +295,36 @@ class Recalibrator:
         own = self._layout.own
         base = self._base(prior, present)
         if self.method == "none":
-            return self._result(base, (), 0.0, prior, present, ())
+            return self._result(base, _Choice((), 0, 0.0), prior, present, ())
         pixels = self._pixels(samples, present)
         if bool((pixels.features[:, :own] == pixels.features[:1, :own]).all()):
             got = "the same scores at every labelled pixel"
             fix = "check how they were written: there is nothing to learn"
             raise ValueError(message(where, "scores that differ between pixels", got, fix))
-        context, strength, table = self._choose(samples, present, base)
-        kept = self._layout.indices(context)
+        choice, table = self._choose(samples, present, base)
+        kept = self._layout.indices(choice.context, choice.components)
         fitted = fit_map(
             pixels._replace(features=pixels.features[:, kept]),
             Map(base.weight[:, kept], base.bias),
             self.method,
-            strength,
+            choice.strength,
             own=own,
         )
-        return self._result(fitted, context, strength, prior, present, table)
+        return self._result(fitted, choice, prior, present, table)
 
     @property
     def _layout(self) -> Layout:
         """The columns of the features that are kept of a pixel."""
-        assert self.num_source is not None
-        return Layout(self.num_source, self.scores, self._stored)
+        sources = self._known
+        return Layout(sources.num_scores, sources.sigmoid, self._stored, sources.components)
+
+    @property
+    def _known(self) -> Sources:
+        assert self._sources is not None
+        return self._sources
 
     def _draw(self, image: Tensor, labels: Tensor) -> Sample:
-        """Some pixels of one image ``[S, H, W]``, with what the context needs."""
+        """Some pixels of one image ``[C, H, W]``, with what the context needs."""
         known = labels != self.ignore_index
         count = torch.bincount(labels[known], minlength=self.num_classes)
         name = digest(labels, image, self.seed)
@@ -298,35 +333,38 @@ class Recalibrator:
         height, across = labels.shape
         y, x = chosen // across, chosen % across
         there = (y.to(image.device), x.to(image.device))
-        values = [image[:, there[0], there[1]].T.to("cpu", torch.float32)]
+        sources = self._known
+        channels = image[: sources.num_scores + sources.components]
+        scores = image[: sources.num_scores]
+        there_values = channels[:, there[0], there[1]].T.to("cpu", torch.float32)
+        values = [there_values[:, : sources.num_scores]]
         if "location" in self._stored:
             places_y = places(height, slice(0, height), torch.device("cpu"))
             places_x = places(across, slice(0, across), torch.device("cpu"))
             values.append(torch.stack([places_y[y], places_x[x]], 1))
         if "neighbourhood" in self._stored:
-            values += [_means_at(image, there, radius) for radius in radii(height, across)]
+            values += [_means_at(scores, there, radius) for radius in radii(height, across)]
         if "image" in self._stored:
-            mean = image.mean((-2, -1), dtype=torch.float64).to("cpu", torch.float32)
+            mean = scores.mean((-2, -1), dtype=torch.float64).to("cpu", torch.float32)
             values.append(mean.expand(len(chosen), -1))
+        values.append(there_values[:, sources.num_scores :])
         return Sample(name, count, flat[chosen], torch.cat(values, 1))
 
     def _pixels(self, samples: Sequence[Sample], present: Tensor) -> Pixels:
         """The kept pixels with their features, labels numbered among the present classes."""
         values = torch.cat([sample.values for sample in samples])
-        assert self.num_source is not None
-        sizes = {
-            "location": [2],
-            "neighbourhood": 2 * [self.num_source],
-            "image": [self.num_source],
-        }
-        widths = [self.num_source] + [size for part in self._stored for size in sizes[part]]
-        parts = list(torch.split(values, widths, 1))
+        sources = self._known
+        classes = sources.num_scores
+        sizes = {"location": [2], "neighbourhood": 2 * [classes], "image": [classes]}
+        widths = [classes] + [size for part in self._stored for size in sizes[part]]
+        *parts, components = torch.split(values, [*widths, sources.components], 1)
         if "location" in self._stored:
             parts[1] = location(*parts[1].unbind(1))
         features = [
-            part if index == 1 and "location" in self._stored else log_scores(part, self.scores)
+            part if index == 1 and "location" in self._stored else log_scores(part, sources.sigmoid)
             for index, part in enumerate(parts)
         ]
+        features.append(components)
         return Pixels(
             torch.cat(features, 1),
             torch.searchsorted(present, torch.cat([sample.labels for sample in samples])),
@@ -335,27 +373,40 @@ class Recalibrator:
         )
 
     def _base(self, prior: Tensor, present: Tensor) -> Map:
-        """What the fit shrinks to: the scores themselves, or the prior where classes differ."""
-        assert self.num_source is not None
+        """What the fit shrinks to.
+
+        That is the mean of the log scores of the models with the target's classes, which for a
+        single one are its scores as they are; the prior where there is no such model.
+        """
+        sources = self._known
         weight = torch.zeros(len(present), self._layout.width, dtype=torch.float64)
-        if self.num_source != self.num_classes:
+        same = [part for part in sources.channels if part.stop - part.start == self.num_classes]
+        if not same:
             return Map(weight, prior[present].log())
         rows = torch.arange(len(present))
-        weight[rows, present] = 1
-        if self.scores == "sigmoid":  # log p - log(1 - p): exactly one of independent events
-            weight[rows, self.num_source + present] = -1
+        opposite = {channel: place for place, channel in enumerate(sources.sigmoid)}
+        for part in same:
+            weight[rows, part.start + present] = 1 / len(same)
+            if part.start in opposite:  # log p - log(1 - p): exactly one of independent events
+                start = sources.num_scores + opposite[part.start]
+                weight[rows, start + present] = -1 / len(same)
         return Map(weight, torch.zeros(len(present), dtype=torch.float64))
 
     def _choose(
         self, samples: Sequence[Sample], present: Tensor, base: Map
-    ) -> tuple[tuple[str, ...], float, tuple[dict[str, Any], ...]]:
-        """Context and strength by cross-validation over images, and the table of candidates."""
+    ) -> tuple[_Choice, tuple[dict[str, Any], ...]]:
+        """Context, components and strength by cross-validation over images, and all candidates.
+
+        The number of components is chosen first, without what is to be chosen of the context.
+        """
         contexts = [self._stored]
         if self.context == "auto":
             contexts = [CONTEXTS[:number] for number in range(len(CONTEXTS) + 1)]
+        components = _numbers_of_components(self._known.components)
         strengths = (TEMPERATURE_STRENGTH,) if self.method == "temperature" else STRENGTHS
         if len(samples) == 1:
-            return contexts[0], strengths[0] if len(strengths) == 1 else DEFAULT_STRENGTH, ()
+            strength = strengths[0] if len(strengths) == 1 else DEFAULT_STRENGTH
+            return _Choice(contexts[0], components[0], strength), ()
         quota = self._reservoir.quota
         while sum(len(sample.labels) for sample in samples) > _CV_PIXELS and quota > 1:
             quota //= 2
@@ -363,62 +414,76 @@ class Recalibrator:
         pixels = self._pixels(samples, present)
         folds = min(self.folds, len(samples))
         table: list[dict[str, Any]] = []
-        best: list[tuple[float, Tensor, float]] = []  # of every context
-        for context in contexts:
-            kept = self._layout.indices(context)
-            part = pixels._replace(features=pixels.features[:, kept])
-            start = Map(base.weight[:, kept], base.bias)
-            found: list[tuple[float, Tensor, float]] = []
-            for strength, losses in fold_losses(
-                part, start, self.method, strengths, own=self._layout.own, folds=folds
-            ):
-                found.append((float(losses.mean()), losses, strength))
-                error = float(losses.std() / math.sqrt(folds))
-                row = {"strength": strength, "loss": found[-1][0], "error": error}
-                table.append({"context": list(context), **row})
-                if len(found) > 1 and found[-1][0] > found[-2][0]:
-                    break  # weaker is only worse from here
-            best.append(min(found, key=lambda candidate: candidate[0]))
-        lowest = min(best, key=lambda candidate: candidate[0])
-        for context, (_, losses, strength) in zip(contexts, best, strict=True):
-            worse = losses - lowest[1]
-            if float(worse.mean()) <= float(worse.std() / math.sqrt(folds)):
-                return context, strength, tuple(table)
-        raise AssertionError("the lowest is within its own error")
+        measured: dict[tuple[tuple[str, ...], int], tuple[float, Tensor, float]] = {}
+
+        def simplest(candidates: Sequence[tuple[tuple[str, ...], int]]) -> _Choice:
+            """The first candidate within one standard error of the best."""
+            for context, count in candidates:
+                if (context, count) in measured:
+                    continue
+                kept = self._layout.indices(context, count)
+                part = pixels._replace(features=pixels.features[:, kept])
+                start = Map(base.weight[:, kept], base.bias)
+                found: list[tuple[float, Tensor, float]] = []
+                for strength, losses in fold_losses(
+                    part, start, self.method, strengths, own=self._layout.own, folds=folds
+                ):
+                    found.append((float(losses.mean()), losses, strength))
+                    error = float(losses.std() / math.sqrt(folds))
+                    row = {"strength": strength, "loss": found[-1][0], "error": error}
+                    if self.features is not None:
+                        row["components"] = count
+                    table.append({"context": list(context), **row})
+                    if len(found) > 1 and found[-1][0] > found[-2][0]:
+                        break  # weaker is only worse from here
+                measured[context, count] = min(found, key=lambda candidate: candidate[0])
+            lowest = min((measured[each] for each in candidates), key=lambda found: found[0])
+            for context, count in candidates:
+                _, losses, strength = measured[context, count]
+                worse = losses - lowest[1]
+                if float(worse.mean()) <= float(worse.std() / math.sqrt(folds)):
+                    return _Choice(context, count, strength)
+            raise AssertionError("the lowest is within its own error")
+
+        count = simplest([(contexts[0], count) for count in components]).components
+        return simplest([(context, count) for context in contexts]), tuple(table)
 
     def _result(
         self,
         fitted: Map,
-        context: tuple[str, ...],
-        strength: float,
+        choice: _Choice,
         prior: Tensor,
         present: Tensor,
         table: tuple[dict[str, Any], ...],
     ) -> Recalibration:
         """The map of the present classes, as one of all classes."""
-        assert self.num_source is not None
+        sources = self._known
         weight = torch.zeros(self.num_classes, fitted.weight.shape[1])
         bias = torch.zeros(self.num_classes)
         weight[present], bias[present] = fitted.weight.float(), fitted.bias.float()
+        projection = sources.projection
         return Recalibration(
             weight,
             bias,
             prior,
             method=self.method,
-            scores=self.scores,
-            context=context,
-            num_source=self.num_source,
+            scores=sources.kinds_in_words,
+            context=choice.context,
+            num_source=sources.num_scores,
             num_images=self.num_images,
-            strength=strength,
+            strength=choice.strength,
             cv=table,
             images=tuple(sorted(self.ids)),
+            sources=sources.classes,
+            projection=None if projection is None else projection.first(choice.components),
         )
 
     def _settings(self) -> dict[str, Any]:
         """What two recalibrators must share to be merged."""
         return {
             "num_classes": self.num_classes,
-            "num_source": self.num_source,
+            "sources": None if self._sources is None else self._sources.classes,
+            "features": self.features and self.features.fingerprint,
             "method": self.method,
             "scores": self.scores,
             "context": self.context,
@@ -428,21 +493,60 @@ class Recalibrator:
             "ignore_index": self.ignore_index,
         }
 
+    def _state(self) -> tuple[dict[str, Any], list[Sample], set[str], Sources | None]:
+        """What another recalibrator takes of this one."""
+        return self._settings(), self._reservoir.samples, self.ids, self._sources
+
     def _take(
-        self, where: str, others: Sequence[tuple[dict[str, Any], list[Sample], set[str]]]
+        self,
+        where: str,
+        others: Sequence[tuple[dict[str, Any], list[Sample], set[str], Sources | None]],
     ) -> None:
         """The samples of recalibrators of the same settings."""
         own = self._settings()
-        for theirs, _, _ in others:
-            if own["num_source"] is None:
-                own["num_source"] = theirs["num_source"]
-            if theirs["num_source"] is None:  # nothing seen yet
-                theirs = {**theirs, "num_source": own["num_source"]}
+        for theirs, _, _, _ in others:
+            if own["sources"] is None:
+                own["sources"] = theirs["sources"]
+            if theirs["sources"] is None:  # nothing seen yet
+                theirs = {**theirs, "sources": own["sources"]}
             check_alike(where, own, theirs)
-        self.num_source = own["num_source"]
-        for _, samples, ids in others:
+        self._sources = self._sources or next((each for *_, each in others if each), None)
+        for _, samples, ids, _ in others:
             self.ids.update(check_image_ids(where, sorted(ids), len(ids), self.ids) or ())
             self._reservoir.add(samples)
+
+
+def _numbers(where: str, sources: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of classes of models, as given."""
+    if not isinstance(sources, (list, tuple)) or not sources:
+        expected, fix = "sources as the models' numbers of classes", "pass (21, 21), say"
+        raise ValueError(message(where, expected, short(sources), fix))
+    for number in sources:
+        check_count(where, number, name="sources", fix="count each model's classes")
+    return tuple(sources)
+
+
+def _kinds(
+    where: str, scores: str | Sequence[str], sources: tuple[int, ...] | None
+) -> str | tuple[str, ...]:
+    """Kinds of probabilities, checked as far as the number of models is known."""
+    given = (scores,) if isinstance(scores, str) else scores
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+        fix = "pass 'softmax' or 'sigmoid'"
+        raise TypeError(message(where, "scores as a word or a list of words", short(scores), fix))
+    count = len(",".join(given).split(",")) if sources is None else len(sources)
+    kinds_of(where, scores, count)
+    return scores if isinstance(scores, str) else tuple(scores)
+
+
+def _numbers_of_components(most: int) -> list[int]:
+    """How many components are tried: none, then 8 doubled up to all of them."""
+    tried = [0]
+    count = 8
+    while count < most:
+        tried.append(count)
+        count *= 2
+    return tried if most == 0 else [*tried, most]
 
 
 def _means_at(image: Tensor, there: tuple[Tensor, Tensor], radius: int) -> Tensor:

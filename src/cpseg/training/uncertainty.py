@@ -27,6 +27,7 @@ from cpseg.calibration.calibrator import Calibrator
 from cpseg.core.nonconformity import nonconformity_unchecked
 from cpseg.core.selection import Evidence, threshold_of
 from cpseg.groups.resampling import to_image
+from cpseg.recalibration.sources import Probs
 
 
 def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def discrepancy_uncertainty(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 
 def certainty(
-    probs: Tensor | Evidence,
+    probs: Probs | Evidence,
     calibration: Calibration | Calibrator,
     *,
     labels: Tensor | None = None,
@@ -134,8 +135,9 @@ def certainty(
     threshold is infinite.
 
     Args:
-        probs: class probabilities, float, ``[B, K, H, W]`` or ``[K, H, W]``; or their
-            :class:`Evidence`, with a ``Calibration`` and without ``labels``.
+        probs: class probabilities, float, ``[B, K, H, W]`` or ``[K, H, W]``, of several sources
+            those that the calibration takes; or their :class:`Evidence`, with a ``Calibration``
+            and without ``labels``.
         calibration: a calibration of the same model.
         labels: the chosen labels, integer ``[B, H, W]`` or ``[H, W]``; with a ``Calibration`` they
             are its pseudo-labels by default.
@@ -164,7 +166,6 @@ def certainty(
     where = "certainty"
     if isinstance(probs, Evidence):
         return _of_evidence(where, probs, calibration, labels)
-    check_probs(where, probs)
     if not isinstance(calibration, Calibration | Calibrator):
         expected, got = "a Calibration or a Calibrator", type(calibration).__name__
         raise TypeError(message(where, expected, got, "pass a calibration of this model"))
@@ -179,18 +180,15 @@ def certainty(
     if calibration.score != "lac":
         got, fix = repr(calibration.score), "pass the Calibrator"
         raise ValueError(message(where, "a calibration of the lac score", got, fix))
+    joined = calibration.join(probs, where=where)
     if labels is None:
-        labels = calibration.pseudo_labels(probs)
+        labels = calibration.pseudo_labels(joined)
     else:
-        check_labels(where, labels, probs)
-    if calibration.num_source not in (None, probs.shape[-3]):
-        expected, got = f"{calibration.num_source} classes as calibrated", f"probs {shape(probs)}"
-        raise ValueError(message(where, expected, got, "use the model of the calibration"))
-    check_same_device(where, calibration.threshold, probs, name="calibration", reference="probs")
-    probs = probs.detach()
+        check_labels(where, labels, joined)
+    check_same_device(where, calibration.threshold, joined, name="calibration", reference="probs")
     if calibration.recalibration is not None:
-        probs = calibration.recalibration(probs)
-    score = nonconformity_unchecked(where, probs, labels, ignore_index)
+        joined = calibration.recalibration(joined)
+    score = nonconformity_unchecked(where, joined, labels, ignore_index)
     return _graded(score, labels, calibration)
 
 

@@ -1,0 +1,66 @@
+"""The sources of a finished calibration: its scores are read as they were when it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cpseg._internal.checks import message
+from cpseg.calibration.calibration import Calibration
+from cpseg.files.dataset import Source
+
+
+def as_calibrated(where: str, source: Source, calibration: Calibration) -> Source:
+    """The source with the class maps, and the components of features, of a calibration.
+
+    A single folder may hold evidence made with the calibration, whatever its sources were.
+
+    Raises:
+        ValueError: class maps other than those of the calibration, another number of folders of
+            scores, folders in another order, or features where there were none, or none where
+            there were some.
+    """
+    recorded = calibration.provenance.sources_read
+    if recorded is None:
+        if not source.is_single:
+            expected, got = "the scores of one model, as calibrated", _said(source)
+            raise ValueError(message(where, expected, got, "pass one --probs and no --features"))
+        maps = [calibration.provenance.class_map]
+    else:
+        _check_folders(where, source, recorded.folders, recorded.features)
+        maps = list(recorded.class_maps)
+    first, *others = (
+        model.with_recorded_map(class_map)
+        for model, class_map in zip(source.models, maps, strict=False)
+    )
+    source = replace(source, class_map=first.class_map, others=tuple(others))
+    recalibration = calibration.recalibration
+    projection = None if recalibration is None else recalibration.projection
+    if source.features is None or projection is None or projection.components == 0:
+        return replace(source, features=None)
+    return replace(source, projection=projection)
+
+
+def _check_folders(
+    where: str, source: Source, folders: Sequence[str], features: str | None
+) -> None:
+    given = [folder.name for folder in source.folders]
+    names = ", ".join(folders)
+    if len(given) != len(folders) and not source.is_single:
+        expected = f"{len(folders)} folders of scores, as calibrated: {names}"
+        fix = "pass --probs once for each, in this order"
+        raise ValueError(message(where, expected, f"{len(given)}: {', '.join(given)}", fix))
+    if sorted(given) == sorted(folders) and given != list(folders):
+        expected, got = f"folders of scores in the order {names}", ", ".join(given)
+        raise ValueError(message(where, expected, got, "pass --probs in that order"))
+    if source.features is not None and features is None:
+        expected, got = "no features, as calibrated", str(source.features)
+        raise ValueError(message(where, expected, got, "leave --features out"))
+    if source.features is None and features is not None and not source.is_single:
+        expected = f"the encoder's features, as calibrated: {features}"
+        raise ValueError(message(where, expected, "none", "pass --features"))
+
+
+def _said(source: Source) -> str:
+    said = f"{len(source.folders)} folders of scores"
+    return said if source.features is None else f"{said} and features"
