@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from cpseg import groups
 from cpseg._internal import distributed as ranks
 from cpseg.calibration.calibrator import Calibrator
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.metrics import confusion_matrix
 from cpseg.core.nested_rules import confusion_per_alpha, coverage_counts
 from cpseg.core.nonconformity import nonconformity
@@ -27,6 +28,7 @@ from cpseg.files.dataset import LabelledImages
 from cpseg.files.id_lists import Pair
 from cpseg.files.masks import VOID
 from cpseg.groups.resampling import to_grid, to_image
+from cpseg.jobs.labellings import Labelling, LabellingFit
 from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.variants import LEARNED, fixed_partition, learned_partition
 from cpseg.recalibration.recalibrator import Recalibrator
@@ -73,6 +75,10 @@ class Trial:
         context: of the recalibrations with parameters per class.
         scores: ``"softmax"`` or ``"sigmoid"``.
         seed: of learned groups and of the pixels that recalibrations sample.
+        classes: number of classes of every model. With several sources a scoring is a map over
+            all, and :data:`PLAIN` the first model's probabilities.
+        projection: of an encoder's features, or None.
+        labellings: ways to label every pixel, measured beside the rules.
     """
 
     scorings: Sequence[Scoring]
@@ -86,6 +92,9 @@ class Trial:
     context: str | Sequence[str]
     scores: str
     seed: int
+    classes: tuple[int, ...] = ()
+    projection: FeatureProjection | None = None
+    labellings: Sequence[Labelling] = ()
 
     @property
     def learned_variants(self) -> list[str]:
@@ -98,8 +107,28 @@ class Trial:
         for method in dict.fromkeys(each.recalibrate for each in self.scorings if each != PLAIN):
             context = self.context if method in ("vector", "dirichlet") else ()
             options = RecalibrationOptions(method, context=context, scores=self.scores)
-            made[method] = options.recalibrator(self.num_classes, self.seed)
+            made[method] = options.recalibrator(
+                self.num_classes,
+                self.seed,
+                sources=self.classes or None,
+                features=self.projection,
+            )
         return made
+
+    def first(self, probs: Tensor) -> Tensor:
+        """The first model's probabilities."""
+        return probs[: self.classes[0]] if self.classes else probs
+
+    def labelling_fit(self) -> LabellingFit:
+        """A new fit of the labellings' maps."""
+        return LabellingFit(
+            self.labellings,
+            num_classes=self.num_classes,
+            classes=self.classes,
+            projection=self.projection,
+            options=RecalibrationOptions(context=self.context, scores=self.scores),
+            seed=self.seed,
+        )
 
 
 class FoldRules(NamedTuple):
@@ -109,10 +138,12 @@ class FoldRules(NamedTuple):
         maps: from the model's probabilities to those of a scoring; :data:`PLAIN` is among them
             even where no rule uses it.
         thresholds: ``[A, H, W]`` per scoring and variant, growing along the alphas.
+        labellings: from the channels of all sources to the probabilities of a labelling.
     """
 
     maps: dict[Scoring, Map]
     thresholds: dict[Scoring, dict[str, Tensor]]
+    labellings: dict[Labelling, Map] = {}  # noqa: RUF012 - never changed
 
 
 class FoldFit:
@@ -130,7 +161,8 @@ class FoldFit:
         self._fold = fold
         self._trial = trial
         self._title = title
-        self.maps: dict[Scoring, Map] = {PLAIN: lambda probs: probs}
+        self.maps: dict[Scoring, Map] = {PLAIN: trial.first}
+        self._labellings = trial.labelling_fit() if trial.labellings else None
         self.absent: set[int] = set()  # classes that the images for recalibration do not show
         self._calibrators = {
             scoring: {
@@ -155,8 +187,10 @@ class FoldFit:
         def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
             for recalibrator in recalibrators.values():
                 recalibrator.update(probs, labels)
+            if self._labellings is not None:
+                self._labellings.update(probs, labels)
             if calibrators is not None:
-                scores = self._on_grid(probs, labels)
+                scores = self._on_grid(self._trial.first(probs), labels)
                 for calibrator in calibrators.values():
                     calibrator.update_scores(scores)
                 if self._trial.learned_variants:
@@ -197,6 +231,8 @@ class FoldFit:
                     calibrator.update_scores(scores)
                 if also is not None:
                     also(pair, scoring, mapped, labels)
+            if self._labellings is not None:
+                self._labellings.update(probs, labels)
 
         self._images.feed(update, self._fold.calibrating, f"{self._title}, calibrate")
         thresholds: dict[Scoring, dict[str, Tensor]] = {scoring: {} for scoring in self.maps}
@@ -205,7 +241,15 @@ class FoldFit:
             calibrator.sync()
             per_alpha = [calibrator.compute(alpha).threshold for alpha in trial.alphas]
             thresholds[scoring][variant] = torch.stack(per_alpha)
-        return FoldRules(self.maps, thresholds)
+        return FoldRules(self.maps, thresholds, self._fit_labellings())
+
+    def _fit_labellings(self) -> dict[Labelling, Map]:
+        if self._labellings is None:
+            return {}
+        try:
+            return self._labellings.fit(self._images.source.device)
+        except ValueError as error:
+            raise ValueError(f"{self._title}: {error}") from error
 
     def _learn_groups(self) -> None:
         """Learn groups for every scoring; every rank reads these images and learns the same."""
@@ -256,6 +300,7 @@ class Tested(NamedTuple):
         probs: the probabilities ``[K, H, W]``.
         evidence: theirs, by background.
         thresholds: ``[A, H, W]`` at the image's size, by variant.
+        labellings: labels ``[H, W]`` of every labelling, the same for every scoring.
     """
 
     pair: Pair
@@ -264,6 +309,7 @@ class Tested(NamedTuple):
     probs: Tensor
     evidence: dict[int | None, Evidence]
     thresholds: dict[str, Tensor]
+    labellings: dict[Labelling, Tensor]
 
 
 @dataclass(frozen=True)
@@ -275,12 +321,14 @@ class Counts:
         eq4: those of eq. 4 by scoring, int64 ``[V, B, A, K, K + 1]``.
         covered: pixels whose class is in the set, by scoring, int64 ``[V, A]``.
         infinite: share of thresholds that are +inf, by scoring, float64 ``[V, A]``.
+        labellings: confusion matrix of every labelling, int64 ``[K, K + 1]``.
     """
 
     argmax: dict[Scoring, Tensor]
     eq4: dict[Scoring, Tensor]
     covered: dict[Scoring, Tensor]
     infinite: dict[Scoring, Tensor]
+    labellings: dict[Labelling, Tensor] = field(default_factory=dict)
 
 
 def measure_fold(
@@ -299,10 +347,22 @@ def measure_fold(
         return {s: torch.zeros(sizes, dtype=torch.int64, device=device) for s in rules.maps}
 
     argmax, eq4 = zeros(classes, classes + 1), zeros(*shape, classes, classes + 1)
+    by_labelling = {
+        labelling: torch.zeros(classes, classes + 1, dtype=torch.int64, device=device)
+        for labelling in rules.labellings
+    }
     covered = zeros(shape[0], shape[2])
 
     def update(pair: Pair, probs: Tensor, labels: Tensor) -> None:
         truth = labels.to(torch.int64)
+        labelled = {
+            labelling: evidence(apply(probs), background=None).argmax()
+            for labelling, apply in rules.labellings.items()
+        }
+        for labelling, label in labelled.items():
+            by_labelling[labelling] += confusion_matrix(
+                label, truth, num_classes=classes, ignore_index=VOID, with_ignored=True
+            )
         void = truth == VOID
         index = truth.masked_fill(void, 0)[None]
         for scoring, recalibrate in rules.maps.items():
@@ -324,15 +384,17 @@ def measure_fold(
                         each, truth, thresholds, ignore_index=VOID
                     )
             if also is not None:
-                also(Tested(pair, truth, scoring, mapped, by_background, here))
+                also(Tested(pair, truth, scoring, mapped, by_background, here, labelled))
 
     images.feed(update, fold.testing, f"{title}, measure")
     if ranks.active():
         for counts in (argmax, eq4, covered):
             counts |= {s: ranks.all_reduce_sum(count, None) for s, count in counts.items()}
+        for labelling, count in by_labelling.items():
+            by_labelling[labelling] = ranks.all_reduce_sum(count, None)
     infinite = {
         scoring: torch.stack([t.isposinf().double().mean((1, 2)) for t in by_variant.values()])
         for scoring, by_variant in rules.thresholds.items()
         if by_variant
     }
-    return Counts(argmax, eq4, covered, infinite)
+    return Counts(argmax, eq4, covered, infinite, by_labelling)

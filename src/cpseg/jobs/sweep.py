@@ -55,7 +55,9 @@ def sweep(
     takes its memory M times.
 
     Args:
-        source: the data set and the probabilities; evidence is refused.
+        source: the data set and the probabilities; evidence is refused. Of several models the
+            first has the classes of the data set: its own probabilities are those of ``"none"``;
+            recalibrations map all of them together.
         ids: id list of labelled images.
         settings: the rules to compare.
         out: a folder to write and to go on in, or None.
@@ -84,7 +86,13 @@ def sweep(
         _check_mask_map(source.mask_map.num_classes, images.num_classes)
     for background in settings.backgrounds:
         check_background("sweep", background, images.num_classes)
-    plan = SweepPlan(settings, settings.grid or images.size, images.num_classes)
+    plan = SweepPlan(
+        settings,
+        settings.grid or images.size,
+        images.num_classes,
+        images.sources,
+        images.source.projection,
+    )
     if out is None:
         return _rows(images, folds, plan, None)
     fingerprint = plan.fingerprint(pairs, **_data(images.source))

@@ -14,6 +14,7 @@ import torch
 from cpseg._internal.checks import check_alpha, check_choice, check_share, message
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import write_text
+from cpseg.core.feature_projection import FeatureProjection
 from cpseg.files.id_lists import Pair
 from cpseg.files.splits import count_of_share, drawn_order
 from cpseg.jobs.cross_validation import PLAIN, Fold, Scoring, Trial
@@ -42,6 +43,8 @@ class SweepPlan:
     settings: SweepSettings
     size: tuple[int, int]
     num_classes: int
+    classes: tuple[int, ...] = ()
+    projection: FeatureProjection | None = None
 
     @property
     def alphas(self) -> list[str]:
@@ -70,6 +73,8 @@ class SweepPlan:
             context=asked.context,
             scores=asked.scores,
             seed=asked.seed,
+            classes=self.classes,
+            projection=self.projection,
         )
 
     def rows(self) -> list[Setting]:
@@ -123,7 +128,7 @@ def check(settings: SweepSettings) -> None:
         "variants": (asked.variants, VARIANTS),
         "recalibrations": (asked.recalibrate, METHODS),
         "context": (() if asked.context == "auto" else context, CONTEXTS),
-        "scores": ([asked.scores], SCORES),
+        "scores": (asked.scores.split(","), SCORES),
     }
     for name, (given, allowed) in words.items():
         for word in given:

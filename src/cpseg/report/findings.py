@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.certificate import Certificate
 from cpseg.core.reliability import Reliability
 from cpseg.jobs.estimate import Estimate
+from cpseg.jobs.labellings import OWN, Labelling
 from cpseg.jobs.settings import ALPHAS
 from cpseg.jobs.tally import row_of
 from cpseg.report.recommendation import Candidate, Certified, choose_certified, recommend
@@ -38,6 +40,7 @@ class Plan:
         delta: 1 - confidence of each certificate.
         per: what certificates bound, ``"labels"`` or ``"image"``, see :class:`cpseg.Certifier`.
         methods: methods of recalibration; ``"none"`` is always measured.
+        prior_powers: to try with labels for every pixel.
         context: ``"auto"`` or parts of the context, see :class:`cpseg.Recalibrator`.
         scores: the model's, ``"softmax"`` or ``"sigmoid"``.
         share: share of a fold's training images on which recalibrations are fitted and the
@@ -57,6 +60,7 @@ class Plan:
     delta: str = "0.1"
     per: str = "labels"
     methods: tuple[str, ...] = (RAW, "dirichlet")
+    prior_powers: tuple[float, ...] = (0.0, 0.25, 0.5)
     context: str | tuple[str, ...] = "auto"
     scores: str = "softmax"
     share: float = 0.3
@@ -100,10 +104,13 @@ class Rule(NamedTuple):
     """A way to choose labels.
 
     Attributes:
-        scores: ``"none"`` for the model's own probabilities, or the method of recalibration.
-        kind: ``"argmax"``, ``"confidence"``, ``"eq4"`` or ``"certified"``.
+        scores: ``"none"`` for the model's own probabilities, or the method of recalibration; for
+            ``"labels"`` the labelling in words.
+        kind: ``"argmax"``, ``"confidence"``, ``"eq4"``, ``"certified"``, or ``"labels"`` for a
+            labelling of every pixel whose map is fitted on all training images of a fold.
         background: the class that selection suppresses, or None.
-        level: the least confidence, alpha, or the bound on the error; None for ``"argmax"``.
+        level: the least confidence, alpha, or the bound on the error; None for ``"argmax"`` and
+            ``"labels"``.
     """
 
     scores: str
@@ -116,6 +123,8 @@ class Rule(NamedTuple):
         """The rule in words."""
         if self == Rule(RAW, "argmax"):
             return "raw argmax"
+        if self.kind == "labels":
+            return f"labels: {self.scores}"
         what = {
             "argmax": "argmax",
             "confidence": f"confidence {self.level:g} or more" if self.level else "",
@@ -142,6 +151,12 @@ class Measured:
     inside: list[float] = field(default_factory=list)
     infinite: list[float] = field(default_factory=list)
     certificates: list[Certificate] = field(default_factory=list)
+
+    def add(self, confusion: Tensor, inside: float = math.nan, infinite: float = math.nan) -> None:
+        """The counts of one more fold."""
+        self.confusion.append(confusion.cpu())
+        self.inside.append(inside)
+        self.infinite.append(infinite)
 
     def values(self, name: str) -> list[float]:
         """A figure of :class:`cpseg.jobs.tally.Row`, or ``"error"``, in every fold.
@@ -186,6 +201,9 @@ class Findings:
         absent: classes that the images for recalibration do not show in some fold.
         used: per fold, the number of images for (recalibration and threshold setting, calibration
             and certification, testing).
+        sources: names of the sources, the features' last.
+        student: the source that was trained on these labelled images and scores them out of fold,
+            or None where no folder records that.
         label_with: the rule recommended to label with.
         keep: for every bound on the error the certified rule recommended, None where there is none.
     """
@@ -202,19 +220,43 @@ class Findings:
     used: list[tuple[int, int, int]]
     label_with: Rule
     keep: dict[float, Rule | None]
+    sources: tuple[str, ...] = ()
+    student: int | None = None
+
+    @property
+    def students_own(self) -> Rule | None:
+        """The labels that the student gives by itself, if one of the sources is a student."""
+        return None if self.student is None else own_labels(self.sources, self.student)
 
 
-def label_with(plan: Plan, rules: dict[Rule, Measured]) -> Rule:
-    """The rule recommended to label with: raw argmax unless another is better beyond noise."""
-    names = list(dict.fromkeys(rule.scores for rule in rules))
-    tried = [
-        rule
-        for name in names
-        for rule in (
-            Rule(name, "argmax"),
-            *(Rule(name, "eq4", background, plan.asked) for background in plan.backgrounds),
-        )
-    ]
+def own_labels(sources: Sequence[str], model: int) -> Rule:
+    """The most probable class of a model by itself."""
+    if model == 0:
+        return Rule(RAW, "argmax")
+    return Rule(Labelling(OWN, (model,)).in_words(sources), "labels")
+
+
+def tried_for_labels(
+    rules: Iterable[Rule], sources: Sequence[str], student: int | None
+) -> list[Rule]:
+    """The rules that may be recommended to label with, from the simplest on.
+
+    A student's own labels come first, since pseudo-labels must be better than these to be of use;
+    the raw argmax of the first model else.
+    """
+    first = Rule(RAW, "argmax") if student is None else own_labels(sources, student)
+    kinds = {"argmax": 0, "labels": 1, "eq4": 2}
+    others = [rule for rule in rules if rule.kind in kinds and rule != first]
+    # Of recalibrated scores the labels are those of a map fitted on more images.
+    others = [rule for rule in others if rule.kind != "argmax" or rule.scores == RAW]
+    return [first, *sorted(others, key=lambda rule: kinds[rule.kind])]
+
+
+def label_with(
+    rules: dict[Rule, Measured], sources: Sequence[str] = (), student: int | None = None
+) -> Rule:
+    """The rule recommended to label with: the first unless another is better beyond noise."""
+    tried = tried_for_labels(rules, sources, student)
     candidates = [
         Candidate(rule.name, rules[rule].values("miou_all"), rules[rule].values("error"))
         for rule in tried

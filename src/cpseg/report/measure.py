@@ -8,8 +8,8 @@ confidences, reliability, and labels for the sample images.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,8 @@ from cpseg.jobs.cross_validation import (
     Trial,
     measure_fold,
 )
+from cpseg.jobs.labellings import OWN, Labelling, labellings_to_try
+from cpseg.jobs.seen_images import check_unseen, cross_fitted
 from cpseg.jobs.variants import FIXED, fixed_partition
 from cpseg.recalibration.fit import METHODS
 from cpseg.report.findings import (
@@ -81,8 +83,14 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     """
     _check(plan)
     pairs = read_ids(ids)
+    check_unseen("report", source, pairs)
+    fitted = {each.folder for each in cross_fitted(source, pairs)}
+    if fitted and plan.max_errors:
+        plan = replace(plan, max_errors=())  # such scores certify nothing on these images
     folds = deal(pairs, plan)
     images = LabelledImages.open(source, pairs, progress=progress)
+    sources = _names(source)
+    student = next((n for n, f in enumerate(source.folders) if f.name in fitted), None)
     check_background("report", plan.background, images.num_classes)
     if plan.names is not None and len(plan.names) != images.num_classes:
         expected, got = f"{images.num_classes} class names as in the scores", f"{len(plan.names)}"
@@ -112,8 +120,10 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         sorted(sums.panels, key=lambda panel: places[panel.image]),
         tuple(sorted(sums.absent)),
         [(len(fold.recalibrating), len(fold.calibrating), len(fold.testing)) for fold in folds],
-        label_with(plan, sums.rules),
+        label_with(sums.rules, sources, student),
         {error: certified_at(error, sums.rules) for error in plan.bounds},
+        sources,
+        student,
     )
 
 
@@ -147,7 +157,27 @@ def _trial(plan: Plan, names: list[str], images: LabelledImages) -> Trial:
         context=plan.context,
         scores=plan.scores,
         seed=plan.seed,
+        classes=images.sources,
+        projection=images.source.projection,
+        labellings=[
+            labelling
+            for labelling in labellings_to_try(
+                images.sources,
+                images.num_classes,
+                features=images.source.features is not None,
+                methods=plan.methods,
+                prior_powers=plan.prior_powers,
+            )
+            if labelling != Labelling(OWN, (0,))  # the raw argmax, measured anyway
+        ],
     )
+
+
+def _names(source: Source) -> tuple[str, ...]:
+    """Names of the sources: those of the folders where they differ."""
+    folders = [*source.folders, *([] if source.features is None else [source.features])]
+    names = [folder.name for folder in folders]
+    return tuple(names if len(set(names)) == len(names) else map(str, folders))
 
 
 def deal(pairs: list[Pair], plan: Plan) -> list[Fold]:
@@ -294,13 +324,16 @@ def _measure(
                 confusion = confusion_matrix(labels, truth, num_classes=width, with_ignored=True)
                 count(Rule(name, "certified", background, bound), confusion)
         if tested.pair in shown:
-            _show(sums, tested, certified, plan)
+            _show(sums, tested, certified, plan, _names(images.source))
 
     counts = measure_fold(images, fold, trial, rules, title, also)
     for name, tally in reliability.items():
         sums.reliability[name].append(tally)
     for scoring in trial.scorings:
         _file(sums, scoring, counts, counted, certified, plan)
+    for labelling, confusion in counts.labellings.items():
+        rule = Rule(labelling.in_words(_names(images.source)), "labels")
+        sums.rules.setdefault(rule, Measured()).add(confusion)
 
 
 def _file(
@@ -317,9 +350,7 @@ def _file(
         rule: Rule, confusion: Tensor, covered: float = math.nan, infinite: float = math.nan
     ) -> Measured:
         measured = sums.rules.setdefault(rule, Measured())
-        measured.confusion.append(confusion.cpu())
-        measured.inside.append(covered)
-        measured.infinite.append(infinite)
+        measured.add(confusion, covered, infinite)
         return measured
 
     name = scoring.recalibrate
@@ -339,20 +370,24 @@ def _file(
             add(rule, counted[rule]).certificates.append(calibration.certificate)
 
 
-def _show(sums: _Sums, tested: Tested, certified: Certified, plan: Plan) -> None:
+def _show(
+    sums: _Sums, tested: Tested, certified: Certified, plan: Plan, sources: Sequence[str]
+) -> None:
     """Keep the labels of an image that the page will show."""
     panel = next((panel for panel in sums.panels if panel.image == tested.pair.image), None)
     if panel is None:
         panel = Panel(tested.pair.image, tested.truth.to(torch.uint8).cpu(), {})
         sums.panels.append(panel)
     name, evidence = tested.scoring.recalibrate, tested.evidence
-    threshold = tested.thresholds[plan.variant][plan.alphas.index(plan.asked)]
     labels = {Rule(name, "argmax"): evidence[None].argmax()}
+    for labelling, label in tested.labellings.items():
+        labels[Rule(labelling.in_words(sources), "labels")] = label
     for confidence in CONFIDENCES:
         limit = float(1 - confidence)
         labels[Rule(name, "confidence", None, confidence)] = evidence[None].pseudo_labels(limit)
     for background, each in evidence.items():
-        labels[Rule(name, "eq4", background, plan.asked)] = each.pseudo_labels(threshold)
+        for alpha, threshold in zip(plan.alphas, tested.thresholds[plan.variant], strict=True):
+            labels[Rule(name, "eq4", background, alpha)] = each.pseudo_labels(threshold)
     for (scores, background, bound), calibration in certified.items():
         if scores == name:
             chosen = calibration.pseudo_labels(evidence[background])

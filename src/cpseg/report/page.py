@@ -18,9 +18,9 @@ from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.jobs.calibrate import images_needed
 from cpseg.jobs.estimate import Estimate, plus_minus, small_percent
 from cpseg.report import plots
-from cpseg.report.findings import RAW, Findings, Measured, Plan, Rule
+from cpseg.report.findings import RAW, Findings, Measured, Plan, Rule, tried_for_labels
 from cpseg.report.measure import gather
-from cpseg.report.wording import advice, labels_to_show
+from cpseg.report.wording import advice, change, labels_to_show
 
 SHARES = tuple(number / 10 for number in range(1, 11))  # rows of the table of the curves
 _STYLE = """
@@ -100,6 +100,7 @@ def page(findings: Findings, *, root: str | Path, made_by: str = "") -> str:
     named = findings.plan.names or [f"class {k}" for k in range(findings.num_classes)]
     sections = [
         ("Recommendation", _recommendation(findings)),
+        ("Labels for a student", _labels(findings)),
         ("Rules", _rules(findings)),
         ("Reliability of the scores", _reliability(findings)),
         ("Error against the share kept", _curves(findings)),
@@ -122,6 +123,27 @@ def page(findings: Findings, *, root: str | Path, made_by: str = "") -> str:
 
 def _recommendation(findings: Findings) -> str:
     return "\n".join(f"<p>{escape(text)}</p>" for text in advice(findings))
+
+
+def _labels(findings: Findings) -> str:
+    """Every rule that may label for a student, beside the one that it must beat."""
+    tried = tried_for_labels(findings.rules, findings.sources, findings.student)
+    rows = []
+    for place, rule in enumerate(tried):
+        measured = findings.rules[rule]
+        if rule.kind == "eq4" and not _listed(rule, findings):
+            continue
+        changes = ("", "") if place == 0 else change(findings, rule)
+        name = rule.name + (" (recommended)" if rule == findings.label_with else "")
+        miou = plus_minus(measured.estimate("miou_all"), share=False)
+        rows.append((name, miou, plus_minus(measured.estimate("error")), *changes))
+    base = "the raw argmax of the first source" if findings.student is None else tried[0].name
+    header = ("labels", "mIoU", "error", "change in mIoU", "change in error, points")
+    return _table(header, rows) + _note(
+        f"Changes are against {base}, paired over folds. Maps are fitted on all training images of "
+        "a fold, since labels for every pixel need no thresholds; pixels without a label count as "
+        "wrong. A student gains by labels that are better than those it gives by itself."
+    )
 
 
 def _rules(findings: Findings) -> str:
@@ -153,10 +175,10 @@ def _rules(findings: Findings) -> str:
 
 
 def _listed(rule: Rule, findings: Findings) -> bool:
-    """Whether a rule has a row; the other alphas and confidences are only in the picture."""
+    """Whether a rule has a row among all rules; other alphas and confidences are in the picture."""
     if rule.kind == "eq4":
-        return rule.level == findings.plan.asked
-    return rule.kind != "confidence" or rule.level in (0.9, 0.7)
+        return rule.level == findings.plan.asked or rule == findings.label_with
+    return rule.kind != "labels" and (rule.kind != "confidence" or rule.level in (0.9, 0.7))
 
 
 def _infinite(findings: Findings) -> str:
@@ -269,6 +291,8 @@ def _points(findings: Findings) -> list[plots.Series]:
     titles: dict[tuple[str, int, str], list[tuple[Estimate, Estimate]]] = {}
     families = list(findings.reliability)
     for rule, measured in findings.rules.items():
+        if rule.kind == "labels":
+            continue
         place, by = families.index(rule.scores), _scores_name(rule.scores)
         if rule.kind == "confidence":
             key = (f"constant confidence, {by}", place, "points")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cpseg.jobs.estimate import Estimate, plus_minus
-from cpseg.report.findings import RAW, Findings, Rule
+from cpseg.report.findings import RAW, Findings, Rule, tried_for_labels
 from cpseg.report.recommendation import paired
 
 
@@ -17,32 +17,73 @@ def labels_to_show(findings: Findings) -> Rule:
     for rule in findings.keep.values():
         if rule is not None:
             return rule
-    return Rule(findings.label_with.scores, "confidence", None, 0.9)
+    rule = Rule(findings.label_with.scores, "confidence", None, 0.9)
+    return rule if rule in findings.rules else Rule(list(findings.reliability)[-1], *rule[1:])
 
 
 def _labelling(findings: Findings) -> str:
-    raw_miou, raw_error = _miou_and_error(findings, Rule(RAW, "argmax"))
-    if findings.label_with == Rule(RAW, "argmax"):
+    if findings.student is not None:
+        return _for_the_student(findings)
+    base = _base(findings)
+    if findings.label_with == base:
+        miou, error = _miou_and_error(findings, base)
         text = (
             "To label every pixel, stay with the raw argmax. On images not used to make any rule, "
-            f"its mIoU over all pixels is {raw_miou}, and its error (share of pixels without their "
-            f"true label) {raw_error}. "
+            f"its mIoU over all pixels is {miou}, and its error (share of pixels without their "
+            f"true label) {error}. {_closest(findings)}{_fewer_mistakes(findings)}"
         )
-        other = _closest(findings)
-        if other is not None:
-            text += (
-                f"The best of the others, {other.name}, {_change(findings, other)}. A change would "
-                "have to be better by more than a standard error in mIoU, and no worse than one in "
-                "error."
-            )
-        return text + _fewer_mistakes(findings)
-    miou, error = _miou_and_error(findings, findings.label_with)
+    else:
+        text = f"To label every pixel, use {_figures_of(findings)}"
     return (
-        f"To label every pixel, use {findings.label_with.name}. On images not used to make any "
-        f"rule, its mIoU over all pixels is {miou}, and its error (share of pixels without their "
-        f"true label) {error}, against {raw_miou} and {raw_error} for the raw argmax. Paired over "
-        f"{findings.plan.folds} folds it {_change(findings, findings.label_with)}."
+        f"{text} Whether a student gains by these labels is not known: none of the sources is a "
+        "student that was trained on these images, and labels worse than its own would cost it. "
+        "cpseg folds gives its scores, to be passed as one more source."
     )
+
+
+def _for_the_student(findings: Findings) -> str:
+    """What to train on, where a student's own labels are known."""
+    base = _base(findings)
+    if findings.label_with != base:
+        return (
+            "Train on the labelled images and on pseudo-labels. To label every pixel, use "
+            f"{_figures_of(findings)}"
+        )
+    miou, error = _miou_and_error(findings, base)
+    return (
+        "These pseudo-labels will cost you: no rule is better than the labels that the student "
+        "gives by itself. Train on the labels alone, or on the student's own pseudo-labels "
+        "(self-training). On images that it was not trained on, the mIoU of its own labels is "
+        f"{miou}, and their error (share of pixels without their true label) {error}. "
+        f"{_closest(findings)}{_fewer_mistakes(findings)}"
+    )
+
+
+def _figures_of(findings: Findings) -> str:
+    """The recommended rule with its figures, and what they are better than."""
+    rule, raw = findings.label_with, Rule(RAW, "argmax")
+    miou, error = _miou_and_error(findings, rule)
+    text = (
+        f"{rule.name}. On images not used to make any rule, its mIoU over all pixels is {miou}, "
+        f"and its error (share of pixels without their true label) {error}, against "
+    )
+    names = [(raw, "the raw argmax")]
+    own = findings.students_own
+    if own is not None and own != raw:
+        names.insert(0, (own, "the student's own labels"))
+    against = []
+    for base, name in names:
+        miou, error = _miou_and_error(findings, base)
+        against.append(f"{miou} and {error} for {name}")
+    return (
+        f"{text}{', '.join(against)}. Paired over {findings.plan.folds} folds it "
+        f"{_change(findings, rule)}{' of the student' if findings.student is not None else ''}."
+    )
+
+
+def _base(findings: Findings) -> Rule:
+    """What another rule must be better than: the student's own labels, the raw argmax else."""
+    return findings.students_own or Rule(RAW, "argmax")
 
 
 def _miou_and_error(findings: Findings, rule: Rule) -> tuple[str, str]:
@@ -53,29 +94,27 @@ def _miou_and_error(findings: Findings, rule: Rule) -> tuple[str, str]:
 
 def _others(findings: Findings) -> list[Rule]:
     """The rules that could have been recommended."""
-    return [
-        rule
-        for rule in findings.rules
-        if rule != Rule(RAW, "argmax")
-        and (rule.kind == "argmax" or (rule.kind == "eq4" and rule.level == findings.plan.asked))
-    ]
+    return tried_for_labels(findings.rules, findings.sources, findings.student)[1:]
 
 
-def _closest(findings: Findings) -> Rule | None:
-    """The one with the best mIoU among :func:`_others`."""
-    return max(
-        _others(findings),
-        key=lambda rule: findings.rules[rule].estimate("miou_all").mean,
-        default=None,
+def _closest(findings: Findings) -> str:
+    """The one with the best mIoU among :func:`_others`, and what it lacks."""
+    others = _others(findings)
+    if not others:
+        return ""
+    best = max(others, key=lambda rule: findings.rules[rule].estimate("miou_all").mean)
+    return (
+        f"The best of the others, {best.name}, {_change(findings, best)}. A change would have to "
+        "be better by more than a standard error in mIoU, and no worse than one in error."
     )
 
 
 def _fewer_mistakes(findings: Findings) -> str:
-    """A rule with a lower error than the argmax beyond noise, though not a better mIoU."""
-    raw = findings.rules[Rule(RAW, "argmax")].values("error")
+    """A rule with a lower error than the base beyond noise, though not a better mIoU."""
+    base = findings.rules[_base(findings)].values("error")
     least, chosen = 0.0, None
     for rule in _others(findings):
-        saved = paired(raw, over=findings.rules[rule].values("error"))
+        saved = paired(base, over=findings.rules[rule].values("error"))
         if saved.mean > max(saved.se, least):
             least, chosen = saved.mean, rule
     if chosen is None:
@@ -84,16 +123,19 @@ def _fewer_mistakes(findings: Findings) -> str:
 
 
 def _change(findings: Findings, rule: Rule) -> str:
-    raw, chosen = findings.rules[Rule(RAW, "argmax")], findings.rules[rule]
-    miou = paired(chosen.values("miou_all"), over=raw.values("miou_all"))
-    error = paired(chosen.values("error"), over=raw.values("error"))
+    miou, error = change(findings, rule)
+    return f"changes mIoU by {miou} and the error by {error} percentage points"
+
+
+def change(findings: Findings, rule: Rule) -> tuple[str, str]:
+    """How a rule's mIoU and error (in percentage points) differ from those of the base."""
+    base, chosen = findings.rules[_base(findings)], findings.rules[rule]
+    miou = paired(chosen.values("miou_all"), over=base.values("miou_all"))
+    error = paired(chosen.values("error"), over=base.values("error"))
     points = plus_minus(
         Estimate(100 * error.mean, 100 * error.se, error.folds), share=False, digits=1
     )
-    return (
-        f"changes mIoU by {_signed(miou, plus_minus(miou, share=False))} and the "
-        f"error by {_signed(error, points)} percentage points"
-    )
+    return _signed(miou, plus_minus(miou, share=False)), _signed(error, points)
 
 
 def _signed(value: Estimate, text: str) -> str:
