@@ -55,7 +55,8 @@ class Calibration:
             scores for this alpha, so that every class is in the set.
         count: int64, the number of scores behind each threshold; of images where those are the
             unit.
-        alpha: miscoverage rate.
+        alpha: miscoverage rate; 0 where no threshold leaves anything out, so that every pixel gets
+            its most probable class.
         num_images: images behind the calibration.
         num_classes: number of classes K; None where only scores were given.
         background: index of the dominant class that selection suppresses, or None.
@@ -332,7 +333,8 @@ class Calibration:
                 raise ValueError(message(where, f"{name!r} in it", "nothing", _FIX))
         fields = read_fields(where, {**_DEFAULTS, **metadata}, _FIELDS, fix=_FIX)
         check_score(where, fields["score"])
-        check_alpha(where, fields["alpha"])
+        if fields["alpha"] != 0 or not bool(tensors["threshold"].isposinf().all()):
+            check_alpha(where, fields["alpha"])
         check_background(where, fields["background"], fields["num_classes"] or 2**15)
         check_ignore_index(where, fields["ignore_index"], fields["num_classes"] or 0)
         grid = check_size(where, fields.pop("grid"), name="grid")

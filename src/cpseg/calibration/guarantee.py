@@ -85,6 +85,8 @@ def guarantee(calibration: _Calibration) -> str:
 def _what_voids_it(calibration: _Calibration) -> str | None:
     """Why nothing is promised in finite samples, or None."""
     provenance, recalibration = calibration.provenance, calibration.recalibration
+    if calibration.alpha == 0:
+        return "there are no thresholds, and every pixel gets its most probable class"
     overlap = set(() if recalibration is None else recalibration.images) & {*provenance.images}
     if overlap or (provenance.recalibration and not provenance.recalibration.disjoint):
         return "the probabilities were recalibrated on the calibration images themselves"

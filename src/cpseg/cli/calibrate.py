@@ -53,7 +53,19 @@ def add(commands: Commands) -> None:
         help="recalibrate by this number of folds instead: all images are used for calibration, "
         "and nothing is promised",
     )
-    add("--alpha", default="0.05", help="miscoverage rate (default 0.05)")
+    add(
+        "--recalibrate-ids",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="id list of images on which the recalibration is fitted instead; those of --ids are "
+        "then all used for calibration",
+    )
+    add(
+        "--alpha",
+        default="0.05",
+        help="miscoverage rate (default 0.05), or none: no thresholds, every pixel is labelled and "
+        "the recalibration fitted on all images",
+    )
     add("--num-groups", type=whole(1), default=8, help="number of learned groups (default 8)")
     add(
         "--group-share",
@@ -89,12 +101,31 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.calibrate import calibrate
     from cpseg.jobs.settings import CalibrationSettings
 
+    if arguments.alpha == "none":
+        _check_unused(arguments)
+        arguments.alpha = None
     settings = job_settings(CalibrationSettings, arguments)
     source = source_of(arguments)
     with Progress() as progress:
         calibration = calibrate(source, arguments.ids, settings, progress=progress)
     save(calibration, arguments.output)
     _tell(calibration, arguments)
+
+
+def _check_unused(arguments: argparse.Namespace) -> None:
+    """Without thresholds there is nothing to set images apart for, and nothing to group."""
+    from cpseg._internal.checks import message
+
+    given = [
+        name
+        for name in ("recalibrate_share", "recalibrate_folds", "recalibrate_ids")
+        if hasattr(arguments, name)
+    ]
+    given += [name for name in ("per_class", "fallback") if getattr(arguments, name)]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        fix = "leave one of the two out"
+        raise ValueError(message(option, "an alpha", "--alpha none, which has no thresholds", fix))
 
 
 def _tell(calibration: Calibration, arguments: argparse.Namespace) -> None:
@@ -106,6 +137,13 @@ def _tell(calibration: Calibration, arguments: argparse.Namespace) -> None:
     background = "no background"
     if calibration.background is not None:
         background = f"background {calibration.background} suppressed"
+    if calibration.alpha == 0:
+        say(
+            f"{arguments.output}: every pixel gets its most probable class, "
+            f"{calibration.num_images} images, {calibration.num_classes} classes, {background}"
+        )
+        tell_recalibration(calibration)
+        return
     infinite = percent(calibration.infinite_share)
     say(
         f"{arguments.output}: {calibration.variant}{', per class' * arguments.per_class}, "

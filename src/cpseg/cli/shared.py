@@ -109,7 +109,10 @@ def check_device(device: str) -> None:
         raise ValueError(message("--device", expected, got, "choose another")) from error
 
 
-_OF_A_RECALIBRATION = ("context", "scores", "num_classes", "recalibrate_share", "recalibrate_folds")
+_OF_A_RECALIBRATION = (
+    *("context", "scores", "num_classes"),
+    *("recalibrate_share", "recalibrate_folds", "recalibrate_ids"),
+)
 
 
 def refuse_unused(
@@ -141,7 +144,11 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
     refuse_unused(arguments, recalibrates)
     if not recalibrates:
         return None
-    names = {"share": "recalibrate_share", "folds": "recalibrate_folds"}
+    names = {
+        "share": "recalibrate_share",
+        "folds": "recalibrate_folds",
+        "ids": "recalibrate_ids",
+    }
     given = {
         field: getattr(arguments, option)
         for field, option in names.items()
@@ -181,7 +188,7 @@ def tell_recalibration(calibration: Calibration) -> None:
         classes = ", ".join(map(str, recalibration.absent))
         warn(f"no labelled pixel of class {classes} to recalibrate with: left as it is")
     used = calibration.provenance.recalibration
-    if used is not None and not used.disjoint:
+    if used is not None and not used.disjoint and calibration.alpha > 0:
         how = f"by {used.folds} folds" if used.folds else "on the calibration images"
         warn(
             f"the recalibration was fitted {how}: nothing is promised; pass "

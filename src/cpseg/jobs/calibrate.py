@@ -30,6 +30,8 @@ from cpseg.jobs.shift import MOST_PROFILED, Without, profile
 from cpseg.jobs.variants import fixed_partition, learned_partition
 from cpseg.recalibration.recalibration import Recalibration
 
+EVERY_PIXEL = "every pixel"  # the variant without thresholds
+
 
 def calibrate(
     source: Source,
@@ -58,7 +60,8 @@ def calibrate(
         OSError: a file that cannot be read.
     """
     settings = settings_of("calibrate", CalibrationSettings, settings, keywords)
-    check_alpha("calibrate", settings.alpha)
+    if settings.alpha is not None:
+        check_alpha("calibrate", settings.alpha)
     settings.grouping.check("calibrate")
     images = LabelledImages.open(source, read_ids(ids), progress=progress)
     check_unseen("calibrate", source, images.pairs)
@@ -67,10 +70,16 @@ def calibrate(
     pairs, recalibrated, options = images.pairs, None, settings.recalibration
     images = for_target("calibrate", images, options)
     if options is not None:
+        if settings.alpha is None:
+            options = replace(options, share=0.0, folds=0)
+        if options.ids is not None:
+            check_unseen("calibrate", source, read_ids(options.ids))
         recalibrated = recalibrate("calibrate", options, images, seed=settings.seed)
         pairs = recalibrated.calibration_images
         provenance = replace(provenance, recalibration=recalibrated.provenance(options))
     grouping, grid = settings.grouping, settings.grouping.grid or images.size
+    if settings.alpha is None:
+        return _every_pixel(images, pairs, settings, recalibrated, provenance)
     if grouping.learns:
         partition, pairs, learned_on = _learn_groups(images, pairs, recalibrated, settings)
         provenance = replace(provenance, groups=learned_on)
@@ -122,6 +131,31 @@ def calibrate(
     return replace(calibration, extra=replace(calibration.provenance, profile=seen))
 
 
+def _every_pixel(
+    images: LabelledImages,
+    pairs: list[Pair],
+    settings: CalibrationSettings,
+    recalibrated: Recalibrated | None,
+    provenance: Provenance,
+) -> Calibration:
+    """No thresholds: every class is in every set, so that labels are the most probable classes."""
+    grid = settings.grouping.grid or images.size
+    names = tuple(sorted(pair.image for pair in pairs))
+    calibration = Calibration(
+        torch.full(grid, torch.inf),
+        torch.zeros(grid, dtype=torch.int64),
+        alpha=0.0,
+        num_images=len(pairs),
+        num_classes=images.num_classes,
+        background=settings.background,
+        variant=EVERY_PIXEL,
+        recalibration=None if recalibrated is None else recalibrated.recalibration,
+        extra=replace(provenance, images=names),
+    )
+    seen = profile(images, pairs, calibration, in_sample=True)
+    return replace(calibration, extra=replace(calibration.provenance, profile=seen))
+
+
 def _reads(settings: CalibrationSettings, images: int) -> int:
     """About how many images all passes read, for one progress bar."""
     options, grouping = settings.recalibration, settings.grouping
@@ -136,6 +170,7 @@ def _one_score_more(settings: CalibrationSettings, images: int) -> Fraction | No
 
     With it the threshold that a cell has without one of its images is known.
     """
+    assert settings.alpha is not None
     plain = settings.grouping.variant == "pixel" and not settings.per_class
     alpha = check_alpha("calibrate", settings.alpha) + Fraction(1, images + 1)
     if not plain or settings.fallback or settings.score != "lac" or alpha >= 1:

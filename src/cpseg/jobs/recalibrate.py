@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from cpseg._internal.checks import message
 from cpseg.calibration.provenance import RecalibrationImages
 from cpseg.core.feature_projection import FeatureProjection
-from cpseg.files.dataset import LabelledImages
-from cpseg.files.id_lists import Pair
+from cpseg.files.dataset import LabelledImages, check_distinct
+from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.masks import VOID
 from cpseg.files.splits import drawn_order, drawn_share
 from cpseg.recalibration.recalibration import Recalibration
@@ -34,6 +35,8 @@ class RecalibrationOptions:
         scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities.
         prior_power: tau in [0, 1], see :meth:`cpseg.Recalibration.with_prior_power`.
         num_classes: number of classes of the data set, where the model has others.
+        ids: id list of images on which the recalibration is fitted instead; all images of the other
+            list are then used for calibration.
     """
 
     method: str = "dirichlet"
@@ -43,6 +46,7 @@ class RecalibrationOptions:
     scores: str = "softmax"
     prior_power: float = 0.0
     num_classes: int | None = None
+    ids: str | Path | None = None
 
     def recalibrator(
         self,
@@ -127,12 +131,21 @@ def recalibrate(
     ``images.num_classes`` is the number of classes of the result.
 
     Raises:
-        ValueError: a share or folds that leave a part empty, or images that do not suffice to fit.
+        ValueError: a share or folds that leave a part empty, an image in both lists, or images
+            that do not suffice to fit.
     """
     generator = torch.Generator().manual_seed(seed)
     fitting = calibrating = images.pairs
     fold_of: dict[Pair, int] = {}
-    if options.folds == 0:
+    if options.ids is not None:
+        fitting = read_ids(options.ids)
+        both = sorted({pair.image for pair in fitting} & {pair.image for pair in images.pairs})
+        if both:
+            fix = "calibrate on images of their own"
+            raise ValueError(message(where, "images in one list", f"{both[0]} in both", fix))
+        check_distinct(images.source.root, [*fitting, *images.pairs])
+        images = replace(images, paths=images.source.locate([*fitting, *images.pairs]))
+    elif options.folds == 0:
         option = "--recalibrate-share"
         fitting, calibrating = drawn_share(where, option, images.pairs, options.share, generator)
     else:

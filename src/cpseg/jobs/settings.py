@@ -22,7 +22,8 @@ class CalibrationSettings:
     """How :func:`cpseg.jobs.calibrate` calibrates.
 
     Attributes:
-        alpha: miscoverage rate.
+        alpha: miscoverage rate; None for no thresholds: every pixel gets its most probable class,
+            and a recalibration is fitted on all images.
         background: index of the dominant class to suppress, or None.
         grouping: which cells share a threshold.
         per_class: separate thresholds for every class.
@@ -34,7 +35,7 @@ class CalibrationSettings:
         seed: seed of all draws and of the learning of groups.
     """
 
-    alpha: float | str
+    alpha: float | str | None
     background: int | None
     grouping: Grouping = field(default_factory=Grouping)
     per_class: bool = False
