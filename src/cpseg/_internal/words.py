@@ -5,7 +5,7 @@ from __future__ import annotations
 FIXED_VARIANTS = ("pixel", "image", "blocks")
 LEARNED_VARIANTS = ("kmeans", "annuli")
 UNITS = ("pixel", "image")
-RECALIBRATIONS = ("none", "temperature", "vector", "dirichlet")
+RECALIBRATIONS = ("none", "temperature", "vector", "dirichlet", "trees")
 CONTEXTS = ("location", "neighbourhood", "image")
 SCORE_KINDS = ("softmax", "sigmoid")
 CERTIFICATES = ("ltt", "crc")

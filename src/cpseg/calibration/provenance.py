@@ -34,11 +34,13 @@ class SourcesRead:
         folders: their names, in the order of the recalibration's sources.
         class_maps: JSON of the map from each model's classes to those wanted, or None.
         features: name of the folder of an encoder's features, or None.
+        colour: whether the images themselves were a source.
     """
 
     folders: tuple[str, ...]
     class_maps: tuple[Mapping[str, Any] | None, ...]
     features: str | None
+    colour: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class Provenance(Mapping[str, Any]):
                 "folders": list(self.sources_read.folders),
                 "class_maps": [each and dict(each) for each in self.sources_read.class_maps],
                 "features": self.sources_read.features,
+                "colour": self.sources_read.colour,
             }
         if self.sources:
             content["cross_fitted"] = [asdict(source) for source in self.sources]
@@ -300,16 +303,15 @@ def _profile(where: str, value: object) -> ImageProfile | None:
 def _sources_read(where: str, value: object) -> SourcesRead | None:
     if value is None:
         return None
-    facts = _table(where, "sources", value, {"folders", "class_maps", "features"})
+    facts = _table(where, "sources", value, {"folders", "class_maps", "features", "colour"})
     folders = _images(where, "folders of sources", facts["folders"])
     maps, features = facts["class_maps"], facts["features"]
     if not isinstance(maps, (list, tuple)) or len(maps) != len(folders):
         raise _unfit(where, "sources with a class map for each folder", value)
-    if not isinstance(features, str | None):
-        raise _unfit(where, "sources with features as a folder's name", value)
-    return SourcesRead(
-        folders, tuple(_class_map(where, "sources", each) for each in maps), features
-    )
+    if not isinstance(features, str | None) or not isinstance(facts["colour"], bool):
+        raise _unfit(where, "sources with features as a folder's name, colour as a bool", value)
+    parsed = tuple(_class_map(where, "sources", each) for each in maps)
+    return SourcesRead(folders, parsed, features, facts["colour"])
 
 
 def _sources(where: str, value: object) -> tuple[SourceImages, ...]:

@@ -17,7 +17,13 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--seed", type=whole(0), default=0, help="seed (default 0)")
     command.add_argument(
-        "--steps", type=whole(1), default=1000, help="training steps (default 1000)"
+        "--steps", type=whole(1), default=1000, help="training steps of the model (default 1000)"
+    )
+    command.add_argument(
+        "--student-steps",
+        type=whole(1),
+        default=1000,
+        help="training steps of every student (default 1000)",
     )
     command.set_defaults(run=_run)
 
@@ -25,4 +31,10 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from cpseg.demo.demo import demo
 
-    demo(arguments.output, seed=arguments.seed, steps=arguments.steps, say=say)
+    demo(
+        arguments.output,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        student_steps=arguments.student_steps,
+        say=say,
+    )

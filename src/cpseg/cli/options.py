@@ -162,6 +162,7 @@ def unlabelled() -> Parser:
     """What components of features are found on."""
     options = group()
     add = options.add_argument_group("features").add_argument
+    add("--colour", action="store_true", help="the images themselves are a source too")
     add(
         "--unlabelled",
         type=Path,

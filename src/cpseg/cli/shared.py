@@ -69,7 +69,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
         raise ValueError(message("--class-map", expected, got, fix))
     maps = [None if path is None else _class_map(path) for path in given]
     first, *others = map(ScoreFolder, arguments.probs, maps or [None] * len(arguments.probs))
-    names = {"void", "unlabelled", "components"} & set(vars(arguments))
+    names = {"void", "unlabelled", "components", "colour"} & set(vars(arguments))
     more: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if getattr(arguments, "mask_map", None) is not None:
         more["mask_map"] = _class_map(arguments.mask_map)
@@ -138,7 +138,7 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
 
     method = arguments.recalibrate
     if method is None:
-        several = len(arguments.probs) > 1 or arguments.features is not None
+        several = len(arguments.probs) > 1 or arguments.features is not None or arguments.colour
         method = "dirichlet" if several else "none"
     recalibrates = method != "none" or arguments.prior_power != 0
     refuse_unused(arguments, recalibrates)

@@ -1,10 +1,9 @@
-"""Data and model of the built-in demo: real handwriting in two domains.
+"""Data of the built-in demo: real handwriting in two domains.
 
 Scenes are composed of the 1797 handwritten digits that come with scikit-learn
 (``load_digits``, nothing is downloaded). The *source* domain is clean: dark ink on nearly even
 paper. The *target* domain looks like a bad photograph: faint ink, texture at several scales,
-stains, ruled lines, stray strokes and uneven light. A small network that is trained on source
-scenes alone takes the place of the foundation model, so the domain gap on target scenes is real.
+stains, ruled lines, stray strokes and uneven light.
 
 Classes: 0 is background, digit ``d`` is class ``d + 1``, 255 is void (a thin rim around every
 object, as in Pascal VOC).
@@ -12,16 +11,13 @@ object, as in Pascal VOC).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from cpseg._internal.checks import check_choice, check_count
@@ -32,9 +28,7 @@ __all__ = [
     "NUM_CLASSES",
     "VOID",
     "WIDTH",
-    "class_scores",
     "scenes",
-    "train_foundation",
 ]
 
 Domain = Literal["source", "target"]
@@ -58,11 +52,6 @@ _PARTS: dict[tuple[str, str], tuple[int, int]] = {
     ("target", "test"): (1447, 1797),
 }
 _SHUFFLE_SEED = 8128
-
-_POOL = 800  # source scenes on which the network is trained
-_BATCH = 8
-_RATE = 3e-3
-_WARM = 0.65  # share of the steps that train the encoder alone
 
 
 @dataclass(frozen=True)
@@ -337,156 +326,3 @@ def _stroke(gray: F32, style: _Style, rng: np.random.Generator) -> None:
     gray[low[0] : high[0], low[1] : high[1]] *= 1.0 - np.float32(
         _amount(style, rng, 0.2)
     ) * np.clip(1.5 - away / np.float32(width), 0.0, 1.0)
-
-
-class _Block(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.norm1(self.first(x)))
-        return F.relu(x + self.norm2(self.second(y)))
-
-
-def _step(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-class _Foundation(nn.Module):
-    """A small U-shaped network: gray ``[N, 1, H, W]`` in, logits ``[N, 11, H, W]`` out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = _step(1, 16, 5, 2)
-        self.down4 = nn.Sequential(_step(16, 40, 3, 2), _Block(40))
-        self.down8 = nn.Sequential(_step(40, 96, 3, 2), _Block(96), _Block(96))
-        self.up4 = _step(96, 40, 1)
-        self.join4 = nn.Sequential(_step(80, 40), _Block(40))
-        self.up2 = _step(40, 16, 1)
-        self.join2 = _step(32, 24)
-        self.head = nn.Conv2d(24, NUM_CLASSES, 1)
-        self.coarse_head = nn.Conv2d(96, NUM_CLASSES, 1)
-
-    def coarse(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits per cell of 8 x 8 pixels, used only in training."""
-        logits: torch.Tensor = self.coarse_head(self.down8(self.down4(self.stem(x))))
-        return logits
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a = self.stem(x)
-        b = self.down4(a)
-        c = self.down8(b)
-        b = self.join4(torch.cat([_double(self.up4(c)), b], dim=1))
-        a = self.join2(torch.cat([_double(self.up2(b)), a], dim=1))
-        logits: torch.Tensor = _double(self.head(a))
-        return logits
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _to_input(images: U8) -> torch.Tensor:
-    """One centred gray channel, so that the network uses contrast and not colour."""
-    gray = images.astype(np.float32).mean(axis=3) / 255.0
-    gray -= gray.mean(axis=(1, 2), keepdims=True)
-    return torch.from_numpy(gray * 5.0)[:, None]
-
-
-def _cells(labels: torch.Tensor) -> torch.Tensor:
-    """The object class in each cell of 8 x 8 pixels: 0 for none, void for several."""
-    classes = torch.where(labels == VOID, 0, labels)[:, None].float()
-    most = F.max_pool2d(classes, 8)
-    least = -F.max_pool2d(-torch.where(classes == 0, 99.0, classes), 8)
-    return torch.where((most > 0) & (least != most), float(VOID), most)[:, 0].long()
-
-
-def train_foundation(
-    *,
-    seed: int,
-    steps: int = 1000,
-    progress: Callable[[int, int], None] | None = None,
-) -> nn.Module:
-    """Train the network that takes the place of a foundation model, on source scenes only.
-
-    The loss is plain cross-entropy without class weights. The first steps train the encoder alone,
-    to classify the digit in each cell of 8 x 8 pixels: it learns to recognise digits much faster
-    that way than through the decoder. ``progress`` is called after every step with the number of
-    steps done and the number of all steps. The global random state does not change.
-    """
-    check_count("train_foundation", steps, name="steps", fix="the demo uses 1000")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        model = _Foundation()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for head in (model.head, model.coarse_head):
-        nn.init.normal_(head.weight, std=0.05, generator=generator)
-
-    pool = min(_POOL, steps * _BATCH)
-    images, labels = scenes(pool, domain="source", seed=seed)
-    inputs = _to_input(images).to(memory_format=torch.channels_last)
-    targets = torch.from_numpy(labels.astype(np.int64))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.train()
-    warm = int(_WARM * steps)
-    phases = ((warm, model.coarse, _cells(targets)), (steps - warm, model.forward, targets))
-    done = 0
-    for length, forward, wanted in phases:
-        if length == 0:
-            continue
-        optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate_at, length=length))
-        for batch in _batches(length, pool, generator):
-            loss = F.cross_entropy(forward(inputs[batch]), wanted[batch], ignore_index=VOID)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, steps)
-    return model.eval()
-
-
-def _rate_at(step: int, length: int) -> float:
-    """Factor of the learning rate at ``step``: a linear rise for a fifth, then a cosine decay."""
-    done = (step + 0.5) / length
-    return done / 0.2 if done < 0.2 else 0.5 * (1.0 + math.cos(math.pi * (done - 0.2) / 0.8))
-
-
-def _batches(count: int, pool: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Scene numbers of ``count`` batches; scenes are shuffled again when all were used."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(count):
-        if len(order) < _BATCH:
-            order = torch.randperm(pool, generator=generator)
-        yield order[:_BATCH]
-        order = order[_BATCH:]
-
-
-def class_scores(model: nn.Module, images: U8, *, batch: int = 32) -> F32:
-    """Softmax probabilities ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
-    training = model.training
-    model.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            logits = model(_to_input(images[start : start + batch]))
-            parts.append(logits.softmax(dim=1).numpy())
-    model.train(training)
-    scores: F32 = np.concatenate(parts)
-    return scores

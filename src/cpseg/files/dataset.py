@@ -19,7 +19,7 @@ from cpseg.core.class_map import ClassMap, parse_class_map
 from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.selection import Evidence
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.masks import VOID, read_mask
+from cpseg.files.masks import VOID, read_image, read_mask
 from cpseg.files.score_files import (
     find_scores,
     no_probabilities,
@@ -45,7 +45,7 @@ def announce(progress: Progress, images: int) -> None:
         expect(images)
 
 
-Files = tuple[Path, ...]  # of an image: a score file of every model, then its features
+Files = tuple[Path, ...]  # of an image: scores of every model, its features, the image itself
 
 
 class ScoreFolder(NamedTuple):
@@ -90,6 +90,7 @@ class Source:
         unlabelled: id list of the images that will be labelled, on which (and on the labelled
             ones) principal components of the features are found.
         components: how many at most.
+        colour: whether the images themselves are a source, by their colours.
         projection: the components, once they are known.
         classes: number of classes of every model, once it is known: all files must have it.
     """
@@ -104,6 +105,7 @@ class Source:
     features: Path | None = None
     unlabelled: Path | None = None
     components: int = 64
+    colour: bool = False
     projection: FeatureProjection | None = None
     classes: tuple[int, ...] | None = None
 
@@ -120,7 +122,7 @@ class Source:
     @property
     def is_single(self) -> bool:
         """Whether there are the scores of one model alone."""
-        return not self.others and self.features is None
+        return not self.others and self.features is None and not self.colour
 
     def with_recorded_class_map(self, recorded: Any) -> Source:
         """The source with the class map that its model's calibration was made with."""
@@ -134,6 +136,7 @@ class Source:
                 "folders": [folder.name for folder in self.folders],
                 "class_maps": [as_json(model.class_map) for model in self.models],
                 "features": self.features and self.features.name,
+                "colour": self.colour,
             }
         elif self.class_map is not None:
             facts["class_map"] = self.class_map.to_json()
@@ -150,6 +153,8 @@ class Source:
         if self.features is not None:
             found["features"] = str(self.features.resolve())
             found["projection"] = self.projection and self.projection.fingerprint
+        if self.colour:
+            found["colour"] = True
         return found
 
     def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Files]:
@@ -165,6 +170,8 @@ class Source:
             found = [find_scores(folder, pair.image) for folder in self.folders]
             if self.features is not None:
                 found.append(find_scores(self.features, pair.image, kind="features"))
+            if self.colour:
+                found.append(self.root / pair.image)
             for path in found:
                 if path in owner:
                     got = f"{owner[path]} and {pair.image}"
@@ -189,11 +196,12 @@ class Source:
             if isinstance(more, Evidence):
                 raise no_probabilities(path)
             parts.append(more)
-        return join_channels(parts, self._components(files[-1]))
+        last = files[len(self.models) :]
+        components = None if self.features is None else self._components(last[0])
+        colour = read_image(last[-1]).to(self.device) / 255 if self.colour else None
+        return join_channels(parts, components, colour)
 
-    def _components(self, path: Path) -> Tensor | None:
-        if self.features is None:
-            return None
+    def _components(self, path: Path) -> Tensor:
         assert self.projection is not None, "fitted by LabelledImages.open, or of the calibration"
         features = read_features(path, device=self.device)
         with name_file_in_errors(path):

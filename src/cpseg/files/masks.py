@@ -66,6 +66,9 @@ def open_image(path: str | Path, kind: str = "an image") -> Iterator[ImageFile.I
         raise damaged(path, kind, error) from error
 
 
+_MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA", "CMYK", "YCbCr")  # 8 bits, or fewer
+
+
 def read_mask(
     path: str | Path, *, num_classes: int, ignore_index: int = 255, size: tuple[int, int] | None
 ) -> Tensor:
@@ -113,6 +116,22 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         return image.height, image.width
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image as uint8 RGB ``[3, H, W]``, as stored: EXIF rotation is not applied.
+
+    Raises:
+        ValueError: not an image of 8 bits per channel.
+        FileNotFoundError: there is no such file.
+    """
+    with open_image(path) as image:
+        mode = image.mode
+        values = np.array(image.convert("RGB")) if mode in _MODES else None
+    if values is None:
+        expected, fix = "an image of 8 bits per channel", "convert it to RGB"
+        raise ValueError(message(str(path), expected, f"mode {mode}", fix))
+    return torch.from_numpy(values).permute(2, 0, 1)
 
 
 def _by(size: Sequence[int]) -> str:

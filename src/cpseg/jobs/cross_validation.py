@@ -78,6 +78,7 @@ class Trial:
         classes: number of classes of every model. With several sources a scoring is a map over
             all, and :data:`PLAIN` the first model's probabilities.
         projection: of an encoder's features, or None.
+        colour: whether the images themselves are a source.
         labellings: ways to label every pixel, measured beside the rules.
     """
 
@@ -94,6 +95,7 @@ class Trial:
     seed: int
     classes: tuple[int, ...] = ()
     projection: FeatureProjection | None = None
+    colour: bool = False
     labellings: Sequence[Labelling] = ()
 
     @property
@@ -105,13 +107,14 @@ class Trial:
         """New ones, one per method, whatever the prior powers."""
         made = {}
         for method in dict.fromkeys(each.recalibrate for each in self.scorings if each != PLAIN):
-            context = self.context if method in ("vector", "dirichlet") else ()
+            context = self.context if method not in ("none", "temperature") else ()
             options = RecalibrationOptions(method, context=context, scores=self.scores)
             made[method] = options.recalibrator(
                 self.num_classes,
                 self.seed,
                 sources=self.classes or None,
                 features=self.projection,
+                colour=self.colour,
             )
         return made
 
@@ -126,6 +129,7 @@ class Trial:
             num_classes=self.num_classes,
             classes=self.classes,
             projection=self.projection,
+            colour=self.colour,
             options=RecalibrationOptions(context=self.context, scores=self.scores),
             seed=self.seed,
         )

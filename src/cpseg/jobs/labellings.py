@@ -78,7 +78,7 @@ def labellings_to_try(
     same = all(each == num_classes for each in classes)
     tried = [Labelling(OWN, (model,)) for model in models if classes[model] == num_classes]
     for method in methods:
-        if method in (OWN, "temperature") or (method != "dirichlet" and not same):
+        if method in (OWN, "temperature") or (method == "vector" and not same):
             continue
         parts: list[tuple[int, ...]] = []
         if len(everything) > 1:
@@ -102,6 +102,7 @@ class LabellingFit:
         num_classes: number of classes of the data set.
         classes: number of classes of every model.
         projection: of the features, or None.
+        colour: whether every map uses the images' colours too.
         options: how to recalibrate; the method is each labelling's.
         seed: of the sampled pixels.
     """
@@ -113,16 +114,16 @@ class LabellingFit:
         num_classes: int,
         classes: Sequence[int],
         projection: FeatureProjection | None,
+        colour: bool,
         options: RecalibrationOptions,
         seed: int,
     ) -> None:
         self.tried = tried
         kinds = kinds_of("labellings", options.scores, len(classes))
-        sources = Sources(tuple(classes), kinds, projection)
-        self._channels = sources.channels
-        if projection is not None:
-            first = sources.num_scores
-            self._channels.append(slice(first, first + projection.components))
+        sources = Sources(tuple(classes), kinds, projection, colour)
+        self._models = sources.channels
+        self._colour = slice(sources.num_scores, sources.before_components)
+        self._components = slice(sources.before_components, sources.num_channels)
         models = range(len(classes))
         self._recalibrators: dict[tuple[str, tuple[int, ...]], Recalibrator] = {}
         for method, used, _ in tried:
@@ -136,14 +137,19 @@ class LabellingFit:
                 seed,
                 sources=[classes[model] for model in own],
                 features=projection if len(classes) in used else None,
+                colour=colour,
             )
 
     def select(self, probs: Tensor, sources: tuple[int, ...]) -> Tensor:
-        """The channels of some sources, ``[C, H, W]``."""
-        if len(sources) == len(self._channels):
+        """The channels that a map over some sources takes, ``[C, H, W]``."""
+        models = len(self._models)
+        if len(sources) == models + (self._components.start < self._components.stop):
             return probs
-        parts = [probs[self._channels[source]] for source in sources]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = [probs[self._models[source]] for source in sources if source < models]
+        parts.append(probs[self._colour])
+        if models in sources:
+            parts.append(probs[self._components])
+        return torch.cat(parts)
 
     def update(self, probs: Tensor, labels: Tensor) -> None:
         """Take a training image, the channels of all sources."""
@@ -163,7 +169,7 @@ class LabellingFit:
 
         def of(labelling: Labelling) -> Map:
             if labelling.method == OWN:
-                return lambda probs: self.select(probs, labelling.sources)
+                return lambda probs: probs[self._models[labelling.sources[0]]]
             chosen = fitted[labelling.method, labelling.sources]
             powered = chosen.with_prior_power(labelling.prior_power)
             return lambda probs: powered(self.select(probs, labelling.sources))

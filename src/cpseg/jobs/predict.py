@@ -28,7 +28,7 @@ from cpseg.core.selection import evidence as evidence_of
 from cpseg.files.dataset import Progress, quiet
 from cpseg.files.id_lists import Pair, check_ids
 from cpseg.files.manifest import Stamp
-from cpseg.files.masks import image_size, open_image
+from cpseg.files.masks import image_size, read_image
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
@@ -36,7 +36,6 @@ from cpseg.foundation.foundation import Segmenter
 DTYPES = words.SCORE_DTYPES
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-_MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA", "CMYK", "YCbCr")  # 8 bits, or fewer
 
 
 def predict(
@@ -204,19 +203,3 @@ def find_images(folder: str | Path) -> list[Pair]:
         expected, got = f"images ({', '.join(_IMAGES)})", "none"
         raise ValueError(message(str(folder), expected, got, "check the path"))
     return [Pair(path.as_posix(), None) for path in sorted(shown)]
-
-
-def read_image(path: str | Path) -> Tensor:
-    """An image as uint8 RGB ``[3, H, W]``, as stored: EXIF rotation is not applied.
-
-    Raises:
-        ValueError: not an image of 8 bits per channel.
-        FileNotFoundError: there is no such file.
-    """
-    with open_image(path) as image:
-        mode = image.mode
-        values = np.array(image.convert("RGB")) if mode in _MODES else None
-    if values is None:
-        expected, fix = "an image of 8 bits per channel", "convert it to RGB"
-        raise ValueError(message(str(path), expected, f"mode {mode}", fix))
-    return torch.from_numpy(values).permute(2, 0, 1)

@@ -55,8 +55,9 @@ class RecalibrationOptions:
         *,
         sources: Sequence[int] | None = None,
         features: FeatureProjection | None = None,
+        colour: bool = False,
     ) -> Recalibrator:
-        """A new one; methods without parameters per class take neither context nor features."""
+        """A new one; methods without parameters per class take scores alone."""
         plain = self.method in ("none", "temperature")
         return Recalibrator(
             num_classes,
@@ -67,6 +68,7 @@ class RecalibrationOptions:
             ignore_index=VOID,
             sources=sources,
             features=None if plain else features,
+            colour=colour and not plain,
         )
 
 
@@ -160,6 +162,7 @@ def recalibrate(
             seed,
             sources=images.sources,
             features=images.source.projection,
+            colour=images.source.colour,
         )
 
     whole = new()

@@ -21,6 +21,9 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
             there were some.
     """
     recorded = calibration.provenance.sources_read
+    if source.colour and not (recorded and recorded.colour):
+        expected = "no colours of the images, as calibrated"
+        raise ValueError(message(where, expected, "colour", "leave it out"))
     if recorded is None:
         if not source.is_single:
             expected, got = "the scores of one model, as calibrated", _said(source)
@@ -34,6 +37,8 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
         for model, class_map in zip(source.models, maps, strict=False)
     )
     source = replace(source, class_map=first.class_map, others=tuple(others))
+    if recorded is not None:
+        source = replace(source, colour=recorded.colour)
     recalibration = calibration.recalibration
     projection = None if recalibration is None else recalibration.projection
     if source.features is None or projection is None or projection.components == 0:

@@ -92,6 +92,7 @@ def sweep(
         images.num_classes,
         images.sources,
         images.source.projection,
+        images.source.colour,
     )
     if out is None:
         return _rows(images, folds, plan, None)

@@ -45,6 +45,7 @@ class SweepPlan:
     num_classes: int
     classes: tuple[int, ...] = ()
     projection: FeatureProjection | None = None
+    colour: bool = False
 
     @property
     def alphas(self) -> list[str]:
@@ -75,6 +76,7 @@ class SweepPlan:
             seed=asked.seed,
             classes=self.classes,
             projection=self.projection,
+            colour=self.colour,
         )
 
     def rows(self) -> list[Setting]:

@@ -82,6 +82,14 @@ def location(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack([x, y, x * x, y * y], -1)
 
 
+def colour_features(colour: Tensor) -> Tensor:
+    """Nine features of colours ``[..., 3]`` in [0, 1]: themselves, their squares and products.
+
+    They are stretched so that the penalty of a fit does not outweigh them.
+    """
+    return torch.cat([4 * colour, 8 * (colour - 0.5) ** 2, 4 * colour * colour.roll(1, -1)], -1)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The order of the feature columns: the pixel's own log scores, then each context part.
@@ -91,12 +99,14 @@ class Layout:
         sigmoid: the channels among them that are independent scores.
         context: the context parts in use, in the order of :data:`CONTEXTS`.
         components: number of components of an encoder's features, after all context parts.
+        colour: whether the nine features of the pixel's colour come last.
     """
 
     num_scores: int
     sigmoid: tuple[int, ...]
     context: tuple[str, ...]
     components: int = 0
+    colour: bool = False
 
     @property
     def own(self) -> int:
@@ -105,9 +115,9 @@ class Layout:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """The columns of each context part, and of the ``"features"``."""
+        """The columns of each context part, of the ``"features"`` and the ``"colour"``."""
         columns, start = {}, self.own
-        for part in (*self.context, "features"):
+        for part in self._parts:
             columns[part] = slice(start, start + self._size(part))
             start += self._size(part)
         return columns
@@ -115,16 +125,21 @@ class Layout:
     @property
     def width(self) -> int:
         """Number of all features."""
-        return self.own + sum(map(self._size, (*self.context, "features")))
+        return self.own + sum(map(self._size, self._parts))
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return (*self.context, "features", "colour")
 
     def _size(self, part: str) -> int:
-        sizes = {"location": 4, "neighbourhood": 2 * self.own, "image": self.own}
+        own, colour = self.own, 9 * self.colour
+        sizes = {"location": 4, "neighbourhood": 2 * own, "image": own, "colour": colour}
         return sizes.get(part, self.components)
 
     def indices(self, chosen: Sequence[str], components: int = 0) -> Tensor:
-        """Column indices of the own features, the chosen context parts and first components."""
+        """Column indices of the own features, chosen context parts, first components, colour."""
         index = torch.arange(self.width)
         kept = [self.columns[part] for part in self.context if part in chosen]
         first = self.columns["features"].start
-        kept.append(slice(first, first + components))
+        kept += [slice(first, first + components), self.columns["colour"]]
         return torch.cat([index[columns] for columns in (slice(self.own), *kept)])

@@ -14,6 +14,7 @@ from cpseg._internal import words
 METHODS = words.RECALIBRATIONS
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # candidates, strongest first
+FINE_STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)  # with several sources
 DEFAULT_STRENGTH = 1e-2  # where there is one image, which leaves nothing to choose by
 TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the scores separate
 # Lower bound on the standard deviation used for scaling: near-constant features would otherwise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cpseg._internal import words
 from cpseg._internal.checks import (
@@ -27,7 +29,7 @@ from cpseg._internal.checks import (
     message,
     shape,
 )
-from cpseg._internal.fields import Valid, among, list_of, or_none, read_fields, text, whole
+from cpseg._internal.fields import Valid, among, list_of, or_none, read_fields, text, truth, whole
 from cpseg._internal.safe_files import read_tensors, write_tensors
 from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.feature_projection import FeatureProjection
@@ -35,6 +37,7 @@ from cpseg.core.selection import Evidence
 from cpseg.recalibration.features import (
     CONTEXTS,
     Layout,
+    colour_features,
     log_scores,
     places,
     radii,
@@ -42,6 +45,7 @@ from cpseg.recalibration.features import (
 )
 from cpseg.recalibration.fit import METHODS
 from cpseg.recalibration.sources import Probs, Sources, kinds_of, one_tensor
+from cpseg.recalibration.trees import Trees
 
 SCORES = words.SCORE_KINDS
 
@@ -49,6 +53,7 @@ _FORMATS = (1, 2)  # 2: several sources
 _TENSORS = ("weight", "bias", "prior")
 _TILE = 2**20  # probabilities that a step on the CPU holds: fewer steps beat a smaller cache
 _TILE_ELSEWHERE = 2**25
+_FOREST_PIXELS = 2**14  # of an image that the trees look at
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,17 +69,21 @@ class Recalibration:
     same it keeps its raw mass ``p_k / max(1, sum p)`` and the present classes share the rest;
     where they differ its probability is 0.
 
-    With several sources f has the log scores of every model, and the components of an encoder's
-    features if there are any. Wherever probabilities are asked for, a list has those of every model
-    in their order (each may have its own size) and then the features; one tensor has their
-    channels. An absent class keeps its mean raw mass over the models that have the target's
-    classes.
+    With several sources f has the log scores of every model, and if wanted the components of an
+    encoder's features and nine features of the pixel's colour. Wherever probabilities are asked
+    for, a list has those of every model in their order (each may have its own size), then the
+    features and the image; one tensor has their channels. An absent class keeps its mean raw mass
+    over the models that have the target's classes.
+
+    The method ``"trees"`` gives the mean of such a map's probabilities and of a forest's over the
+    log scores, components and colours. The forest looks at no more than 16,384 pixels of an image,
+    on a regular grid, and its answers are interpolated between them.
 
     Attributes:
         weight: float32 ``[K, F]``; the columns are the own scores, then the parts of ``context``.
         bias: float32 ``[K]``.
         prior: float64 ``[K]``, class frequencies in the labelled images, each weighing the same.
-        method: ``"none"``, ``"temperature"``, ``"vector"`` or ``"dirichlet"``.
+        method: ``"none"``, ``"temperature"``, ``"vector"``, ``"dirichlet"`` or ``"trees"``.
         scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities; with commas
             between them where models differ.
         context: the parts of the context in use.
@@ -90,6 +99,8 @@ class Recalibration:
             refuses them.
         sources: number of classes of every model; one model by default.
         projection: of an encoder's features, with the components in use, or None.
+        colour: whether the image itself is a source.
+        trees: the forest of the method ``"trees"``, or None.
         absent: the classes that the labelled images do not have.
 
     Guarantee:
@@ -98,7 +109,8 @@ class Recalibration:
 
     Reference:
         Guo et al. (2017) for temperature and vector scaling; Kull et al. (2019), eq. 4, for
-        Dirichlet calibration; Saerens et al. (2002) for dividing out a prior.
+        Dirichlet calibration; Saerens et al. (2002) for dividing out a prior; Geurts et al. (2006)
+        for the trees; Wolpert (1992), Stacked generalization, for a map over several models.
     """
 
     weight: Tensor
@@ -115,6 +127,8 @@ class Recalibration:
     images: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
     projection: FeatureProjection | None = None
+    colour: bool = False
+    trees: Trees | None = None
     absent: tuple[int, ...] = field(init=False)
     _sources: Sources = field(init=False, compare=False)
 
@@ -122,7 +136,7 @@ class Recalibration:
         classes = tuple(self.sources) or (self.num_source,)
         kinds = kinds_of("Recalibration", self.scores, len(classes))
         object.__setattr__(self, "sources", classes)
-        object.__setattr__(self, "_sources", Sources(classes, kinds, self.projection))
+        object.__setattr__(self, "_sources", Sources(classes, kinds, self.projection, self.colour))
         for name in _TENSORS:
             part = getattr(self, name)
             check_float("Recalibration", part, name=name, fix="fit one with a Recalibrator")
@@ -135,6 +149,7 @@ class Recalibration:
             self.method,
             f"{_sum(self.sources)} {self.scores} classes to {self.num_classes}",
             f"{self._components} components of features" if self._components else "",
+            "colour" if self.colour else "",
             f"context {' + '.join(self.context) or 'none'}",
             f"{self.num_images} images",
             f"strength {self.strength:g}",
@@ -158,8 +173,8 @@ class Recalibration:
         parts = self.tensors().values()
         content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
         facts = f"{self.scores} {self.context} {self.num_source} {self.prior_power}"
-        if len(self.sources) > 1:
-            facts += f" {self.sources}"
+        if len(self.sources) > 1 or self.colour:
+            facts += f" {self.sources} {self.colour}"
         return hashlib.sha256(content + facts.encode()).hexdigest()[:16]
 
     def join(
@@ -210,7 +225,8 @@ class Recalibration:
         batch, single = self._checked("Recalibration", probs)
         size = (len(batch), self.num_classes, *batch.shape[-2:])
         if is_compiling():
-            out = self._tile(batch, slice(0, size[2]), self._offset(batch))
+            rows = slice(0, size[2])
+            out = self._tile(batch, rows, self._offset(batch), self._forest(batch))
         else:
             out = torch.empty(size, device=batch.device)
             for image, rows, tile in self._tiles(batch):
@@ -265,7 +281,8 @@ class Recalibration:
         """The same map on another device."""
         tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
         projection = None if self.projection is None else self.projection.to(device)
-        return replace(self, **tensors, projection=projection)
+        trees = None if self.trees is None else self.trees.to(device)
+        return replace(self, **tensors, projection=projection, trees=trees)
 
     def correspondence(self, top: int = 3) -> list[list[tuple[int, float]]]:
         """For every target class the source classes that support it most.
@@ -279,12 +296,13 @@ class Recalibration:
             Per target class a list of pairs, the largest probability first: a source class, and
             the probability of the target where the model gives 0.9 to that source (the others
             share 0.1, and with context all of the image is the same). Empty for absent classes.
-            With several models the others know nothing there: all of their classes are as likely.
+            With several models the others know nothing there: all of their classes are as likely;
+            features and colours are 0.
         """
         fix = "pass 3"
         check_count("Recalibration.correspondence", top, name="top", fix=fix)
         total, device = self.num_source, self.weight.device
-        sure = torch.zeros(total, total + self._components, device=device)
+        sure = torch.zeros(total, self._sources.num_channels, device=device)
         for part in self._sources.channels:
             count = part.stop - part.start
             sure[:, part] = 1 / count
@@ -321,9 +339,10 @@ class Recalibration:
         sources = _names(where, "source_names", source_names, numbers)
         targets = _names(where, "names", names, list(map(str, range(self.num_classes))))
         context = ", ".join(self.context) or "none"
-        features = f" and {self._components} components of features" if self._components else ""
+        more = f", {self._components} components of features" if self._components else ""
+        more += ", colours" if self.colour else ""
         lines = [
-            f"{self.method} map of {_sum(self.sources)} {self.scores} scores{features} onto "
+            f"{self.method} map of {_sum(self.sources)} {self.scores} scores{more} onto "
             f"{self.num_classes} classes, {self.num_images} images, strength {self.strength:g}, "
             f"context: {context}",
             "class: its probability where the model is 0.9 sure of a source class, largest first",
@@ -337,13 +356,17 @@ class Recalibration:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a file."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        return tensors | ({} if self.projection is None else self.projection.tensors())
+        parts = [part.tensors() for part in (self.projection, self.trees) if part is not None]
+        return dict(ChainMap(tensors, *parts))
 
     def metadata(self) -> dict[str, Any]:
         """The JSON metadata of a file."""
-        several = len(self.sources) > 1 or self.projection is not None
+        several = not self._sources.is_single or self.trees is not None
         features = None if self.projection is None else self.projection.num_images
-        more = {"sources": list(self.sources), "features": features} if several else {}
+        more: dict[str, Any] = {}
+        if several:
+            more = {"sources": list(self.sources), "features": features, "colour": self.colour}
+            more["depth"] = None if self.trees is None else self.trees.depth
         return {
             "kind": "recalibration",
             "format": 1 + several,
@@ -391,7 +414,17 @@ class Recalibration:
         images = tuple(facts.pop("images"))
         found = _sources_in(where, tensors, metadata, facts, fix)
         weight, prior = parts["weight"], parts["prior"]
-        wide = Layout(found.num_scores, found.sigmoid, context, found.components).width
+        trees = None
+        if facts["method"] == "trees":
+            trees = Trees.from_parts(
+                where,
+                tensors,
+                metadata.get("depth"),
+                columns=found.num_channels + len(found.sigmoid),
+                classes=int((parts["prior"] > 0).sum()),
+                fix=fix,
+            )
+        wide = _layout(found, context, trees).width
         num_classes = len(weight) if weight.ndim else 0
         for name, size, dtype in (
             ("weight", (max(2, num_classes), wide), torch.float32),
@@ -419,6 +452,8 @@ class Recalibration:
             images=images,
             sources=found.classes,
             projection=found.projection,
+            colour=found.colour,
+            trees=trees,
             **facts,
         )
 
@@ -452,14 +487,14 @@ class Recalibration:
             step = max(step, 2 * max(radii(height, across)))
         for index in range(len(batch)):
             image = batch[index : index + 1]
-            offset = self._offset(image)
+            offset, forest = self._offset(image), self._forest(image)
             for start in range(0, height, step):
                 rows = slice(start, min(start + step, height))
-                yield index, rows, self._tile(image, rows, offset)[0]
+                yield index, rows, self._tile(image, rows, offset, forest)[0]
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.num_source, self._sources.sigmoid, self.context, self._components)
+        return _layout(self._sources, self.context, self.trees)
 
     def _weight_of(self, part: str) -> Tensor:
         """The columns of the weight that belong to a context part."""
@@ -468,7 +503,8 @@ class Recalibration:
     def _offset(self, images: Tensor) -> Tensor:
         """What every pixel of an image adds to z: ``[B, K, 1]``, -inf for absent classes."""
         present = self.prior > 0
-        shift = self.prior_power * self.prior.clamp(min=1e-300).log()
+        power = self.prior_power if self.trees is None else 0.0  # of the mean with the trees'
+        shift = power * self.prior.clamp(min=1e-300).log()
         bias = (self.bias - shift).to(torch.float32).masked_fill(~present, -torch.inf)
         if "image" not in self.context:
             return bias.reshape(1, -1, 1)
@@ -476,7 +512,34 @@ class Recalibration:
         logs = log_scores(mean, self._sources.sigmoid)
         return (logs @ self._weight_of("image").T + bias).unsqueeze(-1)
 
-    def _tile(self, images: Tensor, rows: slice, offset: Tensor) -> Tensor:
+    @property
+    def _odds(self) -> Tensor:
+        """``prior ** -tau`` of the present classes, 0 for the absent ones."""
+        powered = self.prior.clamp(min=1e-300) ** -self.prior_power
+        return torch.where(self.prior > 0, powered, 0).to(torch.float32)
+
+    def _forest(self, images: Tensor) -> Tensor | None:
+        """Class probabilities of the trees, ``[B, K, H, W]``, without the prior power."""
+        if self.trees is None:
+            return None
+        height, across = images.shape[-2:]
+        step = math.ceil(math.sqrt(height * across / _FOREST_PIXELS))
+        places = [
+            (2 * torch.arange(n, device=images.device) + 1) * size // (2 * n)
+            for size in (height, across)
+            for n in [math.ceil(size / step)]
+        ]
+        few = images[..., places[0][:, None], places[1]][:, : self._sources.num_channels]
+        own = log_scores(few[:, : self.num_source], self._sources.sigmoid)
+        values = torch.cat([own, few[:, self.num_source :].to(torch.float32)], 1)
+        rows = values.movedim(1, -1)
+        shares = torch.zeros(*rows.shape[:-1], self.num_classes, device=images.device)
+        shares[..., self.prior > 0] = self.trees(rows.flatten(0, 2)).reshape(*rows.shape[:-1], -1)
+        return functional.interpolate(
+            shares.movedim(-1, 1), size=(height, across), mode="bilinear", align_corners=False
+        )
+
+    def _tile(self, images: Tensor, rows: slice, offset: Tensor, forest: Tensor | None) -> Tensor:
         """Class probabilities ``[B, K, rows, W]`` of some rows."""
         height, across = images.shape[-2:]
         scores, sigmoid = images[:, : self.num_source], self._sources.sigmoid
@@ -489,10 +552,14 @@ class Recalibration:
             for radius, weight in zip(radii(height, across), weights, strict=True):
                 means = log_scores(window_means(scores, rows, radius), sigmoid).flatten(2)
                 z = torch.baddbmm(z, weight.expand(len(images), -1, -1), means)
-        if self._components:
-            last = self.num_source + self._components
-            values = images[:, self.num_source : last, rows].to(torch.float32).flatten(2)
+        if self._layout.components:
+            components = slice(self._sources.before_components, self._sources.num_channels)
+            values = images[:, components, rows].to(torch.float32).flatten(2)
             z = torch.baddbmm(z, self._weight_of("features").expand(len(images), -1, -1), values)
+        if self.colour:
+            colours = images[:, self.num_source : self.num_source + 3, rows].to(torch.float32)
+            values = colour_features(colours.movedim(1, -1)).flatten(1, 2).transpose(1, 2)
+            z = torch.baddbmm(z, self._weight_of("colour").expand(len(images), -1, -1), values)
         z = z.reshape(*z.shape[:2], *part.shape[-2:])
         if "location" in self.context:
             x1, y1, x2, y2 = self._weight_of("location").unbind(1)
@@ -502,6 +569,9 @@ class Recalibration:
             z = z + (x1[:, None] * x + x2[:, None] * x * x).unsqueeze(-2)
         q: Tensor = z.sub_(z.amax(1, keepdim=True)).exp_()
         q /= q.sum(1, keepdim=True)
+        if forest is not None:
+            q = (q + forest[..., rows, :]) * self._odds.reshape(1, -1, 1, 1)
+            q /= q.sum(1, keepdim=True)
         same = [c for c in self._sources.channels if c.stop - c.start == self.num_classes]
         if self.absent and same:
             missing = list(self.absent)
@@ -513,6 +583,12 @@ class Recalibration:
             q = q * (1 - kept.sum(1, keepdim=True)).clamp(min=0)
             q[:, missing] = kept
         return q
+
+
+def _layout(sources: Sources, context: tuple[str, ...], trees: Trees | None) -> Layout:
+    """The columns of the linear map; with trees the components are theirs alone."""
+    components = 0 if trees is not None else sources.components
+    return Layout(sources.num_scores, sources.sigmoid, context, components, sources.colour)
 
 
 def join_for(
@@ -571,7 +647,9 @@ def _sources_in(
             raise ValueError(message(where, expected, got, fix))
         if more["features"] is not None:
             projection = FeatureProjection.from_parts(where, tensors, more["features"], fix=fix)
-    return Sources(tuple(classes), kinds_of(where, facts["scores"], len(classes)), projection)
+    kinds = kinds_of(where, facts["scores"], len(classes))
+    colour = metadata["format"] > 1 and more["colour"]
+    return Sources(tuple(classes), kinds, projection, colour)
 
 
 def _is_context(value: Any) -> bool:
@@ -590,4 +668,8 @@ _FIELDS: dict[str, Valid] = {
     "cv": list_of(lambda row: isinstance(row, dict)),
     "images": list_of(text),
 }
-_SEVERAL: dict[str, Valid] = {"sources": list_of(whole), "features": or_none(whole)}
+_SEVERAL: dict[str, Valid] = {
+    "sources": list_of(whole),
+    "features": or_none(whole),
+    "colour": truth,
+}

@@ -15,6 +15,7 @@ from cpseg._internal.checks import (
     check_alike,
     check_choice,
     check_count,
+    check_flag,
     check_ignore_index,
     check_image_ids,
     check_label_values,
@@ -28,6 +29,7 @@ from cpseg.core.feature_projection import FeatureProjection
 from cpseg.recalibration.features import (
     CONTEXTS,
     Layout,
+    colour_features,
     location,
     log_scores,
     places,
@@ -36,6 +38,7 @@ from cpseg.recalibration.features import (
 )
 from cpseg.recalibration.fit import (
     DEFAULT_STRENGTH,
+    FINE_STRENGTHS,
     METHODS,
     STRENGTHS,
     TEMPERATURE_STRENGTH,
@@ -47,6 +50,7 @@ from cpseg.recalibration.fit import (
 from cpseg.recalibration.pixel_sample import PixelSample, Sample, digest, draw
 from cpseg.recalibration.recalibration import Recalibration
 from cpseg.recalibration.sources import Probs, Sources, kinds_of, sources_of
+from cpseg.recalibration.trees import MOST_PIXELS, Trees
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
 _BAND = 2**18  # probabilities whose window means are made at once
@@ -70,9 +74,11 @@ class Recalibrator:
     Args:
         num_classes: number of target classes K, those of the labels.
         method: ``"none"`` (for the prior power alone), ``"temperature"`` (z = t log p),
-            ``"vector"`` (z_k = a_k log p_k + b_k) or ``"dirichlet"`` (z = W log p + b). Only the
-            last takes source classes that differ from the target classes. For sigmoid scores the
-            first two work on log p - log(1 - p), and vector has a weight for each.
+            ``"vector"`` (z_k = a_k log p_k + b_k), ``"dirichlet"`` (z = W log p + b), or
+            ``"trees"``: the mean of a dirichlet map's probabilities and of extremely randomised
+            trees' (scikit-learn, the extra ``trees``). Only the last two take source classes that
+            differ from the target classes. For sigmoid scores the first two work on log p -
+            log(1 - p), and vector has a weight for each.
         scores: ``"softmax"``, or ``"sigmoid"`` for independent scores; a list, or a word with
             commas, where models differ. The result is a softmax over the K classes in all cases.
         context: parts of the context for vector and dirichlet, a subset of ``("location",
@@ -86,7 +92,10 @@ class Recalibrator:
             in one tensor; a list of tensors says it by itself.
         features: the projection of an image encoder's features, which vector and dirichlet then
             use too. Cross-validation chooses how many of its components, among 0, 8, 16, 32, ...,
-            and takes the fewest within a standard error of the best.
+            and takes the fewest within a standard error of the best; with ``"trees"`` only the
+            trees use them, all of them.
+        colour: whether the image itself is a source: with a list of tensors it comes last,
+            ``[B, 3, h, w]`` RGB in [0, 1]. For vector, dirichlet and trees.
 
     Raises:
         ValueError: a value outside its range.
@@ -122,6 +131,7 @@ class Recalibrator:
         ignore_index: int = 255,
         sources: Sequence[int] | None = None,
         features: FeatureProjection | None = None,
+        colour: bool = False,
     ) -> None:
         where = "Recalibrator"
         for name, number, least, most in (
@@ -151,13 +161,16 @@ class Recalibrator:
         if asked and method in ("none", "temperature"):
             expected, fix = f"no context for {method!r}", "take method 'vector' or 'dirichlet'"
             raise ValueError(message(where, expected, repr(context), fix))
-        if features is not None and method in ("none", "temperature"):
-            expected, fix = f"no features for {method!r}", "take method 'vector' or 'dirichlet'"
-            raise ValueError(message(where, expected, repr(features), fix))
+        check_flag(where, colour, name="colour")
+        if (features is not None or colour) and method in ("none", "temperature"):
+            what = "colour" if features is None else "features"
+            expected, fix = f"no {what} for {method!r}", "take method 'dirichlet' or 'trees'"
+            raise ValueError(message(where, expected, "some", fix))
         self.num_classes = num_classes
         self.method = method
         self.scores = kinds
         self.features = features
+        self.colour = colour
         self.context: str | tuple[str, ...] = "auto"
         self._stored = tuple(part for part in CONTEXTS if part in asked)
         if context != "auto":
@@ -224,10 +237,10 @@ class Recalibrator:
         where = "Recalibrator.update"
         refuse_after_sync(where, self._synced)
         sources = self._sources or sources_of(
-            where, probs, self.sources, self.scores, self.features
+            where, probs, self.sources, self.scores, self.features, self.colour
         )
         others = sorted(set(sources.classes) - {self.num_classes})
-        if self.method != "dirichlet" and others:
+        if self.method not in ("dirichlet", "trees") and others:
             expected = f"{self.num_classes} source classes for method {self.method!r}"
             fix = "take method 'dirichlet', or map the classes first"
             raise ValueError(message(where, expected, str(others[0]), fix))
@@ -306,17 +319,26 @@ class Recalibrator:
         fitted = fit_map(
             pixels._replace(features=pixels.features[:, kept]),
             Map(base.weight[:, kept], base.bias),
-            self.method,
+            self._linear,
             choice.strength,
             own=own,
         )
-        return self._result(fitted, choice, prior, present, table)
+        trees = None
+        if self.method == "trees":
+            trees = Trees.fit(self._tree_pixels(samples, present), len(present), seed=self.seed)
+        return self._result(fitted, choice, prior, present, table, trees)
+
+    @property
+    def _linear(self) -> str:
+        """The method of the linear map."""
+        return "dirichlet" if self.method == "trees" else self.method
 
     @property
     def _layout(self) -> Layout:
         """The columns of the features that are kept of a pixel."""
         sources = self._known
-        return Layout(sources.num_scores, sources.sigmoid, self._stored, sources.components)
+        components = 0 if self.method == "trees" else sources.components
+        return Layout(sources.num_scores, sources.sigmoid, self._stored, components, sources.colour)
 
     @property
     def _known(self) -> Sources:
@@ -334,7 +356,7 @@ class Recalibrator:
         y, x = chosen // across, chosen % across
         there = (y.to(image.device), x.to(image.device))
         sources = self._known
-        channels = image[: sources.num_scores + sources.components]
+        channels = image[: sources.num_channels]
         scores = image[: sources.num_scores]
         there_values = channels[:, there[0], there[1]].T.to("cpu", torch.float32)
         values = [there_values[:, : sources.num_scores]]
@@ -357,14 +379,18 @@ class Recalibrator:
         classes = sources.num_scores
         sizes = {"location": [2], "neighbourhood": 2 * [classes], "image": [classes]}
         widths = [classes] + [size for part in self._stored for size in sizes[part]]
-        *parts, components = torch.split(values, [*widths, sources.components], 1)
+        ends = [3 * sources.colour, sources.components]
+        *parts, colour, components = torch.split(values, [*widths, *ends], 1)
         if "location" in self._stored:
             parts[1] = location(*parts[1].unbind(1))
         features = [
             part if index == 1 and "location" in self._stored else log_scores(part, sources.sigmoid)
             for index, part in enumerate(parts)
         ]
-        features.append(components)
+        if self.method != "trees":
+            features.append(components)
+        if sources.colour:
+            features.append(colour_features(colour))
         return Pixels(
             torch.cat(features, 1),
             torch.searchsorted(present, torch.cat([sample.labels for sample in samples])),
@@ -372,16 +398,29 @@ class Recalibrator:
             torch.cat([torch.full_like(s.labels, number) for number, s in enumerate(samples)]),
         )
 
+    def _tree_pixels(self, samples: Sequence[Sample], present: Tensor) -> Pixels:
+        """What the trees are fitted on: own log scores, colours and components."""
+        samples = _trimmed(samples, self._reservoir.quota, MOST_PIXELS)
+        pixels = self._pixels(samples, present)
+        values = torch.cat([sample.values for sample in samples])
+        sources = self._known
+        more = values[:, values.shape[1] - (sources.num_channels - sources.num_scores) :]
+        own = pixels.features[:, : self._layout.own]
+        return pixels._replace(features=torch.cat([own, more], 1))
+
     def _base(self, prior: Tensor, present: Tensor) -> Map:
         """What the fit shrinks to.
 
         That is the mean of the log scores of the models with the target's classes, which for a
-        single one are its scores as they are; the prior where there is no such model.
+        single one are its scores as they are; the prior where there is no such model, and for a
+        dirichlet map over several models: which of them is right where they differ is to be learned
+        (on LabelMeFacade this had fewer errors than shrinking to one of them or to their mean).
         """
         sources = self._known
         weight = torch.zeros(len(present), self._layout.width, dtype=torch.float64)
         same = [part for part in sources.channels if part.stop - part.start == self.num_classes]
-        if not same:
+        learns = len(sources.classes) > 1 and self._linear == "dirichlet"
+        if not same or learns:
             return Map(weight, prior[present].log())
         rows = torch.arange(len(present))
         opposite = {channel: place for place, channel in enumerate(sources.sigmoid)}
@@ -402,15 +441,14 @@ class Recalibrator:
         contexts = [self._stored]
         if self.context == "auto":
             contexts = [CONTEXTS[:number] for number in range(len(CONTEXTS) + 1)]
-        components = _numbers_of_components(self._known.components)
-        strengths = (TEMPERATURE_STRENGTH,) if self.method == "temperature" else STRENGTHS
+        components = _numbers_of_components(self._layout.components)
+        strengths: Sequence[float] = STRENGTHS if self._known.is_single else FINE_STRENGTHS
+        if self.method == "temperature":
+            strengths = (TEMPERATURE_STRENGTH,)
         if len(samples) == 1:
             strength = strengths[0] if len(strengths) == 1 else DEFAULT_STRENGTH
             return _Choice(contexts[0], components[0], strength), ()
-        quota = self._reservoir.quota
-        while sum(len(sample.labels) for sample in samples) > _CV_PIXELS and quota > 1:
-            quota //= 2
-            samples = [sample.trim(quota) for sample in samples]
+        samples = _trimmed(samples, self._reservoir.quota, _CV_PIXELS)
         pixels = self._pixels(samples, present)
         folds = min(self.folds, len(samples))
         table: list[dict[str, Any]] = []
@@ -426,7 +464,7 @@ class Recalibrator:
                 start = Map(base.weight[:, kept], base.bias)
                 found: list[tuple[float, Tensor, float]] = []
                 for strength, losses in fold_losses(
-                    part, start, self.method, strengths, own=self._layout.own, folds=folds
+                    part, start, self._linear, strengths, own=self._layout.own, folds=folds
                 ):
                     found.append((float(losses.mean()), losses, strength))
                     error = float(losses.std() / math.sqrt(folds))
@@ -455,6 +493,7 @@ class Recalibrator:
         prior: Tensor,
         present: Tensor,
         table: tuple[dict[str, Any], ...],
+        trees: Trees | None = None,
     ) -> Recalibration:
         """The map of the present classes, as one of all classes."""
         sources = self._known
@@ -462,6 +501,8 @@ class Recalibrator:
         bias = torch.zeros(self.num_classes)
         weight[present], bias[present] = fitted.weight.float(), fitted.bias.float()
         projection = sources.projection
+        if projection is not None and trees is None:
+            projection = projection.first(choice.components)
         return Recalibration(
             weight,
             bias,
@@ -475,7 +516,9 @@ class Recalibrator:
             cv=table,
             images=tuple(sorted(self.ids)),
             sources=sources.classes,
-            projection=None if projection is None else projection.first(choice.components),
+            projection=projection,
+            colour=sources.colour,
+            trees=trees,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -484,6 +527,7 @@ class Recalibrator:
             "num_classes": self.num_classes,
             "sources": None if self._sources is None else self._sources.classes,
             "features": self.features and self.features.fingerprint,
+            "colour": self.colour,
             "method": self.method,
             "scores": self.scores,
             "context": self.context,
@@ -537,6 +581,15 @@ def _kinds(
     count = len(",".join(given).split(",")) if sources is None else len(sources)
     kinds_of(where, scores, count)
     return scores if isinstance(scores, str) else tuple(scores)
+
+
+def _trimmed(samples: Sequence[Sample], quota: int, most: int) -> list[Sample]:
+    """The samples that a smaller quota would have drawn, at most so many pixels together."""
+    trimmed = list(samples)
+    while sum(len(sample.labels) for sample in trimmed) > most and quota > 1:
+        quota //= 2
+        trimmed = [sample.trim(quota) for sample in trimmed]
+    return trimmed
 
 
 def _numbers_of_components(most: int) -> list[int]:

@@ -21,23 +21,25 @@ from cpseg._internal.checks import (
 from cpseg.core.channels import join_channels
 from cpseg.core.feature_projection import FeatureProjection
 
-# One tensor, or one for every source: the scores of each model, then an encoder's features.
+# One tensor, or one for every source: the scores of each model, an encoder's features, the image.
 Probs: TypeAlias = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What the channels of a tensor are: the classes of every model in turn, then components.
+    """What the channels of a tensor are: classes of every model, colours, then components.
 
     Attributes:
         classes: number of classes of every model.
         kinds: ``"softmax"`` or ``"sigmoid"``, the kind of every model's probabilities.
         projection: of the features, or None where there are none.
+        colour: whether the image itself is a source: its colours lie after the scores.
     """
 
     classes: tuple[int, ...]
     kinds: tuple[str, ...]
     projection: FeatureProjection | None = None
+    colour: bool = False
 
     @property
     def num_scores(self) -> int:
@@ -48,6 +50,21 @@ class Sources:
     def components(self) -> int:
         """Number of components of the features."""
         return 0 if self.projection is None else self.projection.components
+
+    @property
+    def before_components(self) -> int:
+        """Number of channels of scores and colours."""
+        return self.num_scores + 3 * self.colour
+
+    @property
+    def num_channels(self) -> int:
+        """Number of all channels."""
+        return self.before_components + self.components
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there are the scores of one model alone."""
+        return len(self.classes) == 1 and self.projection is None and not self.colour
 
     @property
     def channels(self) -> list[slice]:
@@ -78,9 +95,9 @@ class Sources:
         Args:
             where: who asks, for messages.
             probs: one tensor ``[B, C, H, W]`` or ``[C, H, W]`` of all channels, or a list: the
-                scores of every model and then the features as the encoder gives them, whatever
-                their size. Scores and components are brought to the first source's size by
-                bilinear interpolation.
+                scores of every model, then the features as the encoder gives them, then the image
+                ``[B, 3, h, w]`` in [0, 1], whatever their size. All are brought to the first
+                source's size by bilinear interpolation.
             check_values: whether scores must lie in [0, 1].
 
         Returns:
@@ -92,18 +109,18 @@ class Sources:
         """
         if not isinstance(probs, (list, tuple)):
             joined = one_tensor(where, probs)
-            found, need = joined.shape[-3], self.num_scores + self.components
+            found, need = joined.shape[-3], self.num_channels
             if found < need or (found > need and self.projection is None):
                 raise self._refusal(where, f"probs {shape(joined)}")
             if check_values:
                 own = joined[..., : self.num_scores, :, :]
                 check_unit_interval(where, own, name="probs", fix=SCORES_FIX)
             return joined
-        wanted = len(self.classes) + (self.projection is not None)
+        wanted = len(self.classes) + (self.projection is not None) + self.colour
         if len(probs) != wanted:
             raise self._refusal(where, f"{len(probs)} tensors")
         scores: list[Tensor] = []
-        components = None
+        components = colour = None
         for number, part in enumerate(probs):
             name = _name(number)
             check_probs(where, part, name=name)
@@ -119,16 +136,19 @@ class Sources:
                 if check_values:
                     check_unit_interval(where, part.detach(), name=name, fix=SCORES_FIX)
                 scores.append(part.detach())
-            elif self.projection is not None:
+            elif self.projection is not None and components is None:
                 components = self.projection(part)
-        return join_channels(scores, components)
+            else:
+                _check_colour(where, part, name)
+                colour = part.detach()
+        return join_channels(scores, components, colour)
 
     def _refusal(self, where: str, got: str) -> ValueError:
         expected = f"scores of {' + '.join(map(str, self.classes))} source classes"
         if self.projection is not None:
             expected += f", then features of {self.projection.channels} channels"
-        alone = len(self.classes) == 1 and self.projection is None
-        fix = "apply it to the model it was fitted on" if alone else _FIX
+        expected += ", then the image" if self.colour else ""
+        fix = "apply it to the model it was fitted on" if self.is_single else _FIX
         return ValueError(message(where, expected, got, fix))
 
 
@@ -137,6 +157,12 @@ _FIX = "pass the sources of the fit in their order, as a list or joined"
 
 def _name(number: int) -> str:
     return f"probs[{number}]"
+
+
+def _check_colour(where: str, image: Tensor, name: str) -> None:
+    if image.shape[-3] != 3:
+        expected, fix = f"{name} as an image of 3 channels", "pass RGB in [0, 1]"
+        raise ValueError(message(where, expected, shape(image), fix))
 
 
 def one_tensor(where: str, probs: Probs) -> Tensor:
@@ -156,6 +182,7 @@ def sources_of(
     classes: Sequence[int] | None,
     kinds: str | Sequence[str],
     projection: FeatureProjection | None,
+    colour: bool = False,
 ) -> Sources:
     """The sources, with the numbers of classes of these scores where they were not given.
 
@@ -167,18 +194,19 @@ def sources_of(
     if classes is None:
         several = isinstance(probs, (list, tuple))
         parts = list(probs) if several else [one_tensor(where, probs)]
-        if projection is not None:
+        more = (projection is not None) + colour
+        if more:
             if not several:
-                got, fix = "one tensor with components in it", "pass sources, or a list of tensors"
+                got, fix = "one tensor with more in it", "pass sources, or a list of tensors"
                 raise ValueError(message(where, "the sources' numbers of classes", got, fix))
-            parts = parts[:-1]
+            parts = parts[:-more]
         for number, part in enumerate(parts):
             check_probs(where, part, name=_name(number) if several else "probs")
         classes = [part.shape[-3] for part in parts]
     if not classes:
         fix = "pass those of one model at least"
         raise ValueError(message(where, "scores of a model", "none", fix))
-    return Sources(tuple(classes), kinds_of(where, kinds, len(classes)), projection)
+    return Sources(tuple(classes), kinds_of(where, kinds, len(classes)), projection, colour)
 
 
 def kinds_of(where: str, scores: str | Sequence[str], count: int) -> tuple[str, ...]:

@@ -159,6 +159,7 @@ def _trial(plan: Plan, names: list[str], images: LabelledImages) -> Trial:
         seed=plan.seed,
         classes=images.sources,
         projection=images.source.projection,
+        colour=images.source.colour,
         labellings=[
             labelling
             for labelling in labellings_to_try(
