@@ -219,7 +219,11 @@ def test_columns_of_a_chosen_context() -> None:
         "neighbourhood": slice(6, 10),
         "image": slice(10, 12),
         "features": slice(12, 15),
+        "colour": slice(15, 15),
     }
+    coloured = features.Layout(2, (), ("image",), components=3, colour=True)
+    assert coloured.indices((), 1).tolist() == [0, 1, 4, *range(7, 16)]
+    assert coloured.width == 16
     assert layout.indices(("image",), 2).tolist() == [0, 1, 10, 11, 12, 13]
     alone = features.Layout(2, (), ("image",))
     assert alone.indices(("image",)).tolist() == [0, 1, 2, 3]

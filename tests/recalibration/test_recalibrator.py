@@ -547,7 +547,11 @@ def test_a_file_gives_the_same_map(tmp_path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "kind": ({}, {"kind": "calibration"}, "a recalibration of format 1 or 2, got kind 'calibration'"),
+    "kind": (
+        {},
+        {"kind": "calibration"},
+        "a recalibration of format 1 or 2, got kind 'calibration'",
+    ),
     "format": ({}, {"format": 3}, "of format 3"),
     "no weight": ({"weight": None}, {}, "'weight' in it, got nothing"),
     "no method": ({}, {"method": None}, "'method' in it, got nothing"),

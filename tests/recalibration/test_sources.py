@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,173 @@ def test_the_starting_map_is_the_mean_of_the_log_scores_and_of_what_a_class_keep
     expected = geometric[:2] / geometric[:2].sum(0) * (1 - kept)
     np.testing.assert_allclose(exact(recal(examples[0][0]))[:2], expected, rtol=1e-4)
     np.testing.assert_allclose(exact(recal(examples[0][0]))[2], kept, rtol=1e-4)
+
+
+# Colours and trees
+
+
+def coloured(number: int, seed: int) -> list[Example]:
+    """Models as before; class 2 is where the image is neither dark nor bright."""
+    generator = seeded(seed + 1000)
+    examples = []
+    for parts, labels in world(number, seed):
+        image = torch.rand(3, SIDE, SIDE, generator=generator)
+        image[0] = torch.where(labels == 2, 0.4 + 0.2 * image[0], (image[0] > 0.5).float())
+        examples.append(([*parts, image], labels))
+    return examples
+
+
+def test_colours_are_a_source() -> None:
+    train, test = coloured(8, 0), coloured(6, 1)
+    with_colour = wrong(fitted(train, colour=True), test)
+    without = wrong(
+        fitted([(parts[:2], labels) for parts, labels in train]),
+        [(parts[:2], labels) for parts, labels in test],
+    )
+    assert with_colour < 0.7 * without, (with_colour, without)
+
+
+def test_the_map_of_colours_is_that_of_a_loop() -> None:
+    examples = coloured(4, 2)
+    recal = fitted(examples, colour=True)
+    parts = examples[0][0]
+    joined = exact(recal.join(parts))
+    scores, (red, green, blue) = joined[:6], joined[6:9]
+    columns = [*np.log(np.maximum(scores, FLOOR)), 4 * red, 4 * green, 4 * blue]
+    columns += [8 * (c - 0.5) ** 2 for c in (red, green, blue)]
+    columns += [4 * red * blue, 4 * green * red, 4 * blue * green]
+    z = np.einsum("kf,fhw->khw", exact(recal.weight), np.stack(columns))
+    z += exact(recal.bias)[:, None, None]
+    odds = np.exp(z - z.max(0))
+    np.testing.assert_allclose(exact(recal(parts)), odds / odds.sum(0), rtol=1e-4, atol=1e-6)
+
+
+def test_trees_know_what_a_linear_map_cannot() -> None:
+    """Class 1 where exactly one of two components is positive, whatever the scores say."""
+    pytest.importorskip("sklearn")
+    generator = seeded(4)
+
+    def examples(number: int) -> list[Example]:
+        made = []
+        for _ in range(number):
+            features = torch.randn(3, SIDE, SIDE, generator=generator)
+            labels = ((features[0] > 0) ^ (features[1] > 0)).long()
+            labels[features[2] > 1] = 2
+            probs = torch.rand(K, SIDE, SIDE, generator=generator)
+            made.append(([probs / probs.sum(0), features], labels))
+        return made
+
+    train, test = examples(12), examples(3)
+    projection = projected(train)
+    linear = wrong(fitted(train, features=projection), test)
+    trees = wrong(fitted(train, features=projection, method="trees"), test)
+    assert linear > 0.3
+    assert trees < linear - 0.05, (trees, linear)
+
+
+@pytest.fixture(scope="module")
+def grown() -> tuple[Recalibration, list[Example]]:
+    pytest.importorskip("sklearn")
+    examples = [
+        ([*parts[:2], torch.randn(5, 8, 8, generator=seeded(n)), image], labels)
+        for n, ((parts, labels), image) in enumerate(
+            zip(world(6, 3), (parts[-1] for parts, _ in coloured(6, 3)), strict=True)
+        )
+    ]
+    projection = FeatureProjection.fit([parts[2] for parts, _ in examples])
+    recal = fitted(examples, features=projection, colour=True, method="trees")
+    return recal.with_prior_power(0.4), examples
+
+
+def test_trees_are_those_of_scikit_learn_in_every_pixel(
+    grown: tuple[Recalibration, list[Example]],
+) -> None:
+    """Every tree walked by hand; the mean with the map, then the prior divided out."""
+    recal, examples = grown
+    trees = recal.trees
+    assert trees is not None
+    joined = recal.join(examples[0][0])
+    values = torch.cat([joined[:6].clamp(min=FLOOR).log(), joined[6:]]).flatten(1).T
+    for pixel in range(0, len(values), 97):
+        shares = []
+        for root in trees.root.tolist():
+            node, steps = root, 0
+            while float(trees.threshold[node]) != float("inf"):
+                right = float(values[pixel, trees.feature[node]]) > float(trees.threshold[node])
+                node, steps = int(trees.child[node, int(right)]), steps + 1
+            assert steps <= trees.depth
+            shares.append(exact(trees.share[trees.leaf[node]]))
+        np.testing.assert_allclose(
+            exact(trees(values[pixel : pixel + 1]))[0], np.mean(shares, 0), rtol=1e-5
+        )
+    linear = replace(
+        recal, trees=None, method="dirichlet", projection=recal.projection.first(0), prior_power=0.0
+    )
+    forest = exact(trees(values)).T.reshape(K, SIDE, SIDE)
+    both = exact(linear(joined)) + forest
+    both /= exact(recal.prior)[:, None, None] ** 0.4
+    np.testing.assert_allclose(exact(recal(joined)), both / both.sum(0), rtol=1e-4, atol=1e-6)
+
+
+def test_large_images_are_sampled_for_the_trees_alone(
+    grown: tuple[Recalibration, list[Example]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recal, examples = grown
+    parts = examples[0][0]
+    whole = recal(parts)
+    monkeypatch.setattr("cpseg.recalibration.recalibration._FOREST_PIXELS", SIDE * SIDE // 4)
+    sampled = recal(parts)
+    assert float((sampled - whole).abs().mean()) < 0.1
+    assert not same(sampled, whole)
+    np.testing.assert_allclose(sampled.sum(0), 1, rtol=1e-5)
+    flat = recal([part[..., :1, :1].expand(-1, SIDE, SIDE) for part in parts])
+    np.testing.assert_allclose(flat, flat[:, :1, :1].expand_as(flat), atol=1e-6)
+
+
+def test_trees_are_saved_and_refused_if_damaged(
+    grown: tuple[Recalibration, list[Example]], tmp_path: Path
+) -> None:
+    recal, examples = grown
+    recal.save(tmp_path / "map.safetensors")
+    loaded = Recalibration.load(tmp_path / "map.safetensors")
+    assert loaded.fingerprint == recal.fingerprint
+    assert loaded.metadata() == recal.metadata()
+    assert same(loaded(examples[0][0]), recal(examples[0][0]))
+    evidence = loaded.evidence(examples[0][0], background=0)
+    best = recal(examples[0][0])[1:].max(0)
+    assert same(evidence.best, best.values)
+    tensors = recal.tensors()
+    nodes = len(tensors["trees.threshold"])
+    for name, bad, match in (
+        ("trees.child", tensors["trees.child"] + nodes, "'trees.child'"),
+        ("trees.leaf", tensors["trees.leaf"][:-1], "'trees.leaf'"),
+        ("trees.feature", tensors["trees.feature"] - 1, "'trees.feature'"),
+        ("trees.share", tensors["trees.share"][:, :-1], "'trees.share'"),
+        ("trees.root", tensors["trees.root"].int(), "'trees.root'"),
+    ):
+        with raises(ValueError, "here", match):
+            Recalibration.from_parts({**tensors, name: bad}, recal.metadata(), where="here")
+    del tensors["trees.root"]
+    with raises(ValueError, "here", "the trees of its method, got none of 'root'"):
+        Recalibration.from_parts(tensors, recal.metadata(), where="here")
+
+
+def test_trees_are_the_same_in_any_order(grown: tuple[Recalibration, list[Example]]) -> None:
+    recal, examples = grown
+    assert recal.projection is not None
+    left, right = (
+        Recalibrator(K, features=recal.projection, colour=True, method="trees") for _ in range(2)
+    )
+    for number in (5, 3, 1, 0, 2, 4):
+        (left if number % 2 else right).update(*examples[number], ids=f"{number}")
+    right.merge(left)
+    assert right.fit().with_prior_power(0.4).fingerprint == recal.fingerprint
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(ImportError, match=r'pip install "cpseg\[trees\]"'):
+        fitted(world(3, 0), method="trees")
 
 
 # Sizes

@@ -147,7 +147,7 @@ def recalibration_of(arguments: argparse.Namespace) -> RecalibrationOptions | No
     names = {
         "share": "recalibrate_share",
         "folds": "recalibrate_folds",
-        "ids": "recalibrate_ids",
+        "fit_ids": "recalibrate_ids",
     }
     given = {
         field: getattr(arguments, option)

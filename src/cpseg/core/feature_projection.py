@@ -113,7 +113,7 @@ class FeatureProjection:
         vectors = vectors[:, :kept]
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
         basis = vectors * largest.sign() / values[:kept].sqrt()
-        return cls(mean.float(), basis.float(), images)
+        return cls(mean.float(), basis.float().contiguous(), images)
 
     def __call__(self, features: Tensor) -> Tensor:
         """The components of every pixel.

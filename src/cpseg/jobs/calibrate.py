@@ -72,8 +72,8 @@ def calibrate(
     if options is not None:
         if settings.alpha is None:
             options = replace(options, share=0.0, folds=0)
-        if options.ids is not None:
-            check_unseen("calibrate", source, read_ids(options.ids))
+        if options.fit_ids is not None:
+            check_unseen("calibrate", source, read_ids(options.fit_ids))
         recalibrated = recalibrate("calibrate", options, images, seed=settings.seed)
         pairs = recalibrated.calibration_images
         provenance = replace(provenance, recalibration=recalibrated.provenance(options))

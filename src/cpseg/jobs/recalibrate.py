@@ -35,7 +35,7 @@ class RecalibrationOptions:
         scores: ``"softmax"`` or ``"sigmoid"``, the kind of the model's probabilities.
         prior_power: tau in [0, 1], see :meth:`cpseg.Recalibration.with_prior_power`.
         num_classes: number of classes of the data set, where the model has others.
-        ids: id list of images on which the recalibration is fitted instead; all images of the other
+        fit_ids: id list of images on which it is fitted instead; all images of the other
             list are then used for calibration.
     """
 
@@ -46,7 +46,7 @@ class RecalibrationOptions:
     scores: str = "softmax"
     prior_power: float = 0.0
     num_classes: int | None = None
-    ids: str | Path | None = None
+    fit_ids: str | Path | None = None
 
     def recalibrator(
         self,
@@ -139,8 +139,8 @@ def recalibrate(
     generator = torch.Generator().manual_seed(seed)
     fitting = calibrating = images.pairs
     fold_of: dict[Pair, int] = {}
-    if options.ids is not None:
-        fitting = read_ids(options.ids)
+    if options.fit_ids is not None:
+        fitting = read_ids(options.fit_ids)
         both = sorted({pair.image for pair in fitting} & {pair.image for pair in images.pairs})
         if both:
             fix = "calibrate on images of their own"

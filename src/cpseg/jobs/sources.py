@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from cpseg._internal.checks import message
 from cpseg.calibration.calibration import Calibration
+from cpseg.calibration.provenance import SourcesRead
 from cpseg.files.dataset import Source
 
 
@@ -20,7 +20,9 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
             scores, folders in another order, or features where there were none, or none where
             there were some.
     """
-    recorded = calibration.provenance.sources_read
+    recorded, recalibration = calibration.provenance.sources_read, calibration.recalibration
+    projection = None if recalibration is None else recalibration.projection
+    needs_features = projection is not None and projection.components > 0
     if source.colour and not (recorded and recorded.colour):
         expected = "no colours of the images, as calibrated"
         raise ValueError(message(where, expected, "colour", "leave it out"))
@@ -28,27 +30,27 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
         if not source.is_single:
             expected, got = "the scores of one model, as calibrated", _said(source)
             raise ValueError(message(where, expected, got, "pass one --probs and no --features"))
-        maps = [calibration.provenance.class_map]
-    else:
-        _check_folders(where, source, recorded.folders, recorded.features)
-        maps = list(recorded.class_maps)
+        return source.with_recorded_class_map(calibration.provenance.class_map)
+    _check_folders(where, source, recorded, needs_features=needs_features)
     first, *others = (
         model.with_recorded_map(class_map)
-        for model, class_map in zip(source.models, maps, strict=False)
+        for model, class_map in zip(source.models, recorded.class_maps, strict=False)
     )
-    source = replace(source, class_map=first.class_map, others=tuple(others))
-    if recorded is not None:
-        source = replace(source, colour=recorded.colour)
-    recalibration = calibration.recalibration
-    projection = None if recalibration is None else recalibration.projection
-    if source.features is None or projection is None or projection.components == 0:
-        return replace(source, features=None)
-    return replace(source, projection=projection)
+    return replace(
+        source,
+        class_map=first.class_map,
+        others=tuple(others),
+        features=source.features if needs_features else None,
+        projection=projection,
+        colour=recorded.colour,
+        classes=None if recalibration is None else recalibration.sources,
+    )
 
 
 def _check_folders(
-    where: str, source: Source, folders: Sequence[str], features: str | None
+    where: str, source: Source, recorded: SourcesRead, *, needs_features: bool
 ) -> None:
+    folders, features = recorded.folders, recorded.features
     given = [folder.name for folder in source.folders]
     names = ", ".join(folders)
     if len(given) != len(folders) and not source.is_single:
@@ -61,7 +63,7 @@ def _check_folders(
     if source.features is not None and features is None:
         expected, got = "no features, as calibrated", str(source.features)
         raise ValueError(message(where, expected, got, "leave --features out"))
-    if source.features is None and features is not None and not source.is_single:
+    if source.features is None and needs_features and not source.is_single:
         expected = f"the encoder's features, as calibrated: {features}"
         raise ValueError(message(where, expected, "none", "pass --features"))
 
