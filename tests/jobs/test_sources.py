@@ -172,7 +172,7 @@ def test_other_jobs_take_several_sources(data: DataSet, tmp_path: Path) -> None:
     assert certified.recalibration.sources == (4, 5)
     label(source(data), listed(data, "unlabelled.txt"), calibration, tmp_path / "out")
     plan = plan_audit(tmp_path / "out", AuditSettings(design="focus", answers=9, seed=1)).plan
-    assert len(plan.image) == 9
+    assert sum(stratum.answers for stratum in plan.strata) == 9
     swept = sweep(
         source(data),
         listed(data),
