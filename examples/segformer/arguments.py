@@ -22,7 +22,10 @@ METHODS = (
     "foundation+sr",
     "foundation+cp",
     "foundation+cp+sr",
+    "stacked",
+    "stacked+sr",
 )
+PRIOR_POWER_OF_STACKED = 0.25
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument("--probs", type=Path, help="folder of the foundation model's probabilities")
     labels.add_argument("--class-map", type=Path, help="JSON: map from the model's classes")
     labels.add_argument("--pseudo-labels", type=Path, help="use a folder of `cpseg label` instead")
-    labels.add_argument("--alpha", type=float, default=0.05)
+    every = "default 0.05; by default stacked gives every pixel its most probable class"
+    labels.add_argument("--alpha", type=float, help=every)
     variants = ("pixel", "image", "kmeans", "annuli")
     labels.add_argument("--variant", choices=variants, default="pixel")
     labels.add_argument(
@@ -61,9 +65,14 @@ def parser() -> argparse.ArgumentParser:
     )
     labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
     labels.add_argument("--context", default="auto", help="auto, or none")
-    labels.add_argument("--prior-power", type=float, default=0.0, help="raise rare classes, 0 to 1")
+    power = f"raise rare classes, 0 to 1 (default 0; of stacked {PRIOR_POWER_OF_STACKED})"
+    labels.add_argument("--prior-power", type=float, help=power)
     certified = "labels with a certified error per image; --alpha and --variant have no effect"
     labels.add_argument("--certified", type=float, metavar="ERROR", help=certified)
+    labels.add_argument("--rounds", type=int, choices=(1, 2), help="of stacked (default 2)")
+    labels.add_argument("--folds", type=int, help="of the labelled images in stacked (default 4)")
+    features = "folder of an image encoder's features, one more source of stacked"
+    labels.add_argument("--features", type=Path, help=features)
     training = out.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True)
     training.add_argument(
@@ -141,10 +150,7 @@ def complete(args: argparse.Namespace) -> Layout:
             f"--batch: expected two halves for {world} ranks in {args.accumulate} passes, "
             f"got {args.batch}; choose a multiple of {divisor}"
         )
-    needs = args.method.startswith("foundation")
-    if needs and (args.probs is None) == (args.pseudo_labels is None):
-        got = "neither" if args.probs is None else "both"
-        raise ValueError(f"{args.method}: expected --probs or --pseudo-labels, got {got}; pass one")
+    (_complete_stacked if is_stacked(args.method) else _complete_others)(args)
     if args.certified is not None and (args.constant is not None or "+cp" not in args.method):
         got = args.method if args.constant is None else f"--constant {args.constant:g}"
         raise ValueError(
@@ -155,6 +161,52 @@ def complete(args: argparse.Namespace) -> Layout:
             f"--stage1: expected a method with a stage II, got {args.method}; leave it out"
         )
     return layout
+
+
+def is_stacked(method: str) -> bool:
+    """Whether the method's pseudo-labels come from several models."""
+    return method.startswith("stacked")
+
+
+def _complete_stacked(args: argparse.Namespace) -> None:
+    if args.probs is None or args.pseudo_labels is not None:
+        got = "none" if args.pseudo_labels is None else "--pseudo-labels"
+        raise ValueError(
+            f"{args.method}: expected --probs, got {got}; pass the foundation model's probabilities"
+        )
+    if args.recalibrate not in (None, "dirichlet"):
+        raise ValueError(
+            f"--recalibrate: expected dirichlet with {args.method}, one map over all sources, "
+            f"got {args.recalibrate}; leave it out"
+        )
+    if args.alpha is not None and args.constant is not None:
+        raise ValueError(
+            "--constant: expected no --alpha beside it, got both; leave one of them out"
+        )
+    if args.alpha is None and args.variant != "pixel":
+        raise ValueError(
+            f"--variant: expected --alpha with it, got {args.variant} alone; "
+            f"{args.method} has calibrated thresholds only with --alpha"
+        )
+    args.recalibrate = "dirichlet"
+    args.rounds = args.rounds or 2
+    args.folds = 4 if args.folds is None else args.folds
+    if args.prior_power is None:
+        args.prior_power = PRIOR_POWER_OF_STACKED
+
+
+def _complete_others(args: argparse.Namespace) -> None:
+    for name in ("rounds", "folds", "features"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name}: expected a stacked method, got {args.method}; leave it out"
+            )
+    needs = args.method.startswith("foundation")
+    if needs and (args.probs is None) == (args.pseudo_labels is None):
+        got = "neither" if args.probs is None else "both"
+        raise ValueError(f"{args.method}: expected --probs or --pseudo-labels, got {got}; pass one")
+    args.alpha = 0.05 if args.alpha is None else args.alpha
+    args.prior_power = args.prior_power or 0.0
 
 
 def _index(text: str) -> int | None:
@@ -175,12 +227,13 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def rule_of(args: argparse.Namespace) -> Rule:
     """The rule that chooses the pseudo-labels of a method."""
-    conformal = "+cp" in args.method and args.constant is None
+    stacked = is_stacked(args.method)
+    calibrated = args.alpha is not None if stacked else "+cp" in args.method
     return Rule(
-        conformal,
-        args.alpha,
+        calibrated and args.constant is None,
+        0.05 if args.alpha is None else args.alpha,
         args.variant,
-        args.background if "+cp" in args.method else None,
+        args.background if calibrated else None,
         args.constant,
         args.recalibrate,
         args.context,

@@ -163,3 +163,12 @@ def read_labels(
         return torch.zeros(size, dtype=torch.uint8)  # only pixels beyond the image are void
     plain = Source(source.root, source.probs) if pseudo else source
     return plain.labels(pair, num_classes, size)
+
+
+def pixels_of_classes(source: Source, labelled: list[Pair], classes: int) -> Tensor:
+    """The number of labelled pixels of each class, ``[K]``."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for pair in labelled:
+        labels = read_labels(source, pair, classes, read_pixels(source.root / pair.image))
+        counts += torch.bincount(labels.flatten().long(), minlength=256)
+    return counts[:classes]

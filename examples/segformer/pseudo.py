@@ -22,7 +22,7 @@ from cpseg.jobs import (
     label,
 )
 from crops import VOID, Lists
-from ranks import rank, ranks
+from ranks import rank, ranks, wait
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,32 @@ class Rule:
     max_error: float | None = None
 
 
-def write_labels(source: Source, lists: Lists, rule: Rule, classes: int, out: Path) -> Path:
+def write_labels(
+    source: Source,
+    lists: Lists,
+    rule: Rule,
+    classes: int,
+    out: Path,
+    *,
+    scored: Source | None = None,
+) -> Path:
     """Write pseudo-labels of the unlabelled images to ``out``; returns their id list.
 
     The calibration is saved next to them as ``out.safetensors``. Ranks divide the images.
+
+    Args:
+        source: the scores of the labelled images, and of the others.
+        lists: the images.
+        rule: how labels are chosen.
+        classes: number of classes.
+        out: the folder to write.
+        scored: the scores of the unlabelled images, where they are others.
     """
     calibration = choose(source, lists.labelled, rule, classes)
     if rank() == 0:
         calibration.save(out.with_suffix(".safetensors"))
-    label(source, lists.unlabelled, calibration, out)
-    if ranks() > 1:
-        dist.barrier()
+    label(scored or source, lists.unlabelled, calibration, out)
+    wait()
     return out / "ids.txt"
 
 
@@ -148,8 +163,10 @@ def read_pseudo(ids: Path, unlabelled: list[Pair]) -> list[Pair]:
 def quality(source: Source, pseudo: list[Pair], truth: list[Pair], classes: int) -> dict[str, Any]:
     """Compare the pseudo-labels with the true masks, which are used for nothing else.
 
-    Ranks divide the images.
+    Ranks divide the images. Where a true mask is missing, nothing is measured.
     """
+    if not all(pair.mask and (source.root / pair.mask).is_file() for pair in truth):
+        return {}
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     counts = torch.zeros(2, dtype=torch.int64)  # valid, kept
     for guess, true in list(zip(pseudo, truth, strict=True))[rank() :: ranks()]:

@@ -13,3 +13,9 @@ def rank() -> int:
 def ranks() -> int:
     """How many processes there are; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if ranks() > 1:
+        dist.barrier()

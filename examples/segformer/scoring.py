@@ -1,13 +1,16 @@
-"""mIoU of a student on whole images, or in sliding windows."""
+"""A student on whole images, or in sliding windows: its mIoU, and its scores as files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpseg import confusion_matrix, mean_iou
-from cpseg.files import Pair, Source
+from cpseg.files import Pair, Source, atomic, output_path
 from crops import read_labels, read_pixels
 from ranks import rank, ranks
 
@@ -36,6 +39,36 @@ def evaluate(
         dist.all_reduce(total)
     model.train()
     return total
+
+
+@torch.no_grad()
+def write_scores(
+    model: nn.Module,
+    source: Source,
+    pairs: list[Pair],
+    out: Path,
+    *,
+    window: int | None,
+    device: str,
+    amp: torch.dtype | None = None,
+    newer_than: Path,
+) -> None:
+    """Write float16 probabilities ``[K, H, W]`` of all images, which ranks divide among them.
+
+    Files that are newer than ``newer_than``, the student's checkpoint, are not written again.
+    """
+    model.eval()
+    since = newer_than.stat().st_mtime_ns
+    for pair in pairs[rank() :: ranks()]:
+        path = output_path(out, pair.image, ".npy")
+        if path.is_file() and path.stat().st_mtime_ns >= since:
+            continue
+        pixels = read_pixels(source.root / pair.image)
+        with torch.autocast(torch.device(device).type, dtype=amp, enabled=amp is not None):
+            probs = predict(model, pixels[None].to(device), window)
+        with atomic(path) as file:
+            np.save(file, probs[0].clamp(max=1).half().cpu().numpy())
+    model.train()
 
 
 def predict(model: nn.Module, pixels: Tensor, window: int | None) -> Tensor:

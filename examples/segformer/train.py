@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from arguments import complete, counterpart, parser, rule_of, settings_of
+from arguments import complete, counterpart, is_stacked, parser, rule_of, settings_of
 from cpseg import (
     WeakAugmentation,
     mean_iou,
@@ -34,13 +34,14 @@ from cpseg import (
     self_reliance_weight,
 )
 from cpseg.files import Pair, Source, read_class_map, read_ids, write_text
-from crops import VOID, Crops, Lists, read_labels, read_pixels, write_lists
+from crops import VOID, Crops, Lists, pixels_of_classes, write_lists
 from networks import build
 from order import Plan, Stage, batches, plan, portion
 from pseudo import check_labels, quality, read_pseudo, write_labels
 from ranks import rank, ranks
 from resuming import restore, save
 from scoring import evaluate, table
+from stacking import stack
 
 Say = Callable[[str], None]
 
@@ -232,13 +233,16 @@ def _writer(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard")) if rank() == 0 else None
 
 
-def _pixels_of_classes(source: Source, labelled: list[Pair], classes: int) -> Tensor:
-    """The number of labelled pixels of each class, ``[K]``."""
-    counts = torch.zeros(256, dtype=torch.int64)
-    for pair in labelled:
-        labels = read_labels(source, pair, classes, read_pixels(source.root / pair.image))
-        counts += torch.bincount(labels.flatten().long(), minlength=256)
-    return counts[:classes]
+def train(args: argparse.Namespace, made: Plan, source: Source, say: Say) -> Trainer:
+    """A student that was trained by a plan; a run that was stopped goes on."""
+    weight = None
+    if args.class_weights:  # root of the inverse frequency; the mean over pixels is 1
+        counts = pixels_of_classes(source, made.labelled, args.classes)
+        share = counts / counts.sum()
+        weight = share.clamp(min=1e-4).rsqrt() / share.sqrt().sum()
+    trainer = Trainer(args, args.classes, weight)
+    fit(args, trainer, made, source, say)
+    return trainer
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
@@ -249,32 +253,15 @@ def run(args: argparse.Namespace, say: Say) -> None:
     lists = write_lists(layout, given, args.out)
     class_map = read_class_map(args.class_map) if args.class_map else None
     source = Source(args.root, args.probs or args.root, class_map, layout.mask_map, layout.void)
-    unlabelled = read_ids(lists.unlabelled, columns=1)
-    counts = _pixels_of_classes(source, read_ids(lists.labelled), args.classes)
+    counts = pixels_of_classes(source, read_ids(lists.labelled), args.classes)
     absent = (counts == 0).nonzero().flatten().tolist()
     if absent:
         say(f"no labelled pixel of class {', '.join(map(str, absent))}: it cannot be learned")
-    pseudo: list[Pair] = []
-    facts: dict[str, Any] = {}
-    if args.method.startswith("foundation") and args.stage1 is None:
-        if args.pseudo_labels is not None:
-            ids = check_labels(args.pseudo_labels, unlabelled, args.classes)
-        else:
-            ids = write_labels(source, lists, rule_of(args), args.classes, args.out / "labels")
-        pseudo = read_pseudo(ids, unlabelled)
-        if all(pair.mask and (source.root / pair.mask).is_file() for pair in unlabelled):
-            facts = quality(source, pseudo, unlabelled, args.classes)
-            say(f"pseudo-labels: {facts['kept']:.1%} kept, {facts['wrong']:.1%} of them wrong")
+    pseudo, figures = _pseudo_labels(args, source, lists, say)
     if args.labels_only:
-        _write_result(args, {"pseudo_labels": facts})
+        _write_result(args, figures)
         return
-    made = plan(args, lists, pseudo)
-    weight = None
-    if args.class_weights:  # root of the inverse frequency; the mean over pixels is 1
-        share = counts / counts.sum()
-        weight = share.clamp(min=1e-4).rsqrt() / share.sqrt().sum()
-    trainer = Trainer(args, args.classes, weight)
-    fit(args, trainer, made, source, say)
+    trainer = train(args, plan(args, lists, pseudo), source, say)
     confusion = evaluate(
         trainer.student,
         source,
@@ -287,7 +274,27 @@ def run(args: argparse.Namespace, say: Say) -> None:
     say(table(confusion, [str(index) for index in range(args.classes)]))
     iou = mean_iou(confusion, per_class=True).tolist()
     miou = float(mean_iou(confusion))
-    _write_result(args, {"miou": miou, "iou": iou, "pseudo_labels": facts})
+    _write_result(args, {"miou": miou, "iou": iou} | figures)
+
+
+def _pseudo_labels(
+    args: argparse.Namespace, source: Source, lists: Lists, say: Say
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The unlabelled images with the pseudo-labels of Stage I, and figures of these."""
+    if args.stage1 is None and is_stacked(args.method):
+        return stack(args, source, lists, train, say)
+    if args.stage1 is not None or not args.method.startswith("foundation"):
+        return [], {"pseudo_labels": {}}
+    unlabelled = read_ids(lists.unlabelled, columns=1)
+    if args.pseudo_labels is not None:
+        ids = check_labels(args.pseudo_labels, unlabelled, args.classes)
+    else:
+        ids = write_labels(source, lists, rule_of(args), args.classes, args.out / "labels")
+    pseudo = read_pseudo(ids, unlabelled)
+    facts = quality(source, pseudo, unlabelled, args.classes)
+    if facts:
+        say(f"pseudo-labels: {facts['kept']:.1%} kept, {facts['wrong']:.1%} of them wrong")
+    return pseudo, {"pseudo_labels": facts}
 
 
 def _write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ NAMES = (
     "order",
     "ranks",
     "arguments",
+    "stacking",
     "train",
 )
 CLASSES = 4
