@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cpseg import Calibration
 from cpseg.cli.command import main
-from cpseg.demo import demo
+from cpseg.demo import demo, network
 from cpseg.demo import scenes as demo_scenes
-from cpseg.demo.scenes import NUM_CLASSES, VOID, class_scores, scenes, train_foundation
+from cpseg.demo.scenes import NUM_CLASSES, VOID, scenes
+from cpseg.files import ScoreRecord, read_ids
 
+STUDENTS = [
+    "the labelled scenes alone",
+    "+ raw argmax",
+    "+ calibrated, eq. 4",
+    "+ two sources, one map",
+    "+ true masks of all",
+]
 DEMO = sys.modules["cpseg.demo.demo"]
 sklearn = pytest.importorskip("sklearn", reason="the demo needs scikit-learn's digits")
 
@@ -81,73 +88,54 @@ def test_scenes_that_do_not_exist_are_refused() -> None:
         scenes(0, domain="source", seed=0)
 
 
-def test_training_is_the_same_for_a_seed_and_leaves_random_state_alone() -> None:
-    images = scenes(2, domain="target", seed=0)[0]
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    steps: list[tuple[int, int]] = []
-    first = train_foundation(seed=3, steps=3, progress=lambda *done: steps.append(done))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert steps == [(1, 3), (2, 3), (3, 3)]
-    torch.manual_seed(6)
-    second = train_foundation(seed=3, steps=3)
-    scores = class_scores(first, images)
-    assert np.array_equal(scores, class_scores(second, images))
-    assert scores.shape == (2, NUM_CLASSES, demo_scenes.HEIGHT, demo_scenes.WIDTH)
-    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
-    assert np.array_equal(scores, class_scores(first, images, batch=1)) or np.allclose(
-        scores, class_scores(first, images, batch=1), atol=1e-5
-    )
-
-
-def test_training_learns_something() -> None:
-    images, labels = scenes(8, domain="source", seed=9, digits="test")
-    known = labels != VOID
-    wrong = [
-        (class_scores(train_foundation(seed=0, steps=n), images).argmax(1) != labels)[known].mean()
-        for n in (1, 20)
-    ]
-    assert wrong[1] < 0.9 * wrong[0]
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DEMO, "LABELLED", 10)
     monkeypatch.setattr(DEMO, "UNLABELLED", 6)
+    monkeypatch.setattr(DEMO, "HELDOUT", 5)
+    monkeypatch.setattr(network, "_SOURCE_SCENES", 12)
 
 
 @pytest.mark.usefixtures("small")
 def test_the_demo_leaves_what_it_promises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["demo", "-o", str(tmp_path), "--steps", "4"]) == 0
+    assert main(["demo", "-o", str(tmp_path), "--steps", "20", "--student-steps", "4"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     rules = ["raw argmax", "constant 0.3", "pixel", "image, suppressed", "pixel, suppressed"]
     text = (tmp_path / "table.md").read_text()
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == rules
     assert text in out
-    with Image.open(tmp_path / "demo.png") as picture:
-        assert (picture.format, picture.mode) == ("PNG", "RGB")
-        assert len(np.unique(np.array(picture).reshape(-1, 3), axis=0)) > 50, "an empty picture"
+    students = (tmp_path / "students.md").read_text()
+    assert [line.split("|")[1].strip() for line in students.splitlines()[2:7]] == STUDENTS
+    assert students.splitlines()[8].startswith("Train on the labelled scenes")
+    assert students.split("\n\n")[0] in out
+    for name in ("demo.png", "students.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "RGB")
+            assert len(np.unique(np.array(picture).reshape(-1, 3), axis=0)) > 50, "an empty picture"
     for variant in ("image", "pixel"):
         loaded = Calibration.load(tmp_path / f"{variant}.safetensors")
         assert (loaded.variant, loaded.num_images, loaded.alpha) == (variant, 10, 0.1)
         assert (loaded.background, loaded.num_classes) == (0, NUM_CLASSES)
     names = ("ids.txt", "stage1.txt", "summary.csv", "run.json")
-    assert all((tmp_path / "pseudo" / name).is_file() for name in names)
-    for name, count in (("ids.txt", 6), ("stage1.txt", 16)):
-        lines = (tmp_path / "pseudo" / name).read_text().splitlines()
-        assert len(lines) == count
-        for line in lines:
-            image, mask = (np.array(Image.open(tmp_path / "data" / x)) for x in line.split(" "))
-            assert mask.shape == image.shape[:2]
-            assert set(np.unique(mask)) <= {*range(NUM_CLASSES), VOID}
+    for folder in ("pseudo", "stacked"):
+        assert all((tmp_path / folder / name).is_file() for name in names)
+        for name, count in (("ids.txt", 6), ("stage1.txt", 16)):
+            lines = (tmp_path / folder / name).read_text().splitlines()
+            assert len(lines) == count
+            for line in lines:
+                image, mask = (np.array(Image.open(tmp_path / "data" / x)) for x in line.split(" "))
+                assert mask.shape == image.shape[:2]
+                assert set(np.unique(mask)) <= {*range(NUM_CLASSES), VOID}
+    with_void = [np.array(Image.open(x)) for x in (tmp_path / "stacked" / "masks").rglob("*.png")]
+    assert not any((mask == VOID).any() for mask in with_void), "one map labels every pixel"
     assert not list(tmp_path.rglob("*.part"))
 
     # The command continues the demo's files, and says the same.
-    heldout = tmp_path / "data" / "unlabelled.txt"
-    words = ["--root", tmp_path / "data", "--ids", heldout, "--probs", tmp_path / "data" / "probs"]
+    data = tmp_path / "data"
+    words = ["--root", data, "--ids", data / "unlabelled.txt", "--probs", data / "probs"]
     words += ["--calibration", tmp_path / "pixel.safetensors"]
     assert main(["evaluate", *map(str, words)]) == 0
     said = capsys.readouterr().out
@@ -158,15 +146,67 @@ def test_the_demo_leaves_what_it_promises(
 
 
 @pytest.mark.usefixtures("small")
+def test_the_lists_of_the_data_are_disjoint_and_have_masks_and_both_scores(tmp_path: Path) -> None:
+    demo(tmp_path, steps=1, student_steps=1, say=lambda text: None)
+    data = tmp_path / "data"
+    lists = {name: read_ids(data / f"{name}.txt") for name in ("labelled", "unlabelled", "heldout")}
+    assert [len(pairs) for pairs in lists.values()] == [10, 6, 5]
+    images = [pair.image for pairs in lists.values() for pair in pairs]
+    assert len(set(images)) == 21
+    for pair in (pair for pairs in lists.values() for pair in pairs):
+        assert (data / str(pair.mask)).is_file()
+        for folder in ("probs", "student_probs"):
+            scores = np.load((data / folder / pair.image).with_suffix(".npy"))
+            assert scores.shape == (NUM_CLASSES, demo_scenes.HEIGHT, demo_scenes.WIDTH)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_lines_of_the_readme_run_on_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo(tmp_path, steps=20, student_steps=20, say=lambda text: None)
+    data = tmp_path / "data"
+    both = ["--probs", str(data / "probs"), "--probs", str(data / "student_probs")]
+    root, made = ["--root", str(data)], str(tmp_path / "c.safetensors")
+    labelled = ["--ids", str(data / "labelled.txt")]
+    words = ["--recalibrate", "dirichlet", "--alpha", "none", "--background", "none", "-o", made]
+    assert main(["calibrate", *root, *labelled, *both, *words, "--context", "none"]) == 0
+    heldout = ["--ids", str(data / "heldout.txt")]
+    assert main(["evaluate", *root, *heldout, *both, "--calibration", made]) == 0
+    out, err = capsys.readouterr()
+    assert "recalibrated argmax" in out
+    assert "warning" not in err
+
+
+@pytest.mark.usefixtures("small")
+def test_no_student_scores_a_scene_whose_labels_it_saw(tmp_path: Path) -> None:
+    demo(tmp_path, steps=1, student_steps=1, say=lambda text: None)
+    data = tmp_path / "data"
+    record = ScoreRecord.of(data / "student_probs")
+    assert record is not None
+    names = {
+        name: [pair.image for pair in read_ids(data / f"{name}.txt")]
+        for name in ("labelled", "unlabelled", "heldout")
+    }
+    for image in names["labelled"]:
+        assert record.knows(image)
+        assert not record.saw(image)
+    for image in (*names["unlabelled"], *names["heldout"]):
+        assert not record.knows(image)
+    assert {*record.models[0].trained_on} == {*names["labelled"]}
+
+
+@pytest.mark.usefixtures("small")
 def test_a_second_demo_with_another_seed_replaces_the_first(tmp_path: Path) -> None:
     said: list[str] = []
-    first = demo(tmp_path, steps=1, say=said.append)
-    mask = tmp_path / "pseudo" / "masks" / "images" / "010.png"
-    before = mask.read_bytes()
-    again = demo(tmp_path, steps=1, say=said.append)
+    first = demo(tmp_path, steps=1, student_steps=1, say=said.append)
+    kept = [tmp_path / folder / "masks" / "images" / "010.png" for folder in ("pseudo", "stacked")]
+    kept += [tmp_path / "students.md", tmp_path / "students.png"]
+    before = [path.read_bytes() for path in kept]
+    again = demo(tmp_path, steps=1, student_steps=1, say=said.append)
     assert str(again) == str(first)
-    assert mask.read_bytes() == before
-    other = demo(tmp_path, seed=1, steps=1, say=said.append)
+    assert [path.read_bytes() for path in kept] == before
+    other = demo(tmp_path, seed=1, steps=1, student_steps=1, say=said.append)
     assert str(other) != str(first)
     assert said
 
@@ -189,8 +229,11 @@ def test_without_scikit_learn_the_demo_names_the_extra(
 
 
 @pytest.mark.usefixtures("small")
-def test_steps_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "-o", str(tmp_path / "out"), "--steps", "0"]) == 2
+@pytest.mark.parametrize("option", ["--steps", "--student-steps"])
+def test_steps_below_one_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert main(["demo", "-o", str(tmp_path / "out"), option, "0"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "steps" in err

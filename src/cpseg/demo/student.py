@@ -28,7 +28,6 @@ from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.tally import Row, Tally
 
 FOLDS = 3
-PRIOR_POWER = 0.25
 TRAININGS = FOLDS + 5  # by folds, labels alone, three kinds of pseudo-labels, true masks of all
 
 ALONE = "the labelled scenes alone"
@@ -123,7 +122,7 @@ def one_map(source: Source, labelled: Path, *, seed: int) -> Calibration:
         labelled,
         alpha=None,
         background=None,
-        recalibration=RecalibrationOptions(context=("neighbourhood",), prior_power=PRIOR_POWER),
+        recalibration=RecalibrationOptions(context=("neighbourhood",)),
         seed=seed,
     )
 
