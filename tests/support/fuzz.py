@@ -1023,6 +1023,24 @@ def strategy(name: str) -> Callable[[Draw], Call]:
     return make
 
 
+def feature_projection(draw: Draw) -> Call:
+    channels, kept = draw.whole(1, 4), draw.whole(1, 3)
+    parts = [draw.values(channels, dtype=torch.float32)]
+    parts.append(draw.values(channels, kept, dtype=torch.float32))
+    features = draw.values(2, channels, *draw.size(), dtype=torch.float32)
+
+    def after(made: cpseg.FeatureProjection) -> Any:
+        given = odd(draw, features)
+        found = made(*given)
+        if given[0] is features:
+            centred = features - made.mean.detach()[:, None, None]
+            wanted = torch.einsum("cp,bchw->bphw", made.basis.detach().to(centred), centred)
+            expect(found, wanted.numpy(), 1e-4)
+        return type(made).fit(*odd(draw, list(features)), **odd_options(draw, components=kept))
+
+    return Call(cpseg.FeatureProjection, [*parts, 3], {}, None, after)
+
+
 def cross_fit(draw: Draw) -> Call:
     count = draw.whole(2, 9)
     folds, seed = draw.whole(2, count), draw.whole(0, 99)
@@ -1046,6 +1064,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "Certificate": certificate,
     "Certifier": certifier,
     "Evidence": make_evidence,
+    "FeatureProjection": feature_projection,
     "OnlineThreshold": online_threshold,
     "Prompts": prompts,
     "PseudoLabelled": pseudo_labelled,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cpseg._internal.checks import (
     check_count,
+    check_float,
     check_probs,
     check_same_device,
     message,
@@ -52,6 +53,15 @@ class FeatureProjection:
     mean: Tensor
     basis: Tensor
     num_images: int
+
+    def __post_init__(self) -> None:
+        where, fix = "FeatureProjection", "fit one with FeatureProjection.fit"
+        for name in _TENSORS:
+            check_float(where, getattr(self, name), name=name, fix=fix)
+        if self.basis.ndim != 2 or tuple(self.mean.shape) != (len(self.basis),):
+            got = f"{shape(self.mean)} and {shape(self.basis)}"
+            raise ValueError(message(where, "mean [C] and basis [C, P]", got, fix))
+        check_count(where, self.num_images, name="num_images", fix=fix)
 
     def __repr__(self) -> str:
         return (
