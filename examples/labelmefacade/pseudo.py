@@ -20,9 +20,10 @@ from cpseg.jobs import RecalibrationOptions, calibrate, label
 RULE: dict[str, Any] = {  # the recommended rule; all but the sources are RecalibrationOptions
     "sources": ("foundation", "student", "features", "colour"),
     "method": "trees",
-    "prior_power": 0.0,
+    "prior_power": 0.125,
+    "context": (),
 }
-DIRICHLET: dict[str, Any] = {"method": "dirichlet"}  # the rule to compare with: one linear map
+DIRICHLET: dict[str, Any] = {"method": "dirichlet", "context": ()}  # the rule to compare with: one linear map
 ROUND_2_KEEPS = False  # whether in round 2 the student of the labels alone stays a source
 
 FOUNDATION, STUDENT, ROUND_1 = "foundation", "student", "round 1"  # folders of scores

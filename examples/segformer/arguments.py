@@ -25,7 +25,7 @@ METHODS = (
     "stacked",
     "stacked+sr",
 )
-PRIOR_POWER_OF_STACKED = 0.25
+PRIOR_POWER_OF_STACKED = 0.125
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,8 +63,9 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument(
         "--constant", type=float, help="a fixed threshold instead of calibrated ones"
     )
-    labels.add_argument("--recalibrate", choices=("temperature", "vector", "dirichlet"))
-    labels.add_argument("--context", default="auto", help="auto, or none")
+    methods = ("temperature", "vector", "dirichlet", "trees")
+    labels.add_argument("--recalibrate", choices=methods, help="default none; of stacked trees")
+    labels.add_argument("--context", help="auto, or none (default auto; of stacked none)")
     power = f"raise rare classes, 0 to 1 (default 0; of stacked {PRIOR_POWER_OF_STACKED})"
     labels.add_argument("--prior-power", type=float, help=power)
     certified = "labels with a certified error per image; --alpha and --variant have no effect"
@@ -174,10 +175,10 @@ def _complete_stacked(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.method}: expected --probs, got {got}; pass the foundation model's probabilities"
         )
-    if args.recalibrate not in (None, "dirichlet"):
+    if args.recalibrate not in (None, "dirichlet", "trees"):
         raise ValueError(
-            f"--recalibrate: expected dirichlet with {args.method}, one map over all sources, "
-            f"got {args.recalibrate}; leave it out"
+            f"--recalibrate: expected trees or dirichlet with {args.method}, one map over all "
+            f"sources, got {args.recalibrate}; leave it out"
         )
     if args.alpha is not None and args.constant is not None:
         raise ValueError(
@@ -188,7 +189,8 @@ def _complete_stacked(args: argparse.Namespace) -> None:
             f"--variant: expected --alpha with it, got {args.variant} alone; "
             f"{args.method} has calibrated thresholds only with --alpha"
         )
-    args.recalibrate = "dirichlet"
+    args.recalibrate = args.recalibrate or "trees"
+    args.context = args.context or "none"
     args.rounds = args.rounds or 2
     args.folds = 4 if args.folds is None else args.folds
     if args.prior_power is None:
@@ -205,6 +207,7 @@ def _complete_others(args: argparse.Namespace) -> None:
     if needs and (args.probs is None) == (args.pseudo_labels is None):
         got = "neither" if args.probs is None else "both"
         raise ValueError(f"{args.method}: expected --probs or --pseudo-labels, got {got}; pass one")
+    args.context = args.context or "auto"
     args.alpha = 0.05 if args.alpha is None else args.alpha
     args.prior_power = args.prior_power or 0.0
 

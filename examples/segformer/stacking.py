@@ -78,6 +78,7 @@ def stack(
         ValueError: images in both lists, too few of them, or bad files.
         FileNotFoundError: scores or features of an image are missing.
     """
+    source = replace(source, colour=True)
     if args.features is not None:
         source = replace(source, features=args.features, unlabelled=lists.unlabelled)
     _check(args, source, lists)
@@ -231,7 +232,7 @@ class Stacking:
         wait()
 
     def _stacked(self, scores: Path) -> Source:
-        """The foundation model's scores, and features, with those of a student."""
+        """The foundation model's scores, colours and features, with the scores of a student."""
         return replace(self.source, others=Source(self.source.root, scores).models)
 
     def _labelled(self, k: int | None) -> list[Pair]:

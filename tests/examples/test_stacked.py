@@ -22,6 +22,7 @@ from tests.support.processes import free_port
 
 from cpseg import Calibration
 from cpseg.files import ScoreRecord, read_folds, read_ids, read_mask, read_scores
+from cpseg.files.masks import read_image
 
 FOLDER = Path(__file__).parents[2] / "examples" / "segformer"
 NAMES = (
@@ -218,7 +219,8 @@ def test_labels_for_a_folds_student_are_made_without_its_fold(example, data, sta
         for pair in read_ids(folder / "labels" / "ids.txt"):
             probs = torch.from_numpy(data.scores[pair.image])
             own = scores_by(example, data, folder, pair.image).float()
-            expected = made.recalibration(torch.cat([probs, own])).argmax(0)
+            colours = read_image(data.root / pair.image) / 255
+            expected = made.recalibration([probs, own, colours]).argmax(0)
             found = read_mask(Path(pair.mask), num_classes=CLASSES, size=(20, 28))
             assert torch.equal(found.long(), expected)
     made = Calibration.load(place / "labels.safetensors")
@@ -227,7 +229,7 @@ def test_labels_for_a_folds_student_are_made_without_its_fold(example, data, sta
 
 def test_the_map_raises_rare_classes_and_keeps_every_pixel(stacked, whole) -> None:
     made = Calibration.load(stacked.out / "round-2" / "labels.safetensors")
-    assert made.recalibration.prior_power == 0.25
+    assert made.recalibration.prior_power == 0.125
     assert made.threshold.isposinf().all()
     assert made.background is None
     assert made.provenance.sources_read.folders == ("probs", "scores")
@@ -444,7 +446,7 @@ def refused(capsys, example, words: list[str]) -> str:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--recalibrate", "vector"), "--recalibrate: expected dirichlet with stacked, one map"),
+        (("--recalibrate", "vector"), "--recalibrate: expected trees or dirichlet with stacked"),
         (("--alpha", "0.1", "--constant", "0.3"), "--constant: expected no --alpha beside it"),
         (("--variant", "image"), "--variant: expected --alpha with it, got image alone"),
         (("--certified", "0.1"), "--certified: expected a calibrated method, +cp, got stacked"),

@@ -2,12 +2,12 @@
 
 from cpseg._internal.safe_files import atomic, read_tensors, write_tensors, write_text
 from cpseg.core.class_map import ClassMap, parse_class_map, read_class_map
-from cpseg.files.dataset import Source
+from cpseg.files.dataset import ScoreFolder, Source
 from cpseg.files.folds import Folds, cross_fit, read_folds, write_folds
 from cpseg.files.id_lists import Pair, read_ids, write_ids
-from cpseg.files.masks import VOID, image_size, palette, read_mask, write_mask
+from cpseg.files.masks import VOID, image_size, palette, read_image, read_mask, write_mask
 from cpseg.files.run_folder import output_path
-from cpseg.files.score_files import find_scores, read_scores, write_evidence
+from cpseg.files.score_files import find_scores, read_features, read_scores, write_evidence
 from cpseg.files.score_folder import ScoreRecord, record_scores
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ClassMap",
     "Folds",
     "Pair",
+    "ScoreFolder",
     "ScoreRecord",
     "Source",
     "atomic",
@@ -25,8 +26,10 @@ __all__ = [
     "palette",
     "parse_class_map",
     "read_class_map",
+    "read_features",
     "read_folds",
     "read_ids",
+    "read_image",
     "read_mask",
     "read_scores",
     "read_tensors",
