@@ -23,7 +23,10 @@ RULE: dict[str, Any] = {  # the recommended rule; all but the sources are Recali
     "prior_power": 0.125,
     "context": (),
 }
-DIRICHLET: dict[str, Any] = {"method": "dirichlet", "context": ()}  # the rule to compare with: one linear map
+DIRICHLET: dict[str, Any] = {
+    "method": "dirichlet",
+    "context": (),
+}  # the rule to compare with: one linear map
 ROUND_2_KEEPS = False  # whether in round 2 the student of the labels alone stays a source
 
 FOUNDATION, STUDENT, ROUND_1 = "foundation", "student", "round 1"  # folders of scores
