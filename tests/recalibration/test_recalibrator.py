@@ -484,6 +484,12 @@ def one_rank(rank: int, folder: Path) -> None:
             recalibrator.update(probs, labels)
     recalibrator.sync()
     recalibrator.fit().save(folder / f"{rank}.safetensors")
+    both = Recalibrator(3, budget=900)
+    for number, (probs, labels) in enumerate(by_location(4, 4, informative=True)):
+        if number % 2 == rank:
+            both.update([probs, probs.flip(0)], labels, ids=f"{number}")
+    both.sync()
+    both.fit().save(folder / f"both-{rank}.safetensors")
     said = []
     for call in (recalibrator.sync, lambda: recalibrator.merge(Recalibrator(3, budget=900))):
         try:
@@ -521,8 +527,14 @@ def test_ranks_fit_the_same_map(tmp_path: Path) -> None:
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     expected = fitted(by_location(4, 4, informative=True), 3, budget=900)
+    whole = Recalibrator(3, budget=900)
+    for number, (probs, labels) in enumerate(by_location(4, 4, informative=True)):
+        whole.update([probs, probs.flip(0)], labels, ids=f"{number}")
+    both = whole.fit()
+    assert both.sources == (3, 3)
     for rank in range(2):
         assert parts(Recalibration.load(tmp_path / f"{rank}.safetensors")) == parts(expected)
+        assert parts(Recalibration.load(tmp_path / f"both-{rank}.safetensors")) == parts(both)
         said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "a second one" in said[0]
         assert "before sync" in said[1]
