@@ -325,10 +325,10 @@ def test_bad_options_are_refused_in_one_line(
 
 def test_scores_of_another_model_are_refused(data: DataSet) -> None:
     made = calibrate(source(data), data.ids, alpha=0.2, background=None, refit=REFIT)
-    with raises(ValueError, "Calibration.pseudo_labels", "4 classes as calibrated, got probs"):
+    with raises(ValueError, "Calibration.pseudo_labels", "scores of 4 source classes, got probs"):
         made.pseudo_labels(torch.rand(5, 3, 3))
     calibrator = Calibrator(groups.image(SIZE), recalibration=made.recalibration)
-    with raises(ValueError, "Calibrator.update", "4 classes as before, got probs"):
+    with raises(ValueError, "Calibrator.update", "scores of 4 source classes, got probs"):
         calibrator.update(torch.rand(5, 3, 3), torch.zeros(3, 3, dtype=torch.int64))
     with raises(ValueError, "Calibrator", "num_classes=4, those of the recalibration, got 3"):
         Calibrator(groups.image(SIZE), recalibration=made.recalibration, num_classes=3)

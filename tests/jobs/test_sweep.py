@@ -637,7 +637,10 @@ def test_estimates_leave_out_folds_without_a_figure() -> None:
         ({"backgrounds": [None, 4]}, "background in 0..3 or None, got 4"),
         ({"variants": ["kmeans"], "group_share": 0.0}, "a --group-share above 0"),
         ({"variants": ["annuli"], "group_share": 1.0}, "splits 5 images in two, got 1"),
-        ({"recalibrate": ["platt"]}, "'none', 'temperature', 'vector', 'dirichlet', got 'platt'"),
+        (
+            {"recalibrate": ["platt"]},
+            "'none', 'temperature', 'vector', 'dirichlet', 'trees', got 'platt'",
+        ),
         ({"recalibrate": []}, "recalibrations, each once, got none"),
         ({"recalibrate": ["vector"] * 2}, "recalibrations, each once, got one twice"),
         ({"prior_powers": []}, "prior powers, each once, got none"),
