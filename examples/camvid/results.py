@@ -1,4 +1,4 @@
-"""The tables of docs/results.md on CamVid, from the folder of teacher.py.
+"""The tables of docs/results-in-detail.md on CamVid, from the folder of teacher.py.
 
 python examples/camvid/results.py camvid eleven certificates
 """

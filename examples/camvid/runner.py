@@ -1,4 +1,4 @@
-"""Run each command of a section of docs/results.md once and save its output."""
+"""Run each command of a section of docs/results-in-detail.md once and save its output."""
 
 from __future__ import annotations
 

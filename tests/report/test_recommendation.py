@@ -67,7 +67,7 @@ def make(root: Path, world: str, seed: int, *, images: int = 20, students: bool 
 
 
 def found_in(root: Path, world: str, seed: int) -> Findings:
-    plan = Plan(None, "0.3", samples=0, max_errors=(), context=("location",), variant="image")
+    plan = Plan(None, "0.3", samples=0, max_errors=(), context=(), variant="image")
     return gather(make(root / f"{seed}", world, seed), root / f"{seed}/ids.txt", plan)
 
 
@@ -102,8 +102,8 @@ def test_what_is_right_is_recommended(tmp_path: Path, world: str) -> None:
 @pytest.mark.ci
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_right_thing_is_recommended_in_nine_of_ten_draws(tmp_path: Path, world: str) -> None:
-    right = [is_right(world, found_in(tmp_path, world, seed)) for seed in range(1, 21)]
-    assert sum(right) >= 18, right
+    right = [is_right(world, found_in(tmp_path, world, seed)) for seed in range(1, 11)]
+    assert sum(right) >= 9, right
 
 
 def test_every_labelling_has_its_row(tmp_path: Path) -> None:
