@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from cpseg._internal.checks import (
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.core.feature_projection import FeatureProjection
+from cpseg.recalibration.choice import Choice, choose, numbers_of_components
 from cpseg.recalibration.features import (
     CONTEXTS,
     Layout,
@@ -45,7 +45,6 @@ from cpseg.recalibration.fit import (
     Map,
     Pixels,
     fit_map,
-    fold_losses,
 )
 from cpseg.recalibration.pixel_sample import PixelSample, Sample, digest, draw
 from cpseg.recalibration.recalibration import Recalibration
@@ -54,14 +53,6 @@ from cpseg.recalibration.trees import MOST_PIXELS, Trees
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
 _BAND = 2**18  # probabilities whose window means are made at once
-
-
-class _Choice(NamedTuple):
-    """What cross-validation chose."""
-
-    context: tuple[str, ...]
-    components: int
-    strength: float
 
 
 class Recalibrator:
@@ -308,7 +299,7 @@ class Recalibrator:
         own = self._layout.own
         base = self._base(prior, present)
         if self.method == "none":
-            return self._result(base, _Choice((), 0, 0.0), prior, present, ())
+            return self._result(base, Choice((), 0, 0.0), prior, present, ())
         pixels = self._pixels(samples, present)
         if bool((pixels.features[:, :own] == pixels.features[:1, :own]).all()):
             got = "the same scores at every labelled pixel"
@@ -433,63 +424,34 @@ class Recalibrator:
 
     def _choose(
         self, samples: Sequence[Sample], present: Tensor, base: Map
-    ) -> tuple[_Choice, tuple[dict[str, Any], ...]]:
-        """Context, components and strength by cross-validation over images, and all candidates.
-
-        The number of components is chosen first, without what is to be chosen of the context.
-        """
+    ) -> tuple[Choice, tuple[dict[str, Any], ...]]:
+        """Context, components and strength, and all candidates."""
         contexts = [self._stored]
         if self.context == "auto":
             contexts = [CONTEXTS[:number] for number in range(len(CONTEXTS) + 1)]
-        components = _numbers_of_components(self._layout.components)
+        components = numbers_of_components(self._layout.components)
         strengths: Sequence[float] = STRENGTHS if self._known.is_single else FINE_STRENGTHS
         if self.method == "temperature":
             strengths = (TEMPERATURE_STRENGTH,)
         if len(samples) == 1:
             strength = strengths[0] if len(strengths) == 1 else DEFAULT_STRENGTH
-            return _Choice(contexts[0], components[0], strength), ()
+            return Choice(contexts[0], components[0], strength), ()
         samples = _trimmed(samples, self._reservoir.quota, _CV_PIXELS)
-        pixels = self._pixels(samples, present)
-        folds = min(self.folds, len(samples))
-        table: list[dict[str, Any]] = []
-        measured: dict[tuple[tuple[str, ...], int], tuple[float, Tensor, float]] = {}
-
-        def simplest(candidates: Sequence[tuple[tuple[str, ...], int]]) -> _Choice:
-            """The first candidate within one standard error of the best."""
-            for context, count in candidates:
-                if (context, count) in measured:
-                    continue
-                kept = self._layout.indices(context, count)
-                part = pixels._replace(features=pixels.features[:, kept])
-                start = Map(base.weight[:, kept], base.bias)
-                found: list[tuple[float, Tensor, float]] = []
-                for strength, losses in fold_losses(
-                    part, start, self._linear, strengths, own=self._layout.own, folds=folds
-                ):
-                    found.append((float(losses.mean()), losses, strength))
-                    error = float(losses.std() / math.sqrt(folds))
-                    row = {"strength": strength, "loss": found[-1][0], "error": error}
-                    if self.features is not None:
-                        row["components"] = count
-                    table.append({"context": list(context), **row})
-                    if len(found) > 1 and found[-1][0] > found[-2][0]:
-                        break  # weaker is only worse from here
-                measured[context, count] = min(found, key=lambda candidate: candidate[0])
-            lowest = min((measured[each] for each in candidates), key=lambda found: found[0])
-            for context, count in candidates:
-                _, losses, strength = measured[context, count]
-                worse = losses - lowest[1]
-                if float(worse.mean()) <= float(worse.std() / math.sqrt(folds)):
-                    return _Choice(context, count, strength)
-            raise AssertionError("the lowest is within its own error")
-
-        count = simplest([(contexts[0], count) for count in components]).components
-        return simplest([(context, count) for context in contexts]), tuple(table)
+        return choose(
+            self._pixels(samples, present),
+            base,
+            self._layout,
+            self._linear,
+            contexts=contexts,
+            components=components,
+            strengths=strengths,
+            folds=min(self.folds, len(samples)),
+        )
 
     def _result(
         self,
         fitted: Map,
-        choice: _Choice,
+        choice: Choice,
         prior: Tensor,
         present: Tensor,
         table: tuple[dict[str, Any], ...],
@@ -590,16 +552,6 @@ def _trimmed(samples: Sequence[Sample], quota: int, most: int) -> list[Sample]:
         quota //= 2
         trimmed = [sample.trim(quota) for sample in trimmed]
     return trimmed
-
-
-def _numbers_of_components(most: int) -> list[int]:
-    """How many components are tried: none, then 8 doubled up to all of them."""
-    tried = [0]
-    count = 8
-    while count < most:
-        tried.append(count)
-        count *= 2
-    return tried if most == 0 else [*tried, most]
 
 
 def _means_at(image: Tensor, there: tuple[Tensor, Tensor], radius: int) -> Tensor:
