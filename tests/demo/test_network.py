@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from cpseg.demo.network import Network, class_scores, train_foundation, train_network
+from cpseg.demo.network import class_scores, train_foundation, train_network
 from cpseg.demo.scenes import HEIGHT, NUM_CLASSES, VOID, WIDTH, scenes
 
 pytest.importorskip("sklearn", reason="the demo needs scikit-learn's digits")
@@ -40,11 +38,11 @@ def test_a_student_learns_from_a_few_scenes() -> None:
     images, labels = scenes(12, domain="target", seed=9)
     new, truth = scenes(4, domain="target", seed=9, digits="test")
 
-    def wrong(steps: int) -> float:
-        found = class_scores(train_network(images, labels, seed=0, steps=steps), new).argmax(1)
-        return float((found != truth)[truth != VOID].mean())
-
-    assert wrong(60) < 0.9 * float((truth[truth != VOID] > 0).mean()), "no better than background"
+    found = class_scores(train_network(images, labels, seed=0, steps=60), new).argmax(1)
+    known = truth != VOID
+    objects = (truth > 0)[known]
+    wrong = ((found > 0)[known] != objects).mean()
+    assert wrong < 0.7 * objects.mean(), "hardly better than background everywhere"
 
 
 def test_pixels_without_a_label_change_nothing() -> None:
@@ -56,19 +54,6 @@ def test_pixels_without_a_label_change_nothing() -> None:
     assert np.array_equal(class_scores(first, images), class_scores(second, images))
     with pytest.raises(ValueError, match="expected labelled pixels, got none"):
         train_network(images[:1], nothing, seed=0, steps=2)
-
-
-def test_the_foundation_model_sees_how_strong_ink_is_and_a_student_does_not() -> None:
-    image = torch.rand(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    paler = 0.5 + 0.25 * image
-    far = slice(0, 7 * 7 * 8)
-
-    def ratio(contrast: Any) -> torch.Tensor:
-        model = Network(contrast)
-        return (model.windows(paler)[..., far] / model.windows(image)[..., far]).nanmean()
-
-    assert float(ratio("absolute")) == pytest.approx(0.5, abs=0.01)
-    assert float(ratio("relative")) > 0.9
 
 
 @pytest.mark.ci

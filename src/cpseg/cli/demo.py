@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--student-steps",
         type=whole(1),
-        default=1000,
-        help="training steps of every student (default 1000)",
+        default=800,
+        help="training steps of every student (default 800)",
     )
     command.set_defaults(run=_run)
 

@@ -51,7 +51,7 @@ from cpseg.jobs.label import label
 from cpseg.jobs.tally import Row, table
 
 ALPHA = 0.1
-LABELLED, UNLABELLED, HELDOUT = 60, 200, 80
+LABELLED, UNLABELLED, HELDOUT = 40, 200, 80
 CONSTANT = 0.3  # confidence 0.7, as in Table 9 of ConformalSAM
 _SHOWN = 5  # scenes in a picture
 _LISTS = ("labelled", "unlabelled", "heldout")
@@ -62,7 +62,7 @@ def demo(
     *,
     seed: int = 0,
     steps: int = 1000,
-    student_steps: int = 1000,
+    student_steps: int = 800,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run the demo and write pictures, tables and all files of the jobs to a folder.
@@ -87,7 +87,7 @@ def demo(
         ImportError: scikit-learn is missing; the message names the extra to install.
         OSError: the folder cannot be written.
     """
-    check_count("demo", student_steps, name="student_steps", fix="the demo uses 1000")
+    check_count("demo", student_steps, name="student_steps", fix="the demo uses 800")
     out = Path(out)
     began = time.monotonic()
     say(f"Composing {LABELLED + UNLABELLED} scenes of the target domain from handwritten digits")
@@ -251,7 +251,7 @@ def _draw_students(out: Path, images: U8, labels: U8, results: Sequence[Result])
     rows = {"held-out\nimage": list(images[held][chosen])}
     rows["true labels"] = list(labels[held][chosen])
     titles = {
-        ALONE: "student of\n60 labelled".replace("60", str(LABELLED)),
+        ALONE: f"student of\n{LABELLED} labelled",
         RAW: "student,\n+ raw labels",
         BOTH: "student,\n+ two sources,\none map",
     }

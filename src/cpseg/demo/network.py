@@ -3,16 +3,12 @@
 A pixel is classified from a window of some 40 pixels around it: a fixed bank of filters finds edges
 in eight directions, trained layers tell from their arrangement which digit the pixel belongs to.
 As the bank is fixed, training needs only some pixels of every scene, and takes seconds.
-
-The two models differ in one thing. The *foundation* model looks at how strong edges are: trained on
-dark ink it takes faint digits for paper. A *student* looks at edges relative to their surroundings.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,36 +20,31 @@ from cpseg.demo.scenes import F32, NUM_CLASSES, U8, VOID, scenes
 
 __all__ = ["Network", "class_scores", "train_foundation", "train_network"]
 
-Contrast = Literal["absolute", "relative"]
 Progress = Callable[[int, int], object]
 
 _DIRECTIONS = 8
 _WIDTHS = (192, 96)
 _BATCH = 512  # pixels
-_RATE = 3e-3
+_RATE = 1e-2
 _DECAY = 0.05
 _PIXELS = 400  # of a scene that are drawn for training, half of them on objects
 
-_SOURCE_SCENES = 500
-_SOURCE_PIXELS = 200
+_SOURCE_SCENES = 300
+_SOURCE_PIXELS = 250
 
 
 class Network(nn.Module):
-    """Gray images ``[N, 1, H, W]`` in, logits ``[N, 11, H, W]`` out; H and W are even.
+    """Gray images ``[N, 1, H, W]`` in, logits ``[N, 11, H, W]`` out; H and W are even."""
 
-    Args:
-        contrast: whether edges count by their strength or relative to those around them.
-    """
-
-    def __init__(self, contrast: Contrast) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.contrast = contrast
         edges, gray = 7 * 7 * _DIRECTIONS, 7 * 7
         self.layers = nn.Sequential(
-            nn.Linear(edges + gray, _WIDTHS[0]),
+            nn.Linear(edges + gray, _WIDTHS[0], bias=False),
+            nn.BatchNorm1d(_WIDTHS[0]),
             nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Linear(_WIDTHS[0], _WIDTHS[1]),
+            nn.Linear(_WIDTHS[0], _WIDTHS[1], bias=False),
+            nn.BatchNorm1d(_WIDTHS[1]),
             nn.ReLU(),
             nn.Linear(_WIDTHS[1], NUM_CLASSES),
         )
@@ -68,10 +59,7 @@ class Network(nn.Module):
         """What the trained layers see at every second pixel: ``[N, H / 2 * W / 2, 441]``."""
         edges = F.relu(F.conv2d(F.pad(gray, (3, 3, 3, 3), mode="replicate"), self.bank, stride=2))
         edges = F.avg_pool2d(F.pad(edges, (1, 1, 1, 1)), 3, 1)
-        if self.contrast == "relative":
-            edges = edges / (_surround(edges.mean(1, keepdim=True)) + 0.004)
-        else:
-            edges = edges / 0.02
+        edges = edges / (_surround(edges.mean(1, keepdim=True)) + 0.004)
         half = F.avg_pool2d(gray, 2)
         relief = (half - _surround(half)) / 0.08
         far = F.unfold(edges.sqrt(), 7, dilation=3, padding=9)  # the digit around the pixel
@@ -79,15 +67,16 @@ class Network(nn.Module):
         return torch.cat([far, near], dim=1).transpose(1, 2)
 
     def classify(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits ``[..., 11]`` of windows ``[..., 441]``."""
+        """Logits ``[M, 11]`` of windows ``[M, 441]``."""
         logits: torch.Tensor = self.layers((windows - self.centre) / self.spread)
         return logits
 
     def forward(self, gray: torch.Tensor) -> torch.Tensor:
-        """Logits ``[N, 11, H, W]``, interpolated from those of every second pixel."""
-        logits = self.classify(self.windows(gray)).transpose(1, 2)
+        """Logits ``[N, 11, H, W]``: means over 3 x 3 of every second pixel, interpolated."""
         rows, columns = gray.shape[-2] // 2, gray.shape[-1] // 2
-        coarse = logits.reshape(len(gray), NUM_CLASSES, rows, columns)
+        logits = self.classify(self.windows(gray).flatten(0, 1))
+        coarse = logits.reshape(len(gray), rows, columns, NUM_CLASSES).permute(0, 3, 1, 2)
+        coarse = F.avg_pool2d(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
@@ -116,7 +105,6 @@ def train_network(
     *,
     seed: int,
     steps: int,
-    contrast: Contrast = "relative",
     pixels: int = _PIXELS,
     progress: Progress | None = None,
 ) -> Network:
@@ -131,7 +119,6 @@ def train_network(
         labels: classes or 255, ``[N, H, W]``.
         seed: of the initial weights and all draws.
         steps: of the optimiser, each on 512 pixels.
-        contrast: see :class:`Network`.
         pixels: how many are drawn from a scene.
         progress: called after every step with the number of steps done and of all steps.
 
@@ -142,7 +129,7 @@ def train_network(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Network(contrast)
+        model = Network()
         drawn = list(_draw(model, images, labels, pixels, generator))
         if not drawn:
             raise ValueError(message("train_network", "labelled pixels", "none", "label some"))
@@ -210,13 +197,12 @@ def train_foundation(*, seed: int, steps: int = 1000, progress: Progress | None 
         labels,
         seed=seed,
         steps=steps,
-        contrast="absolute",
         pixels=_SOURCE_PIXELS,
         progress=progress,
     )
 
 
-def class_scores(model: nn.Module, images: U8, *, batch: int = 16) -> F32:
+def class_scores(model: nn.Module, images: U8, *, batch: int = 4) -> F32:
     """Softmax probabilities ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
     parts = []
     with torch.inference_mode():

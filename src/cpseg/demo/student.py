@@ -28,6 +28,7 @@ from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.tally import Row, Tally
 
 FOLDS = 3
+CONTEXT = ("neighbourhood",)
 TRAININGS = FOLDS + 5  # by folds, labels alone, three kinds of pseudo-labels, true masks of all
 
 ALONE = "the labelled scenes alone"
@@ -122,7 +123,7 @@ def one_map(source: Source, labelled: Path, *, seed: int) -> Calibration:
         labelled,
         alpha=None,
         background=None,
-        recalibration=RecalibrationOptions(context=("neighbourhood",)),
+        recalibration=RecalibrationOptions(context=CONTEXT),
         seed=seed,
     )
 
