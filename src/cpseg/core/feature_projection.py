@@ -187,7 +187,7 @@ class FeatureProjection:
             got = f"{mean.dtype} {shape(mean)} and {basis.dtype} {shape(basis)}"
             expected = "finite float32 mean [C] and basis [C, P] of its features"
             raise ValueError(message(where, expected, got, fix))
-        return cls(mean, basis, facts)
+        return cls(mean.clone(), basis.clone(), facts)
 
 
 def _check(where: str, features: Tensor, channels: int) -> None:

@@ -406,7 +406,8 @@ class Recalibration:
             expected = f"a recalibration of format {' or '.join(map(str, _FORMATS))}"
             raise ValueError(message(where, expected, got, fix))
         try:
-            parts = {name: tensors[name] for name in _TENSORS}
+            # Copied: products may round otherwise where memory is not aligned, as in a file's.
+            parts = {name: tensors[name].clone() for name in _TENSORS}
         except KeyError as error:
             raise ValueError(message(where, f"{error} in it", "nothing", fix)) from error
         facts = read_fields(where, metadata, _FIELDS, fix=fix)
