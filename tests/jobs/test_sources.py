@@ -128,6 +128,7 @@ def test_without_thresholds_every_pixel_is_labelled(data: DataSet, tmp_path: Pat
     calibration.save(tmp_path / "calibration.safetensors")
     loaded = Calibration.load(tmp_path / "calibration.safetensors")
     assert (loaded.alpha, loaded.variant) == (0, "every pixel")
+    assert loaded.provenance.profile is None, "the map was fitted on these images"
     heard: list[str] = []
     kept = label(
         source(data),
@@ -307,6 +308,23 @@ def test_features_of_changing_depth_are_refused(data: DataSet, tmp_path: Path) -
     with pytest.raises(ValueError, match="finite") as caught:
         calibrate(changed, listed(data), alpha=None, background=None, recalibration=PLAIN)
     complains(caught.value, dino / "images/09.npy", "finite features")
+
+
+def test_trees_do_not_make_new_images_look_strange(data: DataSet, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    heard: list[str] = []
+    for number, (alpha, share) in enumerate(((None, 0.0), (0.3, 0.0), (0.3, 0.5))):
+        chosen = replace(PLAIN, method="trees", share=share)
+        calibration = calibrated(data, alpha=alpha, recalibration=chosen, variant="image")
+        assert (calibration.provenance.profile is None) == (share == 0)
+        label(
+            source(data),
+            listed(data, "unlabelled.txt"),
+            calibration,
+            tmp_path / f"{number}",
+            tell=lambda notice: heard.append(notice.text),
+        )
+    assert not [text for text in heard if "not like" in text]
 
 
 def test_a_single_labelled_image_makes_a_map(data: DataSet) -> None:

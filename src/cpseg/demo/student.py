@@ -156,11 +156,11 @@ def verdict(results: Sequence[Result]) -> str:
     if choice == ALONE:
         return "Train on the labelled scenes alone: no pseudo-labels made the student better here."
     text = (
-        f"Train on the labelled scenes {choice}: {best.miou_all:.3f} mIoU and {best.wrong:.1%} "
-        f"wrong pixels, where the labelled scenes alone give {alone.miou_all:.3f} and "
-        f"{alone.wrong:.1%}"
+        f"Train on the labelled scenes {choice}: {number(best.miou_all)} mIoU and "
+        f"{percent(best.wrong)} wrong pixels,\nwhere the labelled scenes alone give "
+        f"{number(alone.miou_all)} and {percent(alone.wrong)}"
     )
     if most.miou_all > alone.miou_all:
         way = (best.miou_all - alone.miou_all) / (most.miou_all - alone.miou_all)
-        text += f": {way:.0%} of what true masks of all scenes would gain in mIoU"
+        text += f": {100 * way:.0f} % of the mIoU that true masks\nof all scenes would gain"
     return text + "."

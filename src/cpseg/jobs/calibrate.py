@@ -122,6 +122,10 @@ def calibrate(
         )
     if settings.score != "lac":  # selects no labels
         return calibration
+    if whole is not None and whole.trees is not None and not _are_apart(recalibrated):
+        return (
+            calibration  # trees know the images they were fitted on: no new image looks like them
+        )
     without: Without | None = None
     if largest is not None:
         next_threshold = calibrator.compute(largest).threshold.to(source.device)
@@ -152,8 +156,14 @@ def _every_pixel(
         recalibration=None if recalibrated is None else recalibrated.recalibration,
         extra=replace(provenance, images=names),
     )
+    if recalibrated is not None:  # it knows these images: a new one would not look like them
+        return calibration
     seen = profile(images, pairs, calibration, in_sample=True)
     return replace(calibration, extra=replace(calibration.provenance, profile=seen))
+
+
+def _are_apart(recalibrated: Recalibrated | None) -> bool:
+    return recalibrated is None or recalibrated.disjoint
 
 
 def _reads(settings: CalibrationSettings, images: int) -> int:
