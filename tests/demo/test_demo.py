@@ -132,6 +132,10 @@ def test_the_demo_leaves_what_it_promises(
         loaded = Calibration.load(tmp_path / f"{variant}.safetensors")
         assert (loaded.variant, loaded.num_images, loaded.alpha) == (variant, 10, 0.1)
         assert (loaded.background, loaded.num_classes) == (0, NUM_CLASSES)
+    stacked = Calibration.load(tmp_path / "stacked.safetensors")
+    assert stacked.recalibration is not None
+    assert stacked.recalibration.sources == (NUM_CLASSES, NUM_CLASSES)
+    assert stacked.recalibration.num_images == 10
     names = ("ids.txt", "stage1.txt", "summary.csv", "run.json")
     for folder in ("pseudo", "stacked"):
         assert all((tmp_path / folder / name).is_file() for name in names)
@@ -164,6 +168,9 @@ def test_the_lists_of_the_data_are_disjoint_and_have_masks_and_both_scores(
     data = made[0] / "data"
     lists = {name: read_ids(data / f"{name}.txt") for name in ("labelled", "unlabelled", "heldout")}
     assert [len(pairs) for pairs in lists.values()] == [10, 6, 5]
+    truth = scenes(5, domain="target", seed=0, digits="test")[1]
+    for pair, mask in zip(lists["heldout"], truth, strict=True):
+        assert np.array_equal(np.array(Image.open(data / str(pair.mask))), mask), "of other digits"
     images = [pair.image for pairs in lists.values() for pair in pairs]
     assert len(set(images)) == 21
     for pair in (pair for pairs in lists.values() for pair in pairs):
