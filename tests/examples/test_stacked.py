@@ -272,18 +272,11 @@ def killing(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, at: int) -> 
 
 
 KILLS = [
-    ("train.Trainer", "step", 4),  # first student
     ("train.Trainer", "step", 25),  # student of all
-    ("train.Trainer", "step", 43),  # student of all, round 2
     ("train.Trainer", "step", 51),  # the last one
-    ("scoring", "predict", 3),
     ("scoring", "predict", 12),  # scores for the labels of a fold
     ("stacking", "join_folds", 2),
-    ("stacking", "write_labels", 1),
     ("stacking", "write_labels", 3),
-    ("pseudo", "label", 5),
-    ("shutil", "rmtree", 2),
-    ("resuming", "write_text", 1),
     ("resuming", "write_text", 7),
 ]
 

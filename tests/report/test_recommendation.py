@@ -41,7 +41,7 @@ def scores(truth: np.ndarray, sees: tuple[float, float], rng: np.random.Generato
     return probs.astype(np.float32)
 
 
-def make(root: Path, world: str, seed: int, *, images: int = 20, students: bool = True) -> Source:
+def make(root: Path, world: str, seed: int, *, images: int = 16, students: bool = True) -> Source:
     """Labelled images with the scores of both, the student's out of fold."""
     rng = np.random.default_rng(seed)
     names = [f"images/{number:02d}.png" for number in range(images)]
@@ -67,7 +67,7 @@ def make(root: Path, world: str, seed: int, *, images: int = 20, students: bool 
 
 
 def found_in(root: Path, world: str, seed: int) -> Findings:
-    plan = Plan(None, "0.3", samples=0, max_errors=(), context=(), variant="image")
+    plan = Plan(None, "0.3", samples=0, max_errors=(), context=(), variant="image", folds=4)
     return gather(make(root / f"{seed}", world, seed), root / f"{seed}/ids.txt", plan)
 
 
@@ -141,7 +141,7 @@ def test_the_command_says_what_to_train_on(tmp_path: Path, capsys: Capture) -> N
     )
     assert result.code == 0, result.err
     assert "Train on the labelled images and on pseudo-labels" in result.out
-    assert "cross-fitted on 20 of these" in result.err
+    assert "cross-fitted on 16 of these" in result.err
     page = (tmp_path / "report.html").read_text()
     assert "labels: dirichlet map over probs + student" in page
     assert "(recommended)" in page
