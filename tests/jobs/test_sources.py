@@ -138,6 +138,7 @@ def test_without_thresholds_every_pixel_is_labelled(data: DataSet, tmp_path: Pat
         tell=lambda notice: heard.append(notice.text),
     )
     assert kept == 1
+    evaluate(source(data), listed(data), loaded, tell=lambda notice: heard.append(notice.text))
     assert not heard, "labels of the argmax were asked for"
     recalibration = loaded.recalibration
     assert recalibration is not None

@@ -278,7 +278,9 @@ class Watch:
         """What there is to say: a broken promise, labels of the argmax. Every rank must ask."""
         images = sorted(_of_all_ranks(self._images), key=lambda image: image.place)
         same = sum(image.same for image in images) / sum(image.area for image in images)
-        found = [self._of_promise([each for each in images if each.pixels > 0]), sameness(same)]
+        found = [self._of_promise([each for each in images if each.pixels > 0])]
+        if self._alpha > 0:  # without thresholds the labels of the argmax are what was asked for
+            found.append(sameness(same))
         return [notice for notice in found if notice is not None]
 
     def _of_promise(self, images: Sequence[_Image]) -> Notice | None:

@@ -75,9 +75,10 @@ def _figures_of(findings: Findings) -> str:
     for base, name in names:
         miou, error = _miou_and_error(findings, base)
         against.append(f"{miou} and {error} for {name}")
+    than = "" if findings.student is None else " against the student's own labels"
     return (
         f"{text}{', '.join(against)}. Paired over {findings.plan.folds} folds it "
-        f"{_change(findings, rule)}{' of the student' if findings.student is not None else ''}."
+        f"{_change(findings, rule)}{than}."
     )
 
 
