@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     labels.add_argument("--prior-power", type=float, help=power)
     certified = "labels with a certified error per image; --alpha and --variant have no effect"
     labels.add_argument("--certified", type=float, metavar="ERROR", help=certified)
-    labels.add_argument("--rounds", type=int, choices=(1, 2), help="of stacked (default 2)")
+    labels.add_argument("--rounds", type=int, choices=(1, 2), help="of stacked (default 1)")
     labels.add_argument("--folds", type=int, help="of the labelled images in stacked (default 4)")
     features = "folder of an image encoder's features, one more source of stacked"
     labels.add_argument("--features", type=Path, help=features)
@@ -191,7 +191,7 @@ def _complete_stacked(args: argparse.Namespace) -> None:
         )
     args.recalibrate = args.recalibrate or "trees"
     args.context = args.context or "none"
-    args.rounds = args.rounds or 2
+    args.rounds = args.rounds or 1
     args.folds = 4 if args.folds is None else args.folds
     if args.prior_power is None:
         args.prior_power = PRIOR_POWER_OF_STACKED

@@ -68,6 +68,8 @@ def words(data: folders.DataSet, out: Path, method: str, *more: str) -> list[str
     common = {"dataset": "folder", "root": data.root, "lists": data.root, "classes": CLASSES}
     common |= {"background": 0, "model": "unet", "crop": 16, "every": 2, "out": out}
     given = ["--method", method, "--probs", str(data.probs), "--context", "none"]
+    if method.startswith("stacked") and "--rounds" not in more:
+        given += ["--rounds", "2"]
     if "--folds" not in more:
         given += ["--folds", str(FOLDS)]
     return [*folders.options(**common), "--epochs", "2", "2", "--device", "cpu", *given, *more]

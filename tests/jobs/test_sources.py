@@ -161,7 +161,10 @@ def test_evidence_takes_the_place_of_all_sources(data: DataSet, tmp_path: Path) 
 def test_other_jobs_take_several_sources(data: DataSet, tmp_path: Path) -> None:
     calibration = calibrated(data)
     rows = evaluate(source(data), listed(data), calibration)
-    assert [row.rule for row in rows] == ["recalibrated argmax", "pixel"]
+    assert [row.rule for row in rows] == ["raw argmax, probs", "recalibrated argmax", "pixel"]
+    plain = Source(data.root, data.probs)
+    alone = calibrate(plain, listed(data), alpha=0.3, background=None, variant="image")
+    assert rows[0].wrong == evaluate(plain, listed(data), alone)[0].wrong
     certified = certify(
         source(data),
         listed(data),
@@ -200,6 +203,7 @@ def test_each_model_has_its_own_class_map(data: DataSet) -> None:
     assert recorded is not None
     assert recorded.class_maps == (None, back.to_json())
     rows = evaluate(source(data), listed(data), calibration)
+    assert [row.rule for row in rows[:2]] == ["raw argmax, probs", "raw argmax, student"]
     again = evaluate(mapped, listed(data), calibration)
     assert [row.wrong for row in rows] == [row.wrong for row in again]
     other = source(data, others=(ScoreFolder(data.root / "student", ClassMap((0, 1, 2, 3, 0))),))
@@ -266,6 +270,11 @@ def test_bad_input_gets_one_line(data: DataSet, tmp_path: Path, capsys: Capture)
     said = run("calibrate", *words(data, recalibrate="none", background="none"))
     refused(said, "a recalibration of several sources", "--recalibrate dirichlet")
     refused(run("calibrate", *words(data, background="none")), "4 and 5", "--num-classes")
+    said = run("calibrate", *words(data, unlabelled=data.root / "unlabelled.txt", **base))
+    refused(said, "--unlabelled", "an encoder's features")
+    refused(run("calibrate", *words(data, components=8, **base)), "--components")
+    one = words(data, data.probs, recalibrate="temperature", background="none", colour=True)
+    refused(run("calibrate", *one), "scores alone for a recalibration by temperature")
     said = run("calibrate", *words(data, features=data.root / "dino", **base))
     refused(said, "the list of the unlabelled images", "--unlabelled")
     said = run("calibrate", *words(data, class_map="none", **base))

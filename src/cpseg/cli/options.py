@@ -172,7 +172,7 @@ def unlabelled() -> Parser:
     add(
         "--components",
         type=whole(1),
-        default=64,
+        default=argparse.SUPPRESS,
         help="number of principal components at most (default 64); cross-validation chooses",
     )
     return options

@@ -68,19 +68,14 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from cpseg.files.id_lists import read_ids
     from cpseg.foundation.classes import read_classes
-    from cpseg.jobs.seen_images import approximate, check_unseen, cross_fitted
+    from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.report.findings import Plan
     from cpseg.report.page import report
     from cpseg.report.wording import advice
 
-    source, pairs = source_of(arguments), read_ids(arguments.ids)
-    check_unseen("report", source, pairs)
-    approximations = approximate(cross_fitted(source, pairs))
-    asked = arguments.max_error != ["none"]
-    certifies = asked and not approximations
-    if approximations:
-        arguments.max_error = ["none"]
-    certificates_use = ("recalibrate_share",) if asked else ()
+    source = source_of(arguments)
+    certifies = arguments.max_error != ["none"]
+    certificates_use = ("recalibrate_share",) if certifies else ()
     refuse_unused(arguments, set(arguments.recalibrate) != {"none"}, but=certificates_use)
     plan = settings_from(
         Plan,
@@ -101,9 +96,10 @@ def _run(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     say("\n\n".join([*advice(findings), f"{arguments.output}: figures, pictures, and how made"]))
+    approximations = approximate(cross_fitted(source, read_ids(arguments.ids)))
     for text in approximations:
         warn(text)
-    if approximations and asked:
+    if approximations and certifies:
         warn("rules with a certificate are left out: these images cannot certify such scores")
 
 

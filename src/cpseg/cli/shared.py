@@ -61,6 +61,10 @@ def source_of(arguments: argparse.Namespace) -> Source:
         if not folder.is_dir():
             fix = "check the path"
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
+    for name in ("unlabelled", "components"):
+        if arguments.features is None and getattr(arguments, name, None) is not None:
+            fix = "pass --features too, or leave it out"
+            raise ValueError(message(f"--{name}", "an encoder's features", "none", fix))
     check_device(arguments.device)
     given = getattr(arguments, "class_map", None) or []
     if len(given) not in (0, len(arguments.probs)):

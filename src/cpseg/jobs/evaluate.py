@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -64,10 +64,10 @@ def evaluate(
             false-alarm rate of 1 in 1,000, and a remark where the labels are those of the argmax.
 
     Returns:
-        Raw argmax, that of the recalibrated probabilities if there are such, the calibration's rule
-        without background suppression if it has one, the calibration's rule (its sets alone where
-        the score is not LAC), and the constant threshold if given. From evidence: without coverage
-        and set size.
+        Raw argmax (of every model with the classes of the data set), that of the recalibrated
+        probabilities if there are such, the calibration's rule without background suppression if
+        it has one, the calibration's rule (its sets alone where the score is not LAC), and the
+        constant threshold if given. From evidence: without coverage and set size.
 
     Raises:
         ValueError: bad files, named in the message.
@@ -80,6 +80,7 @@ def evaluate(
     check_distinct(source.root, pairs)
     paths = source.locate(pairs)
     check_unseen("evaluate", source, pairs)
+    names = [folder.name for folder in source.folders]
     tallies: list[tuple[Rule, Tally]] = []
     watch = Watch(calibration)
     for pair in progress(*shard(pairs), "evaluate"):
@@ -92,7 +93,7 @@ def evaluate(
                 num_classes = _num_classes(mapped)
                 tallies = [
                     (rule, Tally(rule.name, num_classes, device=source.device))
-                    for rule in _rules(calibration, scores, constant)
+                    for rule in _rules(calibration, scores, constant, names)
                 ]
             labels = [rule.labels(scores, mapped) for rule, _ in tallies]
         size = mapped.best.shape if isinstance(mapped, Evidence) else mapped.shape[-2:]
@@ -118,7 +119,9 @@ def _num_classes(scores: Scores) -> int:
     return scores.num_classes if isinstance(scores, Evidence) else len(scores)
 
 
-def _rules(calibration: Calibration, scores: Scores, constant: float | None) -> list[Rule]:
+def _rules(
+    calibration: Calibration, scores: Scores, constant: float | None, folders: Sequence[str]
+) -> list[Rule]:
     """The rules to compare, in the order of the table; they depend on the kind of the files."""
     background = calibration.background
     without = replace(calibration, background=None)
@@ -147,8 +150,8 @@ def _rules(calibration: Calibration, scores: Scores, constant: float | None) -> 
         recalibrated = scores.recalibration is not None
         if not recalibrated:
             rules.append(Rule("raw argmax", lambda file, mapped: argmax(file)))
-    elif calibration.recalibration is None or len(scores) == calibration.recalibration.num_classes:
-        rules.append(Rule("raw argmax", lambda file, mapped: argmax(file)))
+    else:
+        rules += _raw_rules(calibration, scores, folders, argmax)
     if recalibrated:
         rules.append(Rule("recalibrated argmax", lambda file, mapped: argmax(mapped)))
     if background is not None and calibration.score == "lac" and isinstance(scores, Tensor):
@@ -157,6 +160,27 @@ def _rules(calibration: Calibration, scores: Scores, constant: float | None) -> 
     if constant is not None:
         rules.append(Rule(f"constant {constant:g}", lambda file, mapped: at_constant(mapped)))
     return rules
+
+
+def _raw_rules(
+    calibration: Calibration,
+    scores: Tensor,
+    folders: Sequence[str],
+    argmax: Callable[[Scores], Tensor],
+) -> list[Rule]:
+    """The raw argmax of every model that has the classes of the data set."""
+    recalibration = calibration.recalibration
+    parts = [slice(0, len(scores))] if recalibration is None else recalibration.channels
+    num_classes = len(scores) if recalibration is None else recalibration.num_classes
+
+    def rule(name: str, part: slice) -> Rule:
+        return Rule(name, lambda file, mapped: argmax(file[part]))  # type: ignore[index]
+
+    return [
+        rule("raw argmax" if len(parts) == 1 else f"raw argmax, {folder}", part)
+        for folder, part in zip(folders, parts, strict=False)
+        if part.stop - part.start == num_classes
+    ]
 
 
 def _name(calibration: Calibration) -> str:

@@ -19,6 +19,8 @@ from cpseg.files.splits import drawn_order, drawn_share
 from cpseg.recalibration.recalibration import Recalibration
 from cpseg.recalibration.recalibrator import Recalibrator
 
+PLAIN = ("none", "temperature")  # methods that use the scores of a pixel and nothing else
+
 
 @dataclass(frozen=True)
 class RecalibrationOptions:
@@ -58,7 +60,7 @@ class RecalibrationOptions:
         colour: bool = False,
     ) -> Recalibrator:
         """A new one; methods without parameters per class take scores alone."""
-        plain = self.method in ("none", "temperature")
+        plain = self.method in PLAIN
         return Recalibrator(
             num_classes,
             method=self.method,
@@ -118,6 +120,11 @@ def for_target(
             fix = "pass --recalibrate dirichlet: one map over all of them"
             raise ValueError(message(where, "a recalibration of several sources", got, fix))
         return images
+    more = images.source.features is not None or images.source.colour
+    if more and options.method in PLAIN:
+        got = "features" if images.source.features is not None else "colours"
+        expected = f"scores alone for a recalibration by {options.method}"
+        raise ValueError(message(where, expected, got, "pass --recalibrate dirichlet or trees"))
     if options.num_classes is None and len(set(images.sources)) > 1:
         expected = "the number of classes of the data set, since the models' differ"
         got = " and ".join(map(str, images.sources))

@@ -164,6 +164,11 @@ class Recalibration:
         return self.weight.shape[0]
 
     @property
+    def channels(self) -> list[slice]:
+        """Where the scores of every model lie in the one tensor of all sources."""
+        return self._sources.channels
+
+    @property
     def _components(self) -> int:
         return self._sources.components
 
