@@ -343,6 +343,14 @@ def test_trees_are_saved_and_refused_if_damaged(
         Recalibration.from_parts(tensors, recal.metadata(), where="here")
 
 
+def test_maps_over_sources_trace_whole(grown: tuple[Recalibration, list[Example]]) -> None:
+    recal, examples = grown
+    linear = fitted([(parts[:2], labels) for parts, labels in examples])
+    for made, parts in ((linear, examples[0][0][:2]), (recal, examples[0][0])):
+        compiled = torch.compile(lambda p, r=made: r(p), fullgraph=True, backend="eager")
+        np.testing.assert_allclose(compiled(parts), made(parts), rtol=1e-5, atol=1e-6)
+
+
 def test_trees_are_the_same_in_any_order(grown: tuple[Recalibration, list[Example]]) -> None:
     recal, examples = grown
     assert recal.projection is not None
