@@ -162,11 +162,18 @@ def test_the_report_leaves_certified_rules_out(
     assert ran.code == 0, ran.err
     assert ran.err.count("cross-fitted on 8 of these images") == 1
     assert ran.err.count("rules with a certificate are left out") == 1
-    assert "--max-error none" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "can be certified on these images: probs holds scores of models that were" in page
+    assert "certified at" not in page
+    assert "Promised by eq. 4: nothing: models behind the scores" in page
+    assert "was asked for" not in page
     (data.probs / "scores.json").unlink()
     ran = command(capsys, "report", *asked, "-o", tmp_path / "r.html")
     assert (ran.code, ran.err) == (0, "")
-    assert "--max-error 0.9" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "error of at most 90 %" in page
+    assert "Promised by eq. 4: coverage of at least" in page
+    assert "can be certified on these images" not in page
 
 
 def test_images_apart_keep_every_promise(data: DataSet) -> None:

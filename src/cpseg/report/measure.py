@@ -19,6 +19,7 @@ from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import check_alpha, check_background, check_choice, message
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
+from cpseg.calibration.provenance import Provenance
 from cpseg.certification.certifier import ALPHAS as LEVELS
 from cpseg.certification.certifier import Certifier
 from cpseg.core.metrics import confusion_matrix
@@ -85,6 +86,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     pairs = read_ids(ids)
     check_unseen("report", source, pairs)
     fitted = {each.folder for each in cross_fitted(source, pairs)}
+    first_seen = cross_fitted(replace(source, others=()), pairs)  # eq. 4 on all images reads it
     if fitted and plan.max_errors:
         plan = replace(plan, max_errors=())  # such scores certify nothing on these images
     folds = deal(pairs, plan)
@@ -116,7 +118,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         sums.images_of_class,
         sums.rules,
         sums.reliability,
-        whole.compute(),
+        replace(whole.compute(), extra=Provenance(sources=first_seen)),
         sorted(sums.panels, key=lambda panel: places[panel.image]),
         tuple(sorted(sums.absent)),
         [(len(fold.recalibrating), len(fold.calibrating), len(fold.testing)) for fold in folds],

@@ -146,7 +146,7 @@ def _signed(value: Estimate, text: str) -> str:
 def _keeping(findings: Findings) -> str:
     """The rule for every bound, or why there is none; without any, a constant confidence."""
     if not findings.keep:
-        return "No bound on the error of the labels kept was asked for. " + _confident(findings)
+        return f"{_uncertifiable(findings)} {_confident(findings)}"
     parts = []
     for bound, rule in findings.keep.items():
         if rule is None:
@@ -164,6 +164,17 @@ def _keeping(findings: Findings) -> str:
     if all(rule is None for rule in findings.keep.values()):
         text += " " + _confident(findings)
     return text
+
+
+def _uncertifiable(findings: Findings) -> str:
+    """Why no bound was tried."""
+    if findings.student is None:
+        return "No bound on the error of the labels kept was asked for."
+    return (
+        "No bound on the error of the labels kept can be certified on these images: "
+        f"{findings.sources[findings.student]} holds scores of models that were trained on some of "
+        "them. Certify on labelled images that no model was trained on."
+    )
 
 
 def _uncertified(findings: Findings, bound: float) -> str:
