@@ -68,3 +68,10 @@ def test_the_foundation_model_is_good_at_home_and_loses_faint_digits() -> None:
         lost[domain] = (found == 0)[objects].mean()
     assert wrong["source"] < 0.08
     assert lost["target"] > 0.4 > 4 * lost["source"]
+
+
+def test_windows_at_some_places_are_those_of_all() -> None:
+    model = train_network(*scenes(1, domain="target", seed=0), seed=0, steps=1)
+    gray = torch.rand(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([0, 1, WIDTH // 2 - 1, WIDTH // 2, HEIGHT * WIDTH // 4 - 1, 7, 7])
+    assert torch.equal(model.windows_at(gray, places), model.windows(gray)[0, places])

@@ -22,7 +22,7 @@ from cpseg._internal.checks import check_count
 from cpseg._internal.safe_files import atomic, write_text
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import pseudo_labels
-from cpseg.demo.network import class_scores, train_foundation
+from cpseg.demo.network import Network, class_scores, train_foundation
 from cpseg.demo.pictures import IGNORED, draw_panels
 from cpseg.demo.scenes import F32, NUM_CLASSES, U8, VOID, scenes
 from cpseg.demo.student import (
@@ -182,17 +182,20 @@ def _students(
         BOTH: _masks(out / "stacked", names[pool]),
         TRUE: labels[pool],
     }
-    results = []
-    for kind, given in {ALONE: None, **kinds}.items():
-        student, row = alone, None
-        if given is not None:
-            row = figures(kind, given, labels[pool])
-            student = train(
-                images[: LABELLED + UNLABELLED], np.concatenate([labels[:LABELLED], given])
-            )
+    seen = images[: LABELLED + UNLABELLED]
+    students = train(
+        [(seen, np.concatenate([labels[:LABELLED], given])) for given in kinds.values()]
+    )
+
+    def result(kind: str, row: Row | None, student: Network) -> Result:
         answers = class_scores(student, images[held]).argmax(axis=1).astype(np.uint8)
-        results.append(Result(kind, row, figures(kind, answers, labels[held]), answers))
-    return results
+        return Result(kind, row, figures(kind, answers, labels[held]), answers)
+
+    of_labels = (figures(kind, given, labels[pool]) for kind, given in kinds.items())
+    return [
+        result(ALONE, None, alone),
+        *map(result, kinds, of_labels, students),
+    ]
 
 
 def _pairs(count: int) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ As the bank is fixed, training needs only some pixels of every scene, and takes 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,6 +29,8 @@ _BATCH = 512  # pixels
 _RATE = 1e-2
 _DECAY = 0.05
 _PIXELS = 400  # of a scene that are drawn for training, half of them on objects
+
+_STARTING = threading.Lock()  # the global random state belongs to one training at a time
 
 _SOURCE_SCENES = 300
 _SOURCE_PIXELS = 250
@@ -57,14 +60,23 @@ class Network(nn.Module):
 
     def windows(self, gray: torch.Tensor) -> torch.Tensor:
         """What the trained layers see at every second pixel: ``[N, H / 2 * W / 2, 441]``."""
+        edges, relief = self._maps(gray)
+        far = F.unfold(edges, 7, dilation=3, padding=9)  # the digit around the pixel
+        near = F.unfold(relief, 7, padding=3)  # the stroke that it lies on
+        return torch.cat([far, near], dim=1).transpose(1, 2)
+
+    def windows_at(self, gray: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The same at some places of one image ``[1, 1, H, W]``: ``[M, 441]``."""
+        edges, relief = self._maps(gray)
+        return torch.cat([_around(edges[0], places, 3), _around(relief[0], places, 1)], dim=1)
+
+    def _maps(self, gray: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         edges = F.relu(F.conv2d(F.pad(gray, (3, 3, 3, 3), mode="replicate"), self.bank, stride=2))
         edges = F.avg_pool2d(F.pad(edges, (1, 1, 1, 1)), 3, 1)
         edges = edges / (_surround(edges.mean(1, keepdim=True)) + 0.004)
         half = F.avg_pool2d(gray, 2)
         relief = (half - _surround(half)) / 0.08
-        far = F.unfold(edges.sqrt(), 7, dilation=3, padding=9)  # the digit around the pixel
-        near = F.unfold(relief, 7, padding=3)  # the stroke that it lies on
-        return torch.cat([far, near], dim=1).transpose(1, 2)
+        return edges.sqrt(), relief
 
     def classify(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits ``[M, 11]`` of windows ``[M, 441]``."""
@@ -78,6 +90,18 @@ class Network(nn.Module):
         coarse = logits.reshape(len(gray), rows, columns, NUM_CLASSES).permute(0, 3, 1, 2)
         coarse = F.avg_pool2d(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _around(maps: torch.Tensor, places: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The 7 x 7 values around some places of ``[C, H, W]``, zeros outside: ``[M, C * 49]``."""
+    columns, edge = maps.shape[-1], 3 * dilation
+    padded = F.pad(maps, (edge, edge, edge, edge))
+    width = padded.shape[-1]
+    steps = dilation * torch.arange(7)
+    offsets = (steps[:, None] * width + steps).flatten()
+    first = places // columns * width + places % columns
+    found = padded.flatten(1)[:, first[:, None] + offsets]
+    return found.transpose(0, 1).flatten(1)
 
 
 def _edge_filters() -> torch.Tensor:
@@ -127,28 +151,28 @@ def train_network(
     """
     check_count("train_network", steps, name="steps", fix="the demo uses 1000")
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
+    with _STARTING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Network()
-        drawn = list(_draw(model, images, labels, pixels, generator))
-        if not drawn:
-            raise ValueError(message("train_network", "labelled pixels", "none", "label some"))
-        seen, wanted, weight = (torch.cat(part) for part in zip(*drawn, strict=True))
-        model.centre.copy_(seen.mean(dim=0))
-        model.spread.copy_(seen.std(dim=0, correction=0) + 1e-3)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_DECAY)
-        model.train()
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = _RATE * _factor(step, steps)
-            batch = torch.randint(len(wanted), (_BATCH,), generator=generator)
-            losses = F.cross_entropy(model.classify(seen[batch]), wanted[batch], reduction="none")
-            loss = (losses * weight[batch]).sum() / weight[batch].sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if progress is not None:
-                progress(step + 1, steps)
+    drawn = list(_draw(model, images, labels, pixels, generator))
+    if not drawn:
+        raise ValueError(message("train_network", "labelled pixels", "none", "label some"))
+    seen, wanted, weight = (torch.cat(part) for part in zip(*drawn, strict=True))
+    model.centre.copy_(seen.mean(dim=0))
+    model.spread.copy_(seen.std(dim=0, correction=0) + 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_DECAY)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * _factor(step, steps)
+        batch = torch.randint(len(wanted), (_BATCH,), generator=generator)
+        losses = F.cross_entropy(model.classify(seen[batch]), wanted[batch], reduction="none")
+        loss = (losses * weight[batch]).sum() / weight[batch].sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1, steps)
     return model.eval()
 
 
@@ -158,8 +182,6 @@ def _draw(
     """Of every scene the windows of some pixels, their labels and their weights."""
     truth = torch.from_numpy(labels[:, 1::2, 1::2].astype(np.int64)).flatten(1)
     for image, classes in zip(images, truth, strict=True):
-        with torch.no_grad():
-            windows = model.windows(_gray(image[None]))[0]
         chosen, weights = [], []
         for part in (classes == 0, (classes > 0) & (classes != VOID)):
             places = part.nonzero().flatten()
@@ -169,7 +191,9 @@ def _draw(
                 weights.append(torch.full((pixels // 2,), len(places) / (pixels // 2)))
         if chosen:
             at = torch.cat(chosen)
-            yield windows[at], classes[at], torch.cat(weights)
+            with torch.no_grad():
+                windows = model.windows_at(_gray(image[None]), at)
+            yield windows, classes[at], torch.cat(weights)
 
 
 def _factor(step: int, steps: int) -> float:
@@ -202,7 +226,7 @@ def train_foundation(*, seed: int, steps: int = 1000, progress: Progress | None 
     )
 
 
-def class_scores(model: nn.Module, images: U8, *, batch: int = 4) -> F32:
+def class_scores(model: nn.Module, images: U8, *, batch: int = 1) -> F32:
     """Softmax probabilities ``[N, 11, H, W]`` of ``images`` ``[N, H, W, 3]``."""
     parts = []
     with torch.inference_mode():

@@ -9,6 +9,7 @@ labelled scenes, makes one label of the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ PAPER = "+ calibrated, eq. 4"
 BOTH = "+ two sources, one map"
 TRUE = "+ true masks of all"
 
-Train = Callable[[U8, U8], Network]
+Train = Callable[[Sequence[tuple[U8, U8]]], list[Network]]
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,24 @@ class Result:
 
 
 def trainer(*, seed: int, steps: int, progress: Callable[[], object]) -> Train:
-    """How every student is trained: the same network, seed and number of steps."""
+    """How students are trained on images and labels: the same network, seed and number of steps.
 
-    def train(images: U8, labels: U8) -> Network:
-        return train_network(
-            images, labels, seed=seed, steps=steps, progress=lambda done, total: progress()
-        )
+    Two at a time, each in a thread of its own: their layers are too small for two threads to share.
+    """
 
-    return train
+    def train(scenes: tuple[U8, U8]) -> Network:
+        torch.set_num_threads(1)
+        return train_network(*scenes, seed=seed, steps=steps, progress=lambda done, of: progress())
+
+    def train_all(given: Sequence[tuple[U8, U8]]) -> list[Network]:
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(min(2, threads)) as pool:
+                return list(pool.map(train, given))
+        finally:
+            torch.set_num_threads(threads)
+
+    return train_all
 
 
 def score_out_of_fold(
@@ -77,7 +88,7 @@ def score_out_of_fold(
     ``scores.json`` records who saw what.
 
     Args:
-        train: trains a student.
+        train: trains students.
         images: of all scenes, the labelled ones first, ``[N, H, W, 3]``.
         labels: true labels of the labelled scenes, ``[L, H, W]``.
         names: of all images, relative to the data's root.
@@ -87,11 +98,8 @@ def score_out_of_fold(
     known = list(names[:count])
     folds = cross_fit(known, FOLDS)
     place = {name: index for index, name in enumerate(names)}
-    student = train(images[:count], labels)
-    models = [student]
-    for k in range(FOLDS):
-        seen = [place[name] for name in folds.train(k)]
-        models.append(train(images[seen], labels[seen]))
+    seen = [range(count), *([place[name] for name in folds.train(k)] for k in range(FOLDS))]
+    models = train([(images[list(each)], labels[list(each)]) for each in seen])
     everything = [known, *(folds.train(k) for k in range(FOLDS))]
     record = ScoreRecord(
         folder,
@@ -106,7 +114,7 @@ def score_out_of_fold(
     for k, model in enumerate(models):
         scored = list(names[count:]) if not k else folds.held(k - 1)
         write_scores(folder, scored, class_scores(model, images[[place[n] for n in scored]]))
-    return student
+    return models[0]
 
 
 def write_scores(folder: Path, names: Sequence[str], probs: F32) -> None:
