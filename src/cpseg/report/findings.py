@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
@@ -206,6 +206,8 @@ class Findings:
             or None where no folder records that.
         label_with: the rule recommended to label with.
         keep: for every bound on the error the certified rule recommended, None where there is none.
+        labellings: those tried, by their words.
+        num_models: number of sources that are scores of models.
     """
 
     plan: Plan
@@ -222,6 +224,8 @@ class Findings:
     keep: dict[float, Rule | None]
     sources: tuple[str, ...] = ()
     student: int | None = None
+    labellings: Mapping[str, Labelling] = field(default_factory=dict)
+    num_models: int = 1
 
     @property
     def students_own(self) -> Rule | None:

@@ -126,6 +126,8 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         {error: certified_at(error, sums.rules) for error in plan.bounds},
         sources,
         student,
+        {labelling.in_words(sources): labelling for labelling in trial.labellings},
+        len(source.models),
     )
 
 
