@@ -243,6 +243,7 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Calibration.join: (["self", "probs"], ["check_values=", "where="]),
     Recalibration.evidence: (["self", "probs"], ["background="]),
     Recalibration.with_prior_power: (["self", "tau"], []),
+    Recalibration.divide_prior: (["self", "probs", "tau"], []),
     Recalibration.to: (["self", "device"], []),
     Recalibration.correspondence: (["self", "top="], []),
     Recalibration.describe: (["self", "source_names=", "names="], []),

@@ -256,6 +256,8 @@ def test_the_prior_power_divides_and_normalises(tau: float, missing: bool) -> No
     expected = favoured / favoured.sum(0) * before[present].sum(0)
     np.testing.assert_allclose(after[present], expected, atol=1e-5)
     np.testing.assert_array_equal(after[list(absent)], before[list(absent)])
+    divided = recal.divide_prior(recal(probs), tau)
+    np.testing.assert_allclose(exact(divided), after, atol=1e-6)
 
 
 def test_none_is_the_scores_themselves() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cpseg.core.feature_projection import FeatureProjection
 from cpseg.jobs.recalibrate import RecalibrationOptions
+from cpseg.recalibration.recalibration import Recalibration
 from cpseg.recalibration.recalibrator import Recalibrator
 from cpseg.recalibration.sources import Sources, kinds_of
 
@@ -165,13 +166,33 @@ class LabellingFit:
         fitted = {}
         for key, recalibrator in self._recalibrators.items():
             recalibrator.sync()
-            fitted[key] = recalibrator.fit().to(device)
+            fitted[key] = _Powers(recalibrator.fit().to(device))
 
         def of(labelling: Labelling) -> Map:
             if labelling.method == OWN:
                 return lambda probs: probs[self._models[labelling.sources[0]]]
-            chosen = fitted[labelling.method, labelling.sources]
-            powered = chosen.with_prior_power(labelling.prior_power)
-            return lambda probs: powered(self.select(probs, labelling.sources))
+            powers = fitted[labelling.method, labelling.sources]
+            return lambda probs: powers(
+                probs, self.select(probs, labelling.sources), labelling.prior_power
+            )
 
         return {labelling: of(labelling) for labelling in self.tried}
+
+
+class _Powers:
+    """A map with any prior power; an image is mapped once for all powers asked one after another.
+
+    Args:
+        chosen: the map.
+    """
+
+    def __init__(self, chosen: Recalibration) -> None:
+        self._map = chosen.with_prior_power(0)
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, image: Tensor, channels: Tensor, power: float) -> Tensor:
+        """Probabilities ``[K, H, W]`` of ``channels``, which were selected from ``image``."""
+        if self._last is None or self._last[0] is not image:
+            self._last = image, self._map(channels)
+        plain = self._last[1]
+        return self._map.divide_prior(plain, power) if power else plain

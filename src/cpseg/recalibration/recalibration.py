@@ -282,6 +282,23 @@ class Recalibration:
         _check_power("Recalibration.with_prior_power", tau)
         return replace(self, prior_power=float(tau))
 
+    def divide_prior(self, probs: Tensor, tau: float) -> Tensor:
+        """What the map with a prior power gives where this one, without any, gives ``probs``.
+
+        Args:
+            probs: ``[K, H, W]``, of this map with prior power 0.
+            tau: the power in [0, 1], see :meth:`with_prior_power`.
+
+        Returns:
+            ``[K, H, W]``, equal up to rounding to the powered map's.
+        """
+        odds = self.with_prior_power(tau)._odds[:, None, None]
+        present = odds > 0
+        weighted = probs * odds
+        total = torch.where(present, probs, 0).sum(0)
+        weighted *= total / weighted.sum(0).clamp(min=torch.finfo(probs.dtype).tiny)
+        return torch.where(present, weighted, probs)
+
     def to(self, device: torch.device | str) -> Recalibration:
         """The same map on another device."""
         tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
