@@ -21,6 +21,7 @@ from cpseg.cli import (
     audit,
     calibrate,
     certify,
+    check,
     compact,
     demo,
     evaluate,
@@ -35,6 +36,7 @@ from cpseg.cli.options import Parser
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
 SUBCOMMANDS = (
     demo,
+    check,
     calibrate,
     label,
     evaluate,

@@ -3,6 +3,7 @@
 from cpseg.jobs.audit import audit_by_truth, open_audit, plan_audit, read_audit
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.certify import certify
+from cpseg.jobs.check import check
 from cpseg.jobs.compact import compact
 from cpseg.jobs.evaluate import evaluate
 from cpseg.jobs.folds import deal_folds, join_folds
@@ -28,6 +29,7 @@ __all__ = [
     "audit_by_truth",
     "calibrate",
     "certify",
+    "check",
     "compact",
     "deal_folds",
     "evaluate",
