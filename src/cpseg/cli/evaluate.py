@@ -41,10 +41,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.shift import Notice
     from cpseg.jobs.tally import class_table, table
 
+    source = source_of(arguments)
     calibration, notices = Calibration.load(arguments.calibration), list[Notice]()
     with Progress() as progress:
         rows = evaluate(
-            source_of(arguments),
+            source,
             arguments.ids,
             calibration,
             constant=arguments.constant,
@@ -62,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> None:
         _write(arguments.output, rows)
     for notice in notices:
         tell(notice)
-    seen = overlap(calibration, arguments.ids)
+    seen = overlap(calibration, arguments.ids, source)
     if seen:
         warn(
             f"{len(seen)} of these images were used for the calibration, for example {seen[0]}: "

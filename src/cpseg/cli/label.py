@@ -15,7 +15,12 @@ def add(commands: Commands) -> None:
     """The subcommand's options."""
     command = commands.add_parser(
         "label",
-        parents=[options.data(), options.class_map(), options.calibration()],
+        parents=[
+            options.data(),
+            options.mask_folder(),
+            options.class_map(),
+            options.calibration(),
+        ],
         help="masks and an id list for training code",
     )
     command.add_argument("--labelled", type=Path, help="id list of labelled images for stage1.txt")

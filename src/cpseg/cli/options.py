@@ -110,13 +110,19 @@ def _grid(text: str) -> tuple[int, int]:
 # --- options that several subcommands have -----------------------------------------------------
 
 
-def data() -> Parser:
-    """The data set and its score files."""
+_IDS = (
+    "id list: a line 'image mask' per image, separated by a space, a tab or a comma; or a folder "
+    "of images"
+)
+
+
+def data(ids: str = "--ids") -> Parser:
+    """The data set and its score files; ``ids`` is the name of the list's option."""
     options = group()
     titled = options.add_argument_group("data")
     add = titled.add_argument
     add("--root", type=Path, required=True, help="folder to which the paths in id lists are added")
-    add("--ids", type=Path, required=True, help="id list: one line 'image mask' per image")
+    add(ids, dest="ids", type=Path, required=True, help=_IDS)
     add(
         "--probs",
         type=Path,
@@ -129,9 +135,20 @@ def data() -> Parser:
     return options
 
 
+def mask_folder() -> Parser:
+    """The folder of masks."""
+    options = group()
+    options.add_argument(
+        "--masks",
+        type=Path,
+        help="folder with the mask of every image, by path and name, where the id list has none",
+    )
+    return options
+
+
 def masks() -> Parser:
     """How masks are stored."""
-    options = group()
+    options = Parser(add_help=False, parents=[mask_folder()])
     add = options.add_argument
     void(options)
     add("--mask-map", type=Path, help="JSON file: from values in masks to classes")

@@ -110,4 +110,4 @@ def _images(arguments: argparse.Namespace) -> tuple[Path, list[Pair]]:
     if arguments.root is None or arguments.ids is None:
         got = "--ids alone" if arguments.root is None else "--root alone"
         raise ValueError(message("predict", "--root and --ids", got, "pass both"))
-    return arguments.root, read_ids(arguments.ids, columns=1)
+    return arguments.root, read_ids(arguments.ids, columns=1, root=arguments.root)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cpseg.files.dataset import Source
     from cpseg.jobs.recalibrate import RecalibrationOptions
     from cpseg.jobs.shift import Notice
+    from cpseg.report.commands import DataWords
 
 Settings = TypeVar("Settings")
 
@@ -73,7 +74,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
         raise ValueError(message("--class-map", expected, got, fix))
     maps = [None if path is None else _class_map(path) for path in given]
     first, *others = map(ScoreFolder, arguments.probs, maps or [None] * len(arguments.probs))
-    names = {"void", "unlabelled", "components", "colour"} & set(vars(arguments))
+    names = {"void", "masks", "unlabelled", "components", "colour"} & set(vars(arguments))
     more: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if getattr(arguments, "mask_map", None) is not None:
         more["mask_map"] = _class_map(arguments.mask_map)
@@ -86,6 +87,33 @@ def source_of(arguments: argparse.Namespace) -> Source:
         device=arguments.device,
         **more,
     )
+
+
+def data_words(arguments: argparse.Namespace) -> DataWords:
+    """The words that name the data set, for other subcommands."""
+    from cpseg.report.commands import DataWords
+
+    maps = getattr(arguments, "class_map", None) or [None] * len(arguments.probs)
+    mapped = any(path is not None for path in maps)
+    models = [
+        ("--probs", str(probs), *(("--class-map", str(path or "none")) if mapped else ()))
+        for probs, path in zip(arguments.probs, maps, strict=True)
+    ]
+    unlabelled = str(getattr(arguments, "unlabelled", None) or "unlabelled.txt")
+    features: tuple[str, ...] = ()
+    if arguments.features is not None:
+        features = ("--features", str(arguments.features), "--unlabelled", unlabelled)
+        if hasattr(arguments, "components"):
+            features += ("--components", str(arguments.components))
+    masks: tuple[str, ...] = ()
+    if arguments.void != 255:
+        masks += ("--void", str(arguments.void))
+    if arguments.mask_map is not None:
+        masks += ("--mask-map", str(arguments.mask_map))
+    root: tuple[str, ...] = ("--root", str(arguments.root))
+    if arguments.device != "cpu":
+        root += ("--device", arguments.device)
+    return DataWords(root, str(arguments.ids), tuple(models), features, masks, unlabelled)
 
 
 def _class_map(path: Path) -> ClassMap:

@@ -80,7 +80,6 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from cpseg.files.id_lists import read_ids
     from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.jobs.settings import SweepSettings
     from cpseg.jobs.sweep import sweep
@@ -100,5 +99,5 @@ def _run(arguments: argparse.Namespace) -> None:
     short = infinite_threshold_warning(rows)
     if short is not None:
         warn(short)
-    for text in approximate(cross_fitted(source, read_ids(arguments.ids))):
+    for text in approximate(cross_fitted(source, source.read_ids(arguments.ids))):
         warn(text)

@@ -93,6 +93,7 @@ class Source:
         colour: whether the images themselves are a source, by their colours.
         projection: the components, once they are known.
         classes: number of classes of every model, once it is known: all files must have it.
+        masks: a folder with the mask of every image, for id lists that name none, or None.
     """
 
     root: Path
@@ -108,6 +109,16 @@ class Source:
     colour: bool = False
     projection: FeatureProjection | None = None
     classes: tuple[int, ...] | None = None
+    masks: Path | None = None
+
+    def read_ids(self, path: str | Path, *, columns: int = 2) -> list[Pair]:
+        """The images of an id list or a folder of this data set; see :func:`cpseg.files.read_ids`.
+
+        Raises:
+            ValueError: a list that is none.
+            FileNotFoundError: there is no such file, or an image has no mask.
+        """
+        return read_ids(path, columns=columns, root=self.root, masks=self.masks)
 
     @property
     def models(self) -> tuple[ScoreFolder, ...]:
@@ -269,7 +280,7 @@ class Source:
             expected = "the list of the unlabelled images, to find components of features on"
             fix = "pass --unlabelled LIST, or Source(unlabelled=...)"
             raise ValueError(message(where, expected, "none", fix))
-        names = {pair.image for pair in (*labelled, *read_ids(self.unlabelled, columns=1))}
+        names = {pair.image for pair in (*labelled, *self.read_ids(self.unlabelled, columns=1))}
         chosen = sorted(names, key=lambda name: digest(["features", name]))[:MOST_PROJECTED]
         paths = [find_scores(self.features, name, kind="features") for name in sorted(chosen)]
         depth = 0

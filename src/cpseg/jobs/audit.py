@@ -398,7 +398,10 @@ def audit_by_truth(
         OSError: a file that cannot be read.
     """
     truth = Path(truth)
-    listed = {} if truth.is_dir() else {pair.image: pair.mask for pair in read_ids(truth)}
+    root = audit.labels.root
+    listed = (
+        {} if truth.is_dir() else {pair.image: pair.mask for pair in read_ids(truth, root=root)}
+    )
 
     @lru_cache(maxsize=8)
     def mask_of(image: str) -> Tensor:

@@ -19,7 +19,7 @@ from cpseg.calibration.calibrator import Calibrator
 from cpseg.calibration.provenance import GroupImages, Provenance
 from cpseg.core.nonconformity import nonconformity
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.id_lists import Pair
 from cpseg.files.masks import VOID
 from cpseg.files.splits import drawn_share
 from cpseg.groups.resampling import to_grid
@@ -63,7 +63,7 @@ def calibrate(
     if settings.alpha is not None:
         check_alpha("calibrate", settings.alpha)
     settings.grouping.check("calibrate")
-    images = LabelledImages.open(source, read_ids(ids), progress=progress)
+    images = LabelledImages.open(source, source.read_ids(ids), progress=progress)
     check_unseen("calibrate", source, images.pairs)
     announce(progress, _reads(settings, len(images.pairs)))
     provenance = Provenance.from_json(source.facts())
@@ -73,7 +73,7 @@ def calibrate(
         if settings.alpha is None:
             options = replace(options, share=0.0, folds=0)
         if options.fit_ids is not None:
-            check_unseen("calibrate", source, read_ids(options.fit_ids))
+            check_unseen("calibrate", source, source.read_ids(options.fit_ids))
         recalibrated = recalibrate("calibrate", options, images, seed=settings.seed)
         pairs = recalibrated.calibration_images
         provenance = replace(provenance, recalibration=recalibrated.provenance(options))

@@ -59,8 +59,8 @@ def certify(
     grouping.check(where, FIXED)
     check_alpha(where, settings.max_error, name="max_error")
     check_alpha(where, settings.delta, name="delta")
-    listed = read_ids(ids)
-    setting, certifying = _parts(settings, listed)
+    listed = source.read_ids(ids)
+    setting, certifying = _parts(source, settings, listed)
     check_distinct(source.root, [*setting, *certifying])
     images = LabelledImages.open(source, listed, progress=progress)
     images = replace(images, paths=images.source.locate([*setting, *certifying]))
@@ -126,13 +126,15 @@ def certify(
     return replace(calibration, extra=replace(calibration.provenance, profile=seen))
 
 
-def _parts(settings: CertificationSettings, listed: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+def _parts(
+    source: Source, settings: CertificationSettings, listed: list[Pair]
+) -> tuple[list[Pair], list[Pair]]:
     """Images that set the thresholds, and images for the certificate."""
     where = "certify"
     if settings.calibration_ids is None:
         option, share = "--calibrate-share", settings.calibrate_share
         return hashed_share(where, option, listed, share, settings.seed, purpose="calibrate")
-    setting = read_ids(settings.calibration_ids)
+    setting = source.read_ids(settings.calibration_ids)
     both = sorted({pair.image for pair in setting} & {pair.image for pair in listed})
     if both:
         expected, got = "images in one of the two lists", f"{both[0]} in both"
@@ -140,9 +142,10 @@ def _parts(settings: CertificationSettings, listed: list[Pair]) -> tuple[list[Pa
     return setting, listed
 
 
-def overlap(calibration: Calibration, ids: str | Path) -> list[str]:
+def overlap(calibration: Calibration, ids: str | Path, source: Source | None = None) -> list[str]:
     """Images of an id list that were used for the calibration or its certificate, sorted."""
-    listed = {pair.image for pair in read_ids(ids)}
+    read = read_ids if source is None else source.read_ids
+    listed = {pair.image for pair in read(ids, columns=1)}
     return sorted(listed.intersection(calibration.provenance.images_used))
 
 

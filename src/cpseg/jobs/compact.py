@@ -11,7 +11,6 @@ from cpseg._internal.hashing import digest
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
 from cpseg.files.dataset import Progress, Source, as_json, fingerprint, quiet
-from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.files.score_folder import carry_record
@@ -45,7 +44,7 @@ def compact(
         OSError: a file that cannot be read or written.
     """
     out = Path(out)
-    pairs = read_ids(ids, columns=1)
+    pairs = source.read_ids(ids, columns=1)
     recalibration = None
     if calibration is not None:
         source = as_calibrated("compact", source, calibration)

@@ -14,7 +14,6 @@ from cpseg._internal.distributed import broadcast_first, shard
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence, evidence, pseudo_labels
 from cpseg.files.dataset import Progress, Source, check_distinct, quiet
-from cpseg.files.id_lists import read_ids
 from cpseg.files.masks import VOID
 from cpseg.jobs.seen_images import approximate, check_unseen, cross_fitted
 from cpseg.jobs.shift import Notice, Tell, Watch, silent
@@ -76,7 +75,7 @@ def evaluate(
     source = as_calibrated("evaluate", source, calibration)
     calibration = replace(calibration, ignore_index=VOID).to(source.device)
     applied = replace(calibration, recalibration=None)  # to probabilities recalibrated before
-    pairs = read_ids(ids)
+    pairs = source.read_ids(ids)
     check_distinct(source.root, pairs)
     paths = source.locate(pairs)
     check_unseen("evaluate", source, pairs)

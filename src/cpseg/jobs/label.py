@@ -19,11 +19,16 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.core.class_map import parse_class_map
 from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
-from cpseg.files.id_lists import Pair, check_ids, read_ids, write_ids
+from cpseg.files.id_lists import Pair, check_ids, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
 from cpseg.jobs.sources import as_calibrated
+
+_SPACES = (
+    "ids.txt and stage1.txt are separated by tabs where paths have spaces: training code that "
+    "splits lines on spaces needs care"
+)
 
 
 def label(
@@ -68,11 +73,11 @@ def label(
     if calibration.num_classes is not None and calibration.num_classes > VOID:
         got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
         raise ValueError(message("label", f"at most {VOID} classes", got, fix))
-    pairs = read_ids(ids, columns=1)
+    pairs = source.read_ids(ids, columns=1)
     masks = output_paths("label", out / "masks", pairs, ".png", kind="masks")
-    known = [] if labelled is None else read_ids(labelled)
+    known = [] if labelled is None else source.read_ids(labelled)
     listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
-    check_ids(out, listed)  # before the work, not after it
+    spaces = check_ids(out, listed)  # before the work, not after it
     source = as_calibrated("label", source, calibration)
     paths = source.locate(pairs)
     run = _fingerprint(source, calibration, pairs)
@@ -92,6 +97,8 @@ def label(
             more = [line for line in listed if line[0] not in lines]
             write_ids(out / "stage1.txt", [*lines.items(), *more])
         write_ids(out / "ids.txt", listed)
+    if spaces or check_ids(out, [(pair.image, str(pair.mask)) for pair in known]):
+        notices.append(Notice(_SPACES, is_warning=True))
     for notice in notices:
         tell(notice)
     return kept

@@ -13,7 +13,7 @@ from cpseg._internal.checks import message
 from cpseg.calibration.provenance import RecalibrationImages
 from cpseg.core.feature_projection import FeatureProjection
 from cpseg.files.dataset import LabelledImages, check_distinct
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.id_lists import Pair
 from cpseg.files.masks import VOID
 from cpseg.files.splits import drawn_order, drawn_share
 from cpseg.recalibration.recalibration import Recalibration
@@ -147,7 +147,7 @@ def recalibrate(
     fitting = calibrating = images.pairs
     fold_of: dict[Pair, int] = {}
     if options.fit_ids is not None:
-        fitting = read_ids(options.fit_ids)
+        fitting = images.source.read_ids(options.fit_ids)
         both = sorted({pair.image for pair in fitting} & {pair.image for pair in images.pairs})
         if both:
             fix = "calibrate on images of their own"

@@ -15,7 +15,6 @@ from cpseg._internal.checks import check_background, message
 from cpseg._internal.distributed import rank
 from cpseg._internal.safe_files import write_text
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, as_json, quiet
-from cpseg.files.id_lists import read_ids
 from cpseg.files.run_folder import RunFolder, open_run_folder
 from cpseg.jobs.cross_validation import PLAIN, Counts, Fold, FoldFit, measure_fold
 from cpseg.jobs.estimate import Estimate
@@ -78,7 +77,7 @@ def sweep(
     """
     settings = settings_of("sweep", SweepSettings, settings, keywords)
     check(settings)
-    pairs = read_ids(ids)
+    pairs = source.read_ids(ids)
     folds = deal(pairs, settings)
     images = LabelledImages.open(source, pairs, progress=progress)
     check_unseen("sweep", source, pairs)
