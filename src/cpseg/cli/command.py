@@ -29,6 +29,7 @@ from cpseg.cli import (
     label,
     predict,
     report,
+    run,
     sweep,
 )
 from cpseg.cli.options import Parser
@@ -37,6 +38,7 @@ from cpseg.cli.options import Parser
 SUBCOMMANDS = (
     demo,
     check,
+    run,
     calibrate,
     label,
     evaluate,

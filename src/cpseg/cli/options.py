@@ -152,6 +152,17 @@ def masks() -> Parser:
     add = options.add_argument
     void(options)
     add("--mask-map", type=Path, help="JSON file: from values in masks to classes")
+    add(
+        "--palette",
+        metavar="FILE|voc",
+        help="for masks in colours: JSON file with the colour of every class, or 'voc'",
+    )
+    add(
+        "--first-class",
+        type=whole(0),
+        default=0,
+        help="value of class 0 in masks: 1 where they count from 1 and 0 is void (default 0)",
+    )
     return options
 
 

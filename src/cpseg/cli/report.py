@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
 from cpseg._internal.words import CERTIFIED_PER, FIXED_VARIANTS, RECALIBRATIONS
 from cpseg.cli import options
-from cpseg.cli.options import Commands, share, whole, words
+from cpseg.cli.options import Commands, share, shares, whole, words
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import refuse_unused, say, settings_from, source_of, warn
+from cpseg.cli.shared import (
+    data_words,
+    refuse_unused,
+    say,
+    say_paragraph,
+    settings_from,
+    source_of,
+    warn,
+)
 
 
 def add(commands: Commands) -> None:
@@ -53,6 +62,12 @@ def add(commands: Commands) -> None:
         help=f"methods of recalibration, among {','.join(RECALIBRATIONS)} (default none,dirichlet)",
     )
     add(
+        "--prior-powers",
+        type=shares,
+        default=[0.0, 0.25, 0.5],
+        help="to try with labels for every pixel (default 0,0.25,0.5)",
+    )
+    add(
         "--recalibrate-share",
         type=share,
         default=argparse.SUPPRESS,
@@ -61,16 +76,19 @@ def add(commands: Commands) -> None:
     )
     add("--images", type=whole(0), default=4, help="number of images to show (default 4)")
     add("--names", type=Path, help="file of class names, one per line")
+    add("--json", type=Path, help="file for the findings, with the commands that make every rule")
     add("-o", "--output", type=Path, required=True, help=".html file to write")
     command.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cpseg._internal.safe_files import write_text
     from cpseg.files.id_lists import read_ids
     from cpseg.foundation.classes import read_classes
     from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.report.findings import Plan
     from cpseg.report.page import report
+    from cpseg.report.record import record
     from cpseg.report.wording import advice
 
     source = source_of(arguments)
@@ -95,7 +113,13 @@ def _run(arguments: argparse.Namespace) -> None:
             made_by=_command(arguments, plan.context, plan.scores, plan.share),
             progress=progress,
         )
-    say("\n\n".join([*advice(findings), f"{arguments.output}: figures, pictures, and how made"]))
+    if arguments.json is not None:
+        facts = record(findings, data_words(arguments), colour=source.colour)
+        write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
+    for text in advice(findings):
+        say_paragraph(text)
+        say("")
+    say(f"{arguments.output}: figures, pictures, and how made")
     approximations = approximate(cross_fitted(source, read_ids(arguments.ids)))
     for text in approximations:
         warn(text)
@@ -115,7 +139,7 @@ def _command(
     defaults = {"context": context, "scores": scores, "recalibrate_share": share}
     words = ["cpseg", "report"]
     for name, value in (vars(arguments) | defaults).items():
-        if name in ("run", "resumes") or (value is None and name != "background"):
+        if name in ("run", "resumes", "json") or (value is None and name != "background"):
             continue
         if name in ("probs", "class_map"):  # once for each model
             for each in value:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +34,14 @@ def say(text: str) -> None:
 
     if rank() == 0:
         print(text)
+
+
+def say_paragraph(text: str) -> None:
+    """Print a paragraph; on a terminal its lines end between words."""
+    if sys.stdout.isatty():
+        width = min(100, shutil.get_terminal_size().columns or 80)
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    say(text)
 
 
 def warn(text: str) -> None:
@@ -74,11 +84,17 @@ def source_of(arguments: argparse.Namespace) -> Source:
         raise ValueError(message("--class-map", expected, got, fix))
     maps = [None if path is None else _class_map(path) for path in given]
     first, *others = map(ScoreFolder, arguments.probs, maps or [None] * len(arguments.probs))
-    names = {"void", "masks", "unlabelled", "components", "colour"} & set(vars(arguments))
+    names = {"void", "masks", "first_class", "unlabelled", "components", "colour"} & set(
+        vars(arguments)
+    )
     more: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if getattr(arguments, "mask_map", None) is not None:
         more["mask_map"] = _class_map(arguments.mask_map)
-    return Source(
+    if getattr(arguments, "palette", None) is not None:
+        from cpseg.core.palette import read_palette
+
+        more["palette"] = read_palette(arguments.palette)
+    source = Source(
         arguments.root,
         first.probs,
         first.class_map,
@@ -87,6 +103,8 @@ def source_of(arguments: argparse.Namespace) -> Source:
         device=arguments.device,
         **more,
     )
+    source.mask_format  # noqa: B018  refuses options that exclude each other
+    return source
 
 
 def data_words(arguments: argparse.Namespace) -> DataWords:
