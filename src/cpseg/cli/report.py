@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.report.findings import Plan
     from cpseg.report.page import report
     from cpseg.report.record import record
-    from cpseg.report.wording import advice
+    from cpseg.report.wording import advice, verdict
 
     source = source_of(arguments)
     certifies = arguments.max_error != ["none"]
@@ -111,15 +111,16 @@ def _run(arguments: argparse.Namespace) -> None:
             plan,
             arguments.output,
             made_by=_command(arguments, plan.context, plan.scores, plan.share),
+            data=data_words(arguments),
             progress=progress,
         )
     if arguments.json is not None:
         facts = record(findings, data_words(arguments), colour=source.colour)
         write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
-    for text in advice(findings):
+    for text in (verdict(findings), *advice(findings)):
         say_paragraph(text)
         say("")
-    say(f"{arguments.output}: figures, pictures, and how made")
+    say(f"{arguments.output}: the commands that come next, figures, pictures, and how made")
     approximations = approximate(cross_fitted(source, read_ids(arguments.ids)))
     for text in approximations:
         warn(text)

@@ -19,7 +19,14 @@ from cpseg.jobs.estimate import Estimate
 from cpseg.jobs.labellings import OWN, Labelling
 from cpseg.jobs.settings import ALPHAS
 from cpseg.jobs.tally import row_of
-from cpseg.report.recommendation import Candidate, Certified, choose_certified, recommend
+from cpseg.report.recommendation import (
+    Candidate,
+    Certified,
+    Loss,
+    choose_certified,
+    loss_of_classes,
+    recommend,
+)
 
 RAW = "none"  # the scores as the model gives them
 CONFIDENCES = (0.95, 0.9, 0.8, 0.7, 0.5)  # constant ones, strictest first
@@ -100,6 +107,11 @@ class Plan:
         return [float(check_alpha("report", error, name="max_error")) for error in self.max_errors]
 
 
+def scores_in_words(name: str) -> str:
+    """What a method of recalibration makes."""
+    return "raw scores" if name == RAW else f"recalibrated scores ({name})"
+
+
 class Rule(NamedTuple):
     """A way to choose labels.
 
@@ -125,15 +137,20 @@ class Rule(NamedTuple):
             return "raw argmax"
         if self.kind == "labels":
             return f"labels: {self.scores}"
+        return f"{self.choice}, {scores_in_words(self.scores)}"
+
+    @property
+    def choice(self) -> str:
+        """The rule in words, without the scores."""
         what = {
             "argmax": "argmax",
             "confidence": f"confidence {self.level:g} or more" if self.level else "",
             "eq4": f"eq. 4 at alpha {self.level:g}" if self.level else "",
             "certified": f"certified at {100 * (self.level or 0):g} % error",
+            "labels": self.scores,
         }[self.kind]
-        by = "raw scores" if self.scores == RAW else f"recalibrated scores ({self.scores})"
         suppressed = "" if self.background is None else f", class {self.background} suppressed"
-        return f"{what}{suppressed}, {by}"
+        return f"{what}{suppressed}"
 
 
 @dataclass
@@ -172,6 +189,16 @@ class Measured:
             figures.append(float(getattr(row_of("", confusion, sets), name)))
         return figures
 
+    def total(self) -> Tensor:
+        """Counts over all pixels of all folds, ``[K, K + 1]``."""
+        return torch.stack(self.confusion).sum(0)
+
+    def recall(self) -> list[float]:
+        """By class, the share of its pixels in all folds that carry its label; NaN without any."""
+        confusion = self.total().double()
+        shares: list[float] = (confusion.diagonal() / confusion.sum(1)).tolist()
+        return shares
+
     def estimate(self, name: str) -> Estimate:
         """Its mean and standard error over folds."""
         return Estimate.over(self.values(name))
@@ -205,7 +232,8 @@ class Findings:
         student: the source that was trained on these labelled images and scores them out of fold,
             or None where no folder records that.
         label_with: the rule recommended to label with.
-        keep: for every bound on the error the certified rule recommended, None where there is none.
+        keep: for every bound on the error the certified rule that keeps most, None where there is
+            none; one that erases classes is not recommended, see :meth:`loss`.
         labellings: those tried, by their words.
         num_models: number of sources that are scores of models.
     """
@@ -227,10 +255,24 @@ class Findings:
     labellings: Mapping[str, Labelling] = field(default_factory=dict)
     num_models: int = 1
 
+    def loss(self, rule: Rule) -> Loss:
+        """The classes that a rule loses against the raw argmax, over all pixels of the folds."""
+        return loss(self.rules, rule)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes, or "class 0" and so on."""
+        return list(self.plan.names or [f"class {k}" for k in range(self.num_classes)])
+
     @property
     def students_own(self) -> Rule | None:
         """The labels that the student gives by itself, if one of the sources is a student."""
         return None if self.student is None else own_labels(self.sources, self.student)
+
+
+def loss(rules: Mapping[Rule, Measured], rule: Rule) -> Loss:
+    """The classes that a rule loses against the raw argmax, over all pixels of the folds."""
+    return loss_of_classes(rules[rule].recall(), over=rules[Rule(RAW, "argmax")].recall())
 
 
 def own_labels(sources: Sequence[str], model: int) -> Rule:
@@ -259,8 +301,12 @@ def tried_for_labels(
 def label_with(
     rules: dict[Rule, Measured], sources: Sequence[str] = (), student: int | None = None
 ) -> Rule:
-    """The rule recommended to label with: the first unless another is better beyond noise."""
-    tried = tried_for_labels(rules, sources, student)
+    """The rule recommended to label with: the first unless another is better beyond noise.
+
+    A rule that erases classes is never recommended in place of the first.
+    """
+    first, *others = tried_for_labels(rules, sources, student)
+    tried = [first, *(rule for rule in others if not loss(rules, rule).erases)]
     candidates = [
         Candidate(rule.name, rules[rule].values("miou_all"), rules[rule].values("error"))
         for rule in tried
@@ -269,8 +315,16 @@ def label_with(
 
 
 def certified_at(max_error: float, rules: dict[Rule, Measured]) -> Rule | None:
-    """The certified rule for a bound that keeps most, if every fold could certify one."""
+    """The certified rule for a bound that keeps most, if every fold could certify one.
+
+    Rules that erase classes are taken only if all that are certified do.
+    """
     tried = [rule for rule in rules if rule.kind == "certified" and rule.level == max_error]
+    whole = [rule for rule in tried if not loss(rules, rule).erases]
+    return _keeps_most(whole, rules) or _keeps_most(tried, rules)
+
+
+def _keeps_most(tried: Sequence[Rule], rules: Mapping[Rule, Measured]) -> Rule | None:
     candidates = [
         Certified(
             rule.name,

@@ -1,4 +1,4 @@
-"""The pictures of a report, as data for ``<img src=...>``; matplotlib is needed here alone.
+"""The diagrams of a report, as data for ``<img src=...>``; matplotlib is needed here alone.
 
 Colours are those of Okabe & Ito (2008), which colour-blind people tell apart, and never the only
 difference: lines differ in dashes, points in shape.
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cpseg.files.masks import open_image, palette
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -30,7 +28,6 @@ STYLES = (  # the first four for kinds of scores, then eq. 4 without and with su
     ("#E69F00", "-", ">"),
 )
 _CERTIFIED = ("*", "P", "X", "D")
-_SIDE = 360  # pixels, the longer side of a sample image
 # Small figures with letters of a common size, so that they are read on a phone too.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "cpseg",
@@ -199,61 +196,3 @@ def grid_map(values: Array, *, label: str) -> str:
         axes.set(xticks=[], yticks=[])
         figure.colorbar(drawn, ax=axes, location="bottom", label=label, shrink=0.9, aspect=30)
         return _data(figure)
-
-
-def _thumb(image: Array) -> Array:
-    """At most ``_SIDE`` pixels on a side, by leaving rows and columns out."""
-    step = -(-max(image.shape[:2]) // _SIDE)
-    return image[::step, ::step]
-
-
-def _png(colours: Array) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(colours).save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _stripes(size: tuple[int, ...]) -> Array:
-    """Grey diagonals ``[H, W, 3]``: pixels without a label."""
-    down, across = np.indices(size)
-    return np.where((down + across) // 3 % 2 == 0, 170, 235)[..., None].repeat(3, -1)
-
-
-def class_colours(num_classes: int) -> Array:
-    """The palette of the masks, uint8 ``[K, 3]``."""
-    return np.array(palette(), dtype=np.uint8).reshape(256, 3)[:num_classes]
-
-
-def labels_picture(labels: Array, *, ignored: bool) -> str:
-    """Labels ``[H, W]`` in the colours of the masks.
-
-    Pixels of 255 are hatched where they were ``ignored``, and white where the truth is void.
-    """
-    labels = _thumb(labels)
-    colours = np.array(palette(), dtype=np.uint8).reshape(256, 3)[labels]
-    without = _stripes(labels.shape) if ignored else np.full_like(colours, 255)
-    return _png(np.where((labels == 255)[..., None], without, colours).astype(np.uint8))
-
-
-def mistakes_picture(labels: Array, truth: Array) -> str:
-    """Wrong labels black, right ones light, ignored pixels hatched, void ones white."""
-    labels, truth = _thumb(labels), _thumb(truth)
-    colours = np.where((labels == truth)[..., None], 222, 0) * np.ones(3, int)
-    colours = np.where((labels == 255)[..., None], _stripes(labels.shape), colours)
-    return _png(np.where((truth == 255)[..., None], 255, colours).astype(np.uint8))
-
-
-def photograph(path: str, size: tuple[int, ...]) -> str | None:
-    """An image at the size of its labels; None where it cannot be opened."""
-    from PIL import Image
-
-    try:
-        with open_image(path) as image:
-            pixels = image.convert("RGB").resize((size[1], size[0]))
-    except (OSError, ValueError):
-        return None
-    file = io.BytesIO()
-    Image.fromarray(_thumb(np.array(pixels))).save(file, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

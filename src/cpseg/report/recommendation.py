@@ -8,6 +8,46 @@ from typing import NamedTuple
 
 from cpseg.jobs.estimate import Estimate
 
+FOUND = 0.05  # the recall from which on a class counts as found
+ERASED = 0.25  # the share of the classes found whose loss makes a rule erase classes
+
+
+class Loss(NamedTuple):
+    """Classes that a rule loses against another one.
+
+    Attributes:
+        classes: those of which more than half of the recall is gone, in order.
+        found: how many classes the other rule finds: its recall is at least ``FOUND``.
+    """
+
+    classes: tuple[int, ...]
+    found: int
+
+    @property
+    def erases(self) -> bool:
+        """Whether at least ``ERASED`` of the classes found are lost."""
+        return len(self.classes) > 0 and len(self.classes) >= ERASED * self.found
+
+
+def loss_of_classes(recall: Sequence[float], *, over: Sequence[float]) -> Loss:
+    """Which classes lose more than half of their right pixels.
+
+    A pixel left without a label is not right. Classes that the base does not find cannot be lost,
+    nor can those without pixels (NaN).
+
+    Args:
+        recall: share of the pixels of a class that carry its label, one per class.
+        over: the same for the rule that it is compared with.
+
+    Example:
+        >>> from cpseg.report.recommendation import loss_of_classes
+        >>> loss_of_classes([0.9, 0.1, 0.0], over=[0.8, 0.4, 0.01])
+        Loss(classes=(1,), found=2)
+    """
+    pairs = list(zip(recall, over, strict=True))
+    found = [k for k, (_, base) in enumerate(pairs) if base >= FOUND]
+    return Loss(tuple(k for k in found if pairs[k][0] < pairs[k][1] / 2), len(found))
+
 
 class Candidate(NamedTuple):
     """The figures of a rule, one per fold.

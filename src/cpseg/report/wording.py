@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cpseg.jobs.estimate import Estimate, plus_minus
-from cpseg.report.findings import RAW, Findings, Rule, tried_for_labels
+from cpseg.report.findings import CONFIDENCES, RAW, Findings, Rule, tried_for_labels
 from cpseg.report.recommendation import paired
 
 
@@ -13,18 +13,79 @@ def advice(findings: Findings) -> list[str]:
 
 
 def labels_to_show(findings: Findings) -> Rule:
-    """The labels worth keeping: certified at the first bound that is, else confident ones."""
-    for rule in findings.keep.values():
-        if rule is not None:
+    """The labels worth keeping, of rules that erase no classes.
+
+    Certified at the first bound that is; else confident ones, from confidence 0.9 down; else the
+    labels recommended for every pixel.
+    """
+    certified = [rule for rule in findings.keep.values() if rule is not None]
+    for rule in (*certified, *_constant(findings)):
+        if not findings.loss(rule).erases:
             return rule
-    rule = Rule(findings.label_with.scores, "confidence", None, 0.9)
-    return rule if rule in findings.rules else Rule(list(findings.reliability)[-1], *rule[1:])
+    return findings.label_with
+
+
+def _constant(findings: Findings) -> list[Rule]:
+    """Constant confidences of the scores recommended, strictest first."""
+    scores = findings.label_with.scores
+    if scores not in findings.reliability:
+        scores = list(findings.reliability)[-1]
+    rules = [Rule(scores, "confidence", None, level) for level in CONFIDENCES if level <= 0.9]
+    return [rule for rule in rules if rule in findings.rules]
+
+
+def verdict(findings: Findings) -> str:
+    """What to do, in one sentence."""
+    base, rule = base_of(findings), findings.label_with
+    if rule != base:
+        first = (
+            "Label" if findings.student is None else "Train on the labelled images and on labels"
+        )
+        how = "with" if findings.student is None else "made with"
+        return f"{first} {how} {in_a_sentence(rule)}."
+    if findings.student is None:
+        return "Label with the raw argmax: no other rule tried is a sure gain."
+    return (
+        "Train on the labels alone: no pseudo-labels tried are a sure gain over the student's own."
+    )
+
+
+def in_a_sentence(rule: Rule) -> str:
+    """A rule as a part of a sentence."""
+    if rule == Rule(RAW, "argmax"):
+        return "the raw argmax"
+    if rule.kind == "labels":
+        method, _, rest = rule.scores.partition(" map over ")
+        if not rest:
+            return f"the labels of {rule.scores.removesuffix(' as it is')}"
+        return f"the most probable class of a {method} map over {rest}"
+    return rule.name
+
+
+def lost_classes(findings: Findings, rule: Rule, *, most: int = 12) -> str:
+    """Which classes a rule loses against the raw argmax, as a sentence; empty where none is.
+
+    Args:
+        findings: the measured figures.
+        rule: one of its rules.
+        most: how many classes are named.
+    """
+    lost, found = findings.loss(rule)
+    if not lost:
+        return ""
+    named = ", ".join(findings.names[k] for k in lost[:most])
+    more = f" and {len(lost) - most} more" if len(lost) > most else ""
+    verb = "loses" if len(lost) == 1 else "lose"
+    return (
+        f"{len(lost)} of the {found} classes that the raw argmax finds {verb} more than half of "
+        f"their right pixels: {named}{more}."
+    )
 
 
 def _labelling(findings: Findings) -> str:
     if findings.student is not None:
         return _for_the_student(findings)
-    base = _base(findings)
+    base = base_of(findings)
     if findings.label_with == base:
         miou, error = _miou_and_error(findings, base)
         text = (
@@ -34,6 +95,8 @@ def _labelling(findings: Findings) -> str:
         )
     else:
         text = f"To label every pixel, use {_figures_of(findings)}"
+    lost = lost_classes(findings, findings.label_with)
+    text = f"{text} But {lost}" if lost else text
     return (
         f"{text} Whether a student gains by these labels is not known: none of the sources is a "
         "student that was trained on these images, and labels worse than its own would cost it. "
@@ -43,11 +106,12 @@ def _labelling(findings: Findings) -> str:
 
 def _for_the_student(findings: Findings) -> str:
     """What to train on, where a student's own labels are known."""
-    base = _base(findings)
+    base = base_of(findings)
     if findings.label_with != base:
+        lost = lost_classes(findings, findings.label_with)
         return (
             "Train on the labelled images and on pseudo-labels. To label every pixel, use "
-            f"{_figures_of(findings)}"
+            f"{_figures_of(findings)}" + (f" But {lost}" if lost else "")
         )
     miou, error = _miou_and_error(findings, base)
     return (
@@ -82,7 +146,7 @@ def _figures_of(findings: Findings) -> str:
     )
 
 
-def _base(findings: Findings) -> Rule:
+def base_of(findings: Findings) -> Rule:
     """What another rule must be better than: the student's own labels, the raw argmax else."""
     return findings.students_own or Rule(RAW, "argmax")
 
@@ -104,15 +168,18 @@ def _closest(findings: Findings) -> str:
     if not others:
         return ""
     best = max(others, key=lambda rule: findings.rules[rule].estimate("miou_all").mean)
+    lost = lost_classes(findings, best)
+    erased = f" With it {lost}" if lost else ""
     return (
-        f"The best of the others, {best.name}, {_change(findings, best)}. A change would have to "
-        "be better by more than a standard error in mIoU, and no worse than one in error."
+        f"The best of the others, {best.name}, {_change(findings, best)}.{erased} A change would "
+        "have to be better by more than a standard error in mIoU, and no worse than one in error, "
+        "and erase no classes."
     )
 
 
 def _fewer_mistakes(findings: Findings) -> str:
     """A rule with a lower error than the base beyond noise, though not a better mIoU."""
-    base = findings.rules[_base(findings)].values("error")
+    base = findings.rules[base_of(findings)].values("error")
     least, chosen = 0.0, None
     for rule in _others(findings):
         saved = paired(base, over=findings.rules[rule].values("error"))
@@ -130,7 +197,7 @@ def _change(findings: Findings, rule: Rule) -> str:
 
 def change(findings: Findings, rule: Rule) -> tuple[str, str]:
     """How a rule's mIoU and error (in percentage points) differ from those of the base."""
-    base, chosen = findings.rules[_base(findings)], findings.rules[rule]
+    base, chosen = findings.rules[base_of(findings)], findings.rules[rule]
     miou = paired(chosen.values("miou_all"), over=base.values("miou_all"))
     error = paired(chosen.values("error"), over=base.values("error"))
     points = plus_minus(
@@ -160,8 +227,12 @@ def _keeping(findings: Findings) -> str:
             f"of the pixels, of which {plus_minus(measured.estimate('wrong'))} are wrong on images "
             "not used for the certificate."
         )
+        lost = lost_classes(findings, rule)
+        if lost:
+            advised = ", and it is not recommended" if findings.loss(rule).erases else ""
+            parts.append(f"But {lost.removesuffix('.')}{advised}.")
     text = "To keep only labels that are rarely wrong: " + " ".join(parts)
-    if all(rule is None for rule in findings.keep.values()):
+    if not any(recommended_to_keep(findings, rule) for rule in findings.keep.values()):
         text += " " + _confident(findings)
     return text
 
@@ -203,14 +274,26 @@ def _uncertified(findings: Findings, bound: float) -> str:
     return text + "."
 
 
+def recommended_to_keep(findings: Findings, rule: Rule | None) -> bool:
+    """Whether a certified rule, or None, is one that erases no classes."""
+    return rule is not None and not findings.loss(rule).erases
+
+
 def _confident(findings: Findings) -> str:
     rule = labels_to_show(findings)
     measured = findings.rules[rule]
+    if rule == findings.label_with:
+        return (
+            "Without a certificate, every constant confidence tried erases classes: keep the label "
+            "of every pixel. Labels that are made can be audited: cpseg audit bounds their error "
+            "by answers about some of their pixels."
+        )
+    lost = lost_classes(findings, rule)
     return (
         f"Without a certificate, {rule.name} kept {plus_minus(measured.estimate('kept'))} of the "
         f"pixels with {plus_minus(measured.estimate('wrong'))} of them wrong; nothing guarantees "
-        "that elsewhere. Labels that are made can be audited: cpseg audit bounds their error by "
-        "answers about some of their pixels."
+        f"that elsewhere. {f'But {lost} ' if lost else ''}Labels that are made can be "
+        "audited: cpseg audit bounds their error by answers about some of their pixels."
     )
 
 
