@@ -297,7 +297,7 @@ def test_the_jobs_work_when_nothing_is_changed(
 CHANGES: list[tuple[str, dict[str, object], str]] = [
     *((name, {"root": "nowhere"}, "--root: expected a folder") for name in JOBS),
     *((name, {"probs": "nowhere"}, "--probs: expected a folder") for name in JOBS),
-    *((name, {"ids": "nowhere.txt"}, "nowhere.txt: No such file") for name in JOBS),
+    *((name, {"ids": "nowhere.txt"}, "nowhere.txt: expected an id list") for name in JOBS),
     *((name, {"root": None}, "--root") for name in JOBS),
     *((name, {"unknown": "x"}, "--unknown") for name in JOBS),
     *((name, {"device": "abacus"}, "abacus") for name in JOBS),
@@ -367,7 +367,7 @@ def damage(kind: str, data: DataSet) -> str:
     if kind == "list that is a folder":
         data.ids.unlink()
         data.ids.mkdir()
-        return f"{data.ids}: Is a directory"
+        return f"{data.ids}: expected images"
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-7])
     elif kind == "empty":

@@ -149,9 +149,9 @@ def test_the_same_folds_are_written_again_and_others_refused(tmp_path: Path) -> 
         write_folds(tmp_path / "G", cross_fit(PAIRS, 4))
 
 
-def test_a_path_with_a_space_leaves_nothing_behind(tmp_path: Path) -> None:
-    folds = cross_fit([Pair("a b.png", "m.png"), Pair("c.png", "m.png")], 2)
-    with pytest.raises(ValueError, match="paths without spaces"):
+def test_a_path_that_no_list_holds_leaves_nothing_behind(tmp_path: Path) -> None:
+    folds = cross_fit([Pair("a\tb.png", "m.png"), Pair("c.png", "m.png")], 2)
+    with pytest.raises(ValueError, match="paths without white space"):
         write_folds(tmp_path / "F", folds)
     assert not (tmp_path / "F").exists()
 

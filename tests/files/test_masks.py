@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.support.damage import damage_every_byte
-from tests.support.folders import complains
+from tests.support.folders import command, complains, done, make, refused
 from torch import Tensor
 
+from cpseg import Calibration
+from cpseg.calibration.provenance import Provenance
+from cpseg.core.class_map import ClassMap
+from cpseg.core.palette import parse_palette, read_palette
+from cpseg.files.mask_format import MaskFormat
 from cpseg.files.masks import (
     image_size,
     palette,
     read_mask,
+    size_fix,
     write_mask,
 )
 
@@ -225,6 +233,169 @@ def test_labels_that_no_mask_holds_are_not_written(tmp_path: Path, labels: Tenso
         write_mask(tmp_path / "m.png", labels)
     complains(caught.value, "write_mask", "[H, W] in 0..255", str(list(labels.shape)))
     assert list(tmp_path.iterdir()) == []
+
+
+COLOURS = {0: "#000000", 1: "#ff0000", 2: "#00ff00", 3: "#0000ff"}
+PALETTES: list[Any] = [
+    {**{str(key): value for key, value in COLOURS.items()}, "void": "#808080"},
+    {
+        "road": "#000000",
+        "sky": [255, 0, 0],
+        "void": [[128, 128, 128]],
+        "c": "#00FF00",
+        "d": "#0000ff",
+    },
+]
+
+
+def in_colours(values: np.ndarray, mode: str = "RGB") -> Image.Image:
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [128, 128, 128]])
+    image = Image.fromarray(colours[np.where(values == 255, 4, values)].astype(np.uint8))
+    return (
+        image.convert(mode, palette=Image.Palette.ADAPTIVE) if mode == "P" else image.convert(mode)
+    )
+
+
+@pytest.mark.parametrize("content", PALETTES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_in_colours(tmp_path: Path, content: Any, mode: str) -> None:
+    path = tmp_path / "m.png"
+    in_colours(LABELS, mode).save(path)
+    colours = parse_palette(content)
+    assert np.array_equal(MaskFormat(palette=colours).read(path, 4, (2, 3)), LABELS)
+    assert parse_palette(colours.to_json()) == colours
+    merged = MaskFormat(map=ClassMap((0, 1, 1, None)), palette=colours)
+    expected = np.array([[0, 1, 1], [255, 255, 0]])
+    assert np.array_equal(merged.read(path, 2, (2, 3)), expected)
+    assert MaskFormat.from_json(merged.to_json()) == merged
+
+
+def test_a_list_of_colours_has_no_void_and_another_void_value_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    in_colours(LABELS).save(path)
+    with pytest.raises(ValueError, match="#808080 at row 1, column 1") as caught:
+        MaskFormat(palette=parse_palette(list(COLOURS.values()))).read(path, 4, (2, 3))
+    complains(caught.value, path, "colours of --palette", "0 more pixels", "JPEG")
+    five = parse_palette([*COLOURS.values(), "#808080"])
+    assert np.array_equal(MaskFormat(void=4, palette=five).read(path, 4, (2, 3)), LABELS)
+
+
+def test_the_palette_of_voc_is_the_one_that_is_written(tmp_path: Path) -> None:
+    labels = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
+    write_mask(tmp_path / "m.png", labels)
+    Image.open(tmp_path / "m.png").convert("RGB").save(tmp_path / "rgb.png")
+    for name in ("m.png", "rgb.png"):
+        found = MaskFormat(palette=read_palette("voc")).read(tmp_path / name, 255, (16, 16))
+        assert torch.equal(found, labels)
+    with pytest.raises(ValueError, match="pass --palette") as caught:
+        read_mask(tmp_path / "rgb.png", num_classes=255, size=None)
+    complains(caught.value, tmp_path / "rgb.png", "mode RGB")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("#000000", "a list or an object of colours, got str"),
+        ([], "1 to 256 colours, got 0"),
+        (["#00"], "a colour, got '#00'"),
+        ([[0, 0, 256]], "a colour"),
+        ([[0, 0]], "a colour"),
+        (["#000000", [0, 0, 0]], "every colour once, got #000000 twice"),
+        ({"a": "#000000", "void": "#000000"}, "every colour once"),
+        ({"0": "#000000", "a": "#000001"}, "numbers or names"),
+        ({"0": "#000000", "00": "#000001"}, "every value once"),
+        ({"256": "#000000"}, "values below 256, got 256"),
+        ({"void": "#000000"}, "1 to 256 colours, got 0"),
+    ],
+)
+def test_what_is_no_palette_is_refused(tmp_path: Path, content: Any, said: str) -> None:
+    path = tmp_path / "palette.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected") as caught:
+        read_palette(path)
+    complains(caught.value, path, said)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="a palette in JSON"):
+        read_palette(path)
+
+
+def test_classes_may_count_from_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    image_of(LABELS, "L").save(path)
+    expected = np.array([[255, 0, 1], [2, 255, 255]])
+    assert np.array_equal(MaskFormat(first_class=1).read(path, 3, (2, 3)), expected)
+    with pytest.raises(ValueError, match=r"labels in 1\.\.2 or 255 \(void\), got 3"):
+        MaskFormat(first_class=1).read(path, 2, (2, 3))
+    with pytest.raises(ValueError, match="pass --first-class 1") as caught:
+        MaskFormat().read(path, 3, (2, 3))
+    complains(caught.value, path, "0..2 or 255", "--void 3")
+    with pytest.raises(ValueError, match="pass --void 2 if it is void, or --mask-map") as caught:
+        MaskFormat().read(path, 2, (2, 3))
+    with pytest.raises(ValueError, match="one of mask map and first class"):
+        MaskFormat(map=ClassMap((0, 1)), first_class=1)
+    full = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
+    write_mask(path, full)
+    found = MaskFormat(void=0, first_class=1).read(path, 256, (16, 16))
+    assert torch.equal(found.flatten()[1:].long(), torch.arange(255))
+
+
+def test_a_value_that_the_mask_map_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    image_of(LABELS, "L").save(path)
+    with pytest.raises(ValueError, match="3 is not in --mask-map") as caught:
+        MaskFormat(map=ClassMap((0, 1, 1))).read(path, 2, (2, 3))
+    complains(caught.value, path, "values 0..2 or 255 (void), got 3")
+
+
+@pytest.mark.parametrize(
+    ("found", "scores", "classes", "fix"),
+    [
+        ((180, 240), (240, 11), 180, "classes last: pass --layout hwc"),
+        ((180, 240), (45, 60), 11, "pass --upsample"),
+        ((513, 1025), (129, 257), 21, "pass --upsample"),
+        ((181, 239), (23, 30), 21, "pass --upsample"),
+        ((180, 240), (60, 60), 11, "write both at the image's size"),
+        ((180, 240), (360, 480), 11, "write both at the image's size"),
+    ],
+)
+def test_another_size_names_the_option_that_cures_it(
+    found: tuple[int, int], scores: tuple[int, int], classes: int, fix: str
+) -> None:
+    assert fix in size_fix(found, scores, classes)
+
+
+def test_a_calibration_carries_how_masks_are_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``evaluate`` and the masks of ``stage1.txt`` take it from there."""
+    data = make(tmp_path / "data")
+    for name, truth in data.labels.items():
+        in_colours(truth).save(data.mask_file(name))
+    colours = {"void": "#808080"}
+    colours |= {str(key + 1): value for key, value in COLOURS.items()}
+    (tmp_path / "colours.json").write_text(json.dumps(colours))
+    made = tmp_path / "c.safetensors"
+    run = ("calibrate", *data.options(), "--background", "none", "--variant", "image", "-o", made)
+    refused(command(capsys, *run), "pass --palette")
+    run = (*run, "--palette", tmp_path / "colours.json")
+    refused(command(capsys, *run), "got 4; pass --first-class 1")
+    done(command(capsys, *run, "--first-class", 1))
+    said = done(command(capsys, "evaluate", *data.options(), "--calibration", made)).out
+    again = ("--palette", tmp_path / "colours.json", "--first-class", 1, "--void", 255)
+    told = command(capsys, "evaluate", *data.options(), "--calibration", made, *again)
+    assert done(told).out == said
+    stored = Calibration.load(made).provenance.masks
+    assert stored is not None
+    assert (stored.first_class, stored.palette) == (1, parse_palette(colours).to_json())
+    words = data.options(calibration=made, labelled=data.ids, output=data.root / "out")
+    done(command(capsys, "label", *words))
+    for name, truth in data.labels.items():
+        true = read_mask(data.root / "out/true" / name, num_classes=4, size=None)
+        assert np.array_equal(true, truth)
+    bad = Calibration.load(made).extra.to_json()
+    for change in ({"first_class": -1}, {"palette": {"0": "red"}}):
+        with pytest.raises(ValueError, match="expected"):
+            Provenance.from_json({"masks": {**bad["masks"], **change}})
 
 
 def test_palette_is_that_of_voc() -> None:

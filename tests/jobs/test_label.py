@@ -36,6 +36,7 @@ from cpseg.files.id_lists import read_ids
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.compact import compact
 from cpseg.jobs.label import label
+from cpseg.jobs.shift import Notice
 
 SIZES = ((12, 16), (10, 20), (24, 32))
 
@@ -368,12 +369,25 @@ def test_two_images_with_one_mask_are_refused(data: DataSet, tmp_path: Path) -> 
     complains(caught.value, "label", "images/00.png and images/00.jpg")
 
 
-def test_a_folder_with_a_space_is_refused_before_the_work(data: DataSet, tmp_path: Path) -> None:
-    out = tmp_path / "out of root"
-    with pytest.raises(ValueError, match="without spaces") as caught:
+def test_a_folder_that_no_list_holds_is_refused_before_the_work(
+    data: DataSet, tmp_path: Path
+) -> None:
+    out = tmp_path / "out\tof root"
+    with pytest.raises(ValueError, match="without white space") as caught:
         label(source(data), data.ids, thresholds(data), out)
     assert len(str(caught.value).splitlines()) == 1
     assert not list(out.rglob("*.png")), "the whole run was done first"
+
+
+def test_where_paths_have_spaces_the_lists_have_tabs_and_that_is_said(
+    data: DataSet, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "out of root", list[Notice]()
+    label(source(data), data.ids, thresholds(data), out, tell=said.append)
+    assert "separated by tabs" in said[-1].text
+    assert said[-1].is_warning
+    image, mask = (out / "ids.txt").read_text().splitlines()[0].split("\t")
+    assert (image, mask) == (data.images[0], str(out / "masks" / image))
 
 
 def test_a_space_above_the_root_does_no_harm(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cpseg._internal.checks import is_share, is_whole, message
 from cpseg.core.class_map import parse_class_map
+from cpseg.core.palette import parse_palette
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,26 @@ class MaskFormat:
     Attributes:
         void: the value of void pixels.
         map: JSON of the class map from values in masks to classes, or None.
+        palette: JSON of the colours of the values in masks, or None.
+        first_class: the value of class 0.
     """
 
     void: int
     map: Mapping[str, Any] | None
+    palette: Mapping[str, Any] | None = None
+    first_class: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that a calibration file keeps."""
+        content: dict[str, Any] = {
+            "void": self.void,
+            "map": None if self.map is None else dict(self.map),
+        }
+        if self.palette is not None:
+            content["palette"] = dict(self.palette)
+        if self.first_class:
+            content["first_class"] = self.first_class
+        return content
 
 
 @dataclass(frozen=True)
@@ -159,8 +176,7 @@ class Provenance(Mapping[str, Any]):
         if self.class_map is not None:
             content["class_map"] = dict(self.class_map)
         if self.masks is not None:
-            mask_map = None if self.masks.map is None else dict(self.masks.map)
-            content["masks"] = {"void": self.masks.void, "map": mask_map}
+            content["masks"] = self.masks.to_json()
         if self.recalibration is not None:
             facts = {"apart": self.recalibration.disjoint, "folds": self.recalibration.folds}
             content["refitted"] = {**facts, **_images_entry(self.recalibration.images)}
@@ -275,7 +291,13 @@ def _masks(where: str, value: object) -> MaskFormat | None:
     facts = _table(where, "masks", value, {"void", "map"})
     if not is_whole(facts["void"], 0):
         raise _unfit(where, "masks with void as a whole number", value)
-    return MaskFormat(facts["void"], _class_map(where, "masks", facts["map"]))
+    palette, first_class = facts.get("palette"), facts.get("first_class", 0)
+    if not is_whole(first_class, 0):
+        raise _unfit(where, "masks with first_class as a whole number", value)
+    if palette is not None:
+        parse_palette(palette, where=f"{where} (masks)")
+        palette = dict(palette)
+    return MaskFormat(facts["void"], _class_map(where, "masks", facts["map"]), palette, first_class)
 
 
 def _shares(where: str, value: object) -> Mapping[str, float] | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cpseg._internal.checks import message, name_file_in_errors
@@ -17,9 +16,11 @@ from cpseg._internal.hashing import digest
 from cpseg.core.channels import join_channels
 from cpseg.core.class_map import ClassMap, parse_class_map
 from cpseg.core.feature_projection import FeatureProjection
+from cpseg.core.palette import Palette
 from cpseg.core.selection import Evidence
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.masks import VOID, read_image, read_mask
+from cpseg.files.mask_format import MaskFormat
+from cpseg.files.masks import VOID, read_image
 from cpseg.files.score_files import (
     find_scores,
     no_probabilities,
@@ -94,6 +95,8 @@ class Source:
         projection: the components, once they are known.
         classes: number of classes of every model, once it is known: all files must have it.
         masks: a folder with the mask of every image, for id lists that name none, or None.
+        palette: the colours of the values in masks, or None for masks that hold values.
+        first_class: the value of class 0 in masks; smaller values are void.
     """
 
     root: Path
@@ -110,6 +113,8 @@ class Source:
     projection: FeatureProjection | None = None
     classes: tuple[int, ...] | None = None
     masks: Path | None = None
+    palette: Palette | None = None
+    first_class: int = 0
 
     def read_ids(self, path: str | Path, *, columns: int = 2) -> list[Pair]:
         """The images of an id list or a folder of this data set; see :func:`cpseg.files.read_ids`.
@@ -139,6 +144,21 @@ class Source:
         """The source with the class map that its model's calibration was made with."""
         return replace(self, class_map=self.models[0].with_recorded_map(recorded).class_map)
 
+    @property
+    def mask_format(self) -> MaskFormat:
+        """How masks are stored."""
+        return MaskFormat(self.void, self.mask_map, self.palette, self.first_class)
+
+    def with_mask_format(self, stored: MaskFormat) -> Source:
+        """The source with masks that are stored in another way."""
+        return replace(
+            self,
+            void=stored.void,
+            mask_map=stored.map,
+            palette=stored.palette,
+            first_class=stored.first_class,
+        )
+
     def facts(self) -> dict[str, Any]:
         """What the provenance of a calibration records of the data set, as JSON."""
         facts: dict[str, Any] = {}
@@ -151,8 +171,8 @@ class Source:
             }
         elif self.class_map is not None:
             facts["class_map"] = self.class_map.to_json()
-        if self.mask_map is not None or self.void != VOID:
-            facts["masks"] = {"void": self.void, "map": as_json(self.mask_map)}
+        if not self.mask_format.is_plain:
+            facts["masks"] = self.mask_format.to_json()
         return facts
 
     def identity(self) -> dict[str, Any]:
@@ -301,21 +321,7 @@ class Source:
     def labels(self, pair: Pair, num_classes: int, size: tuple[int, int]) -> Tensor:
         """The true labels of an image, void as 255."""
         assert pair.mask is not None
-        path = self.root / pair.mask
-        values = num_classes if self.mask_map is None else len(self.mask_map.target)
-        if values > 256:
-            fix = "map the values of 8-bit masks"
-            raise ValueError(message("mask map", "at most 256 values", str(values), fix))
-        labels = read_mask(path, num_classes=values, ignore_index=self.void, size=size)
-        classes = torch.arange(256, dtype=torch.uint8)
-        classes[self.void] = VOID
-        if self.mask_map is not None:
-            if self.mask_map.num_classes != num_classes:
-                expected, got = f"{num_classes} classes as in the scores", self.mask_map.num_classes
-                raise ValueError(message("mask map", expected, str(got), "map to the same classes"))
-            for value, target in enumerate(self.mask_map.target):
-                classes[value] = VOID if target is None else target
-        return classes[labels.to(torch.int64)].to(self.device)
+        return self.mask_format.read(self.root / pair.mask, num_classes, size).to(self.device)
 
 
 @dataclass(frozen=True)

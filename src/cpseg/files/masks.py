@@ -21,6 +21,8 @@ from cpseg._internal.safe_files import atomic, damaged
 if TYPE_CHECKING:
     from PIL import ImageFile
 
+    from cpseg.core.palette import Palette
+
 VOID = 255  # what training code expects in files
 MOST_PIXELS = 2**31 - 1  # 46,340 x 46,340
 
@@ -87,24 +89,81 @@ def read_mask(
         ValueError: not such an image, another size, or a value that is neither class nor void.
         FileNotFoundError: there is no such file.
     """
-    with open_image(path, "a mask image") as image:
-        mode = image.mode
-        if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow would scale these up
-            mode = f"{str(image.tile[0][3]).strip('()').partition(',')[0]} bits"
-        values = np.array(image) if mode in ("L", "P") else np.empty(0)
-    if mode not in ("L", "P") or values.ndim != 2:
-        fix = "store class indices, 255 for void"
-        raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
-    labels = torch.from_numpy(values)
-    if size is not None and tuple(labels.shape) != tuple(size):
-        expected, got = f"a mask {_by(size)} like its image's scores", _by(tuple(labels.shape))
-        raise ValueError(message(str(path), expected, got, "write both at the image's size"))
+    labels = read_values(path)
+    if size is not None:
+        check_mask_size(path, labels, size, num_classes)
     known = [*range(min(num_classes, 256)), *([ignore_index] if 0 <= ignore_index < 256 else [])]
     counts = torch.bincount(labels.flatten(), minlength=256)
     counts[known] = 0
     if bool(counts.any()):  # the check that names a value takes 30 bytes per pixel
         check_label_values(str(path), labels, num_classes, ignore_index)
     return labels
+
+
+def read_values(path: str | Path, colours: Palette | None = None, void: int = VOID) -> Tensor:
+    """The values of a mask: of an 8-bit image, or by a palette those of an image in colours.
+
+    Args:
+        path: the mask.
+        colours: the palette, or None.
+        void: the value of pixels with a colour of void.
+
+    Returns:
+        uint8 ``[H, W]``.
+
+    Raises:
+        ValueError: not such an image, or a colour that is not in the palette.
+        FileNotFoundError: there is no such file.
+    """
+    with open_image(path, "a mask image") as image:
+        mode = image.mode
+        if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow would scale these up
+            mode = f"{str(image.tile[0][3]).strip('()').partition(',')[0]} bits"
+        if colours is not None and mode in _MODES:
+            values = np.array(image.convert("RGB"))
+        else:
+            values = np.array(image) if mode in ("L", "P") else np.empty(0)
+    if colours is not None and values.ndim == 3:
+        return colours.values(torch.from_numpy(values), void=void, where=str(path))
+    if mode not in ("L", "P") or values.ndim != 2:
+        fix = "store class indices, 255 for void"
+        if mode in ("RGB", "RGBA"):
+            fix += ", or pass --palette FILE|voc for a mask in colours"
+        raise ValueError(message(str(path), "an 8-bit mask (L or P)", f"mode {mode}", fix))
+    return torch.from_numpy(values)
+
+
+def check_mask_size(
+    path: str | Path, labels: Tensor, size: Sequence[int], num_classes: int
+) -> None:
+    """A mask has the size of its image's scores.
+
+    Raises:
+        ValueError: another one. The message names what the scores look like instead.
+    """
+    found = tuple(labels.shape)
+    if found == tuple(size):
+        return
+    expected, got = f"a mask {_by(size)} like its image's scores", _by(found)
+    fix = size_fix(found, size, num_classes)
+    raise ValueError(message(str(path), expected, got, fix))
+
+
+def size_fix(found: Sequence[int], scores: Sequence[int], num_classes: int) -> str:
+    """What to do where an image or mask has another size than its scores.
+
+    Args:
+        found: height and width of the image.
+        scores: height and width of the scores.
+        num_classes: number of classes of the scores.
+    """
+    (height, width), (rows, columns) = found, scores
+    if (num_classes, rows) == (height, width):
+        return f"the scores have their {columns} classes last: pass --layout hwc"
+    like = abs(rows * width - columns * height) <= max(height, width)  # up to one rounded cell
+    if like and rows <= height and columns <= width:
+        return "the scores have a lower resolution: pass --upsample"
+    return "write both at the image's size"
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -16,10 +16,10 @@ from cpseg._internal.distributed import barrier, rank, shard
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import write_text
 from cpseg.calibration.calibration import Calibration
-from cpseg.core.class_map import parse_class_map
 from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, write_ids
+from cpseg.files.mask_format import MaskFormat
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
@@ -150,8 +150,8 @@ def _true_masks(
     stored = calibration.provenance.masks
     if stored is None:
         return [(pair.image, pair.mask or "") for pair in pairs]
-    mask_map = None if stored.map is None else parse_class_map(stored.map)
-    source = replace(source, mask_map=mask_map, void=stored.void, device="cpu")
+    source = source.with_mask_format(MaskFormat.from_json(stored.to_json()))
+    source = replace(source, device="cpu")
     lines = []
     for pair in pairs:
         path = output_path(folder.out / "true", pair.image, ".png")

@@ -8,11 +8,13 @@ from cpseg._internal.checks import message
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.provenance import SourcesRead
 from cpseg.files.dataset import Source
+from cpseg.files.mask_format import MaskFormat
 
 
 def as_calibrated(where: str, source: Source, calibration: Calibration) -> Source:
     """The source with the class maps, and the components of features, of a calibration.
 
+    Masks are read as they were for the calibration, unless the source says how they are stored.
     A single folder may hold evidence made with the calibration, whatever its sources were.
 
     Raises:
@@ -20,6 +22,7 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
             scores, folders in another order, or features where there were none, or none where
             there were some.
     """
+    source = _with_masks(source, calibration)
     recorded, recalibration = calibration.provenance.sources_read, calibration.recalibration
     projection = None if recalibration is None else recalibration.projection
     needs_features = projection is not None and projection.components > 0
@@ -45,6 +48,14 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
         colour=recorded.colour,
         classes=None if recalibration is None else recalibration.sources,
     )
+
+
+def _with_masks(source: Source, calibration: Calibration) -> Source:
+    """Masks are read as they were for the calibration, where nothing else is said of them."""
+    stored = calibration.provenance.masks
+    if stored is None or not source.mask_format.is_plain:
+        return source
+    return source.with_mask_format(MaskFormat.from_json(stored.to_json()))
 
 
 def _check_folders(

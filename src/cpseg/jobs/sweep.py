@@ -155,7 +155,12 @@ def _check_mask_map(mask_classes: int, num_classes: int) -> None:
 def _data(source: Source) -> dict[str, object]:
     """What a fingerprint says of the data set."""
     maps = (source.class_map, source.mask_map)
+    stored = source.mask_format.to_json()
+    more: dict[str, object] = {
+        name: stored[name] for name in ("palette", "first_class") if name in stored
+    }
     return {
+        **more,
         "maps": [as_json(each) for each in maps],
         "void": source.void,
         "root": str(source.root.resolve()),
