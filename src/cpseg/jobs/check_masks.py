@@ -46,6 +46,8 @@ def read_raw_mask(path: Path) -> RawMask:
     """
     with open_image(path, "a mask image") as image:
         mode, size = image.mode, (image.height, image.width)
+        if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow scales these up
+            return RawMask(None, "L with fewer than 8 bits", size)
         if mode in ("L", "P"):
             return RawMask(np.array(image), mode, size)
         if mode not in ("RGB", "RGBA"):
@@ -205,10 +207,10 @@ def _judge_strange(
 ) -> tuple[Lookup, list[Finding]]:
     """Values that are neither a class nor void."""
     shares = facts.counts / facts.counts.sum()
-    said = listed([f"{value} ({percent(float(shares[value]))})" for value in strange])
+    said = listed([f"{value} ({percent(float(shares[value]))} of pixels)" for value in strange])
     void = facts.source.void
     classes = "in --mask-map" if facts.source.mask_map else f"a class 0..{num_classes - 1}"
-    head = f"masks: value {said} of pixels is neither {classes} nor void ({void}); "
+    head = f"masks: value {said} is neither {classes} nor void ({void}); "
     if len(strange) == 1:
         as_void = lookup.copy()
         as_void[strange[0]] = VOID
