@@ -138,7 +138,17 @@ def sweep(run: Runner) -> str:
         folder = run.place / kind
         backgrounds = "none" if background == "none" else f"none,{background}"
         given = (*DATA, "--ids", "labelled_100.txt", "--backgrounds", backgrounds, *maps)
-        run.cpseg(f"{kind}-sweep", "sweep", *given, "--variants", ",".join(every), "-o", folder)
+        run.cpseg(
+            f"{kind}-sweep",
+            "sweep",
+            *given,
+            "--recalibrate",
+            "none",
+            "--variants",
+            ",".join(every),
+            "-o",
+            folder,
+        )
         with (folder / "sweep.csv").open(encoding="utf-8", newline="") as file:
             rows = {(r["variant"], r["background"], r["alpha"]): r for r in csv.DictReader(file)}
         lines: Lines = [header]

@@ -728,13 +728,33 @@ def test_the_command_prints_the_table(data: DataSet, tmp_path: Path, capsys: Cap
         block=BLOCK,
         folds=FOLDS,
         seed=SEED,
+        recalibrate="none",
     )
-    result = done(command(capsys, "sweep", *words))
+    result = done(command(capsys, "sweep", *words, "--all"))
     rows = run(data, variants=["image", "blocks"])
     assert result.out == f"{table_of_sweep(rows)}\n\n{conclusion(rows)}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
-    again = done(command(capsys, "sweep", *words, "-o", tmp_path / "out"))
+    again = done(command(capsys, "sweep", *words, "--all", "-o", tmp_path / "out"))
     assert again.out == result.out == (tmp_path / "out" / "sweep.md").read_text()
+    shown = done(command(capsys, "sweep", *words, "-o", tmp_path / "out")).out
+    best = sorted(rows[1:], key=lambda row: -row.miou_all.mean)[:10]
+    assert len(rows) == 13
+    cut = f"and the 10 best of 12 others by mIoU over all pixels; all are in {tmp_path / 'out'}"
+    assert shown.startswith(f"{table_of_sweep([rows[0], *best])}\n\nThe raw argmax {cut}")
+    assert shown.endswith(f"\n\n{conclusion(rows)}\n")
+
+
+def test_the_command_tries_recalibration_by_default(data: DataSet, capsys: Capture) -> None:
+    words = data.options(backgrounds="none", alphas="0.5", variants="image", folds=FOLDS)
+    said = done(command(capsys, "sweep", *words)).out
+    assert sum(line.startswith("| dirichlet ") for line in said.splitlines()) == 2
+
+
+def test_a_difference_within_noise_is_called_so() -> None:
+    close, far = (row("image", 0.3, miou_all=mean) for mean in (0.505, 0.52))
+    assert "it may be noise" in conclusion([RAW, close])
+    assert "it may be noise" not in conclusion([RAW, far])
+    assert "it may be noise" not in conclusion([RAW, row(miou_all=0.4)])
 
 
 def test_the_command_tries_recalibrations(data: DataSet, capsys: Capture) -> None:
@@ -767,7 +787,8 @@ def test_the_command_tries_recalibrations(data: DataSet, capsys: Capture) -> Non
 
 
 def test_the_command_warns_of_too_few_images(data: DataSet, capsys: Capture) -> None:
-    result = command(capsys, "sweep", *data.options(backgrounds="none", folds=2))
+    words = data.options(backgrounds="none", folds=2, recalibrate="none")
+    result = command(capsys, "sweep", *words)
     assert result.code == 0
     assert len(result.out.splitlines()) == 3 + 3 * 7 + 2
     assert result.err.startswith("cpseg: warning: in the folds, thresholds are infinite")
@@ -777,7 +798,8 @@ def test_the_command_warns_of_too_few_images(data: DataSet, capsys: Capture) -> 
 
 def test_class_and_mask_maps(data: DataSet, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "map.json").write_text(json.dumps({"0": 0, "1": 0, "2": 1, "3": 1}))
-    maps = {"class_map": tmp_path / "map.json", "mask_map": tmp_path / "map.json"}
+    maps: dict[str, object] = dict.fromkeys(("class_map", "mask_map"), tmp_path / "map.json")
+    maps["recalibrate"] = "none"
     words = data.options(backgrounds="none,0", alphas=0.3, variants="image", **maps)
     result = done(command(capsys, "sweep", *words))
     assert len(result.out.splitlines()) == 7

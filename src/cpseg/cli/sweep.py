@@ -9,7 +9,7 @@ from cpseg._internal.words import ALPHAS, FIXED_VARIANTS, LEARNED_VARIANTS, RECA
 from cpseg.cli import options
 from cpseg.cli.options import Commands, backgrounds, share, shares, whole, words
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import refuse_unused, say, settings_from, source_of, warn
+from cpseg.cli.shared import refuse_unused, say, say_paragraph, settings_from, source_of, warn
 
 
 def add(commands: Commands) -> None:
@@ -57,8 +57,8 @@ def add(commands: Commands) -> None:
     add(
         "--recalibrate",
         type=words,
-        default=["none"],
-        help=f"methods of recalibration, among {','.join(RECALIBRATIONS)} (default none)",
+        default=["none", "dirichlet"],
+        help=f"methods of recalibration, among {','.join(RECALIBRATIONS)} (default none,dirichlet)",
     )
     add(
         "--prior-powers",
@@ -75,6 +75,7 @@ def add(commands: Commands) -> None:
     add("--folds", type=whole(1), default=5, help="number of folds (default 5)")
     add("--seed", type=whole(0), default=0, help="seed of all draws (default 0)")
     options.grid(command)
+    add("--all", action="store_true", help="print every row, not the ten best")
     add("-o", "--output", type=Path, help="folder to write; a stopped run goes on there")
     command.set_defaults(run=_run, resumes=lambda arguments: arguments.output is not None)
 
@@ -83,7 +84,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.jobs.settings import SweepSettings
     from cpseg.jobs.sweep import sweep
-    from cpseg.jobs.sweep_table import conclusion, infinite_threshold_warning, table_of_sweep
+    from cpseg.jobs.sweep_table import (
+        best_of_sweep,
+        conclusion,
+        infinite_threshold_warning,
+        table_of_sweep,
+    )
 
     refuse_unused(arguments, arguments.recalibrate != ["none"] or any(arguments.prior_powers))
     source = source_of(arguments)
@@ -95,7 +101,18 @@ def _run(arguments: argparse.Namespace) -> None:
             out=arguments.output,
             progress=progress,
         )
-    say(f"{table_of_sweep(rows)}\n\n{conclusion(rows)}")
+    shown = rows if arguments.all else best_of_sweep(rows)
+    say(table_of_sweep(shown))
+    if len(shown) < len(rows):
+        where = "--all shows them all"
+        if arguments.output is not None:
+            where = f"all are in {arguments.output / 'sweep.csv'}"
+        say(
+            f"\nThe raw argmax and the {len(shown) - 1} best of {len(rows) - 1} others by mIoU "
+            f"over all pixels; {where}."
+        )
+    say("")
+    say_paragraph(conclusion(rows))
     short = infinite_threshold_warning(rows)
     if short is not None:
         warn(short)

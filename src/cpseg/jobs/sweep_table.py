@@ -89,12 +89,26 @@ def table_of_sweep(rows: Sequence[SweepRow]) -> str:
     return aligned(lines)
 
 
+def best_of_sweep(rows: Sequence[SweepRow], count: int = 10) -> list[SweepRow]:
+    """The raw argmax and the rows with the best mIoU over all pixels, the best first.
+
+    Where no row is left out they keep their order.
+    """
+    if len(rows) <= count + 1:
+        return list(rows)
+    return [rows[0], *sorted(rows[1:], key=lambda row: -row.miou_all.mean)[:count]]
+
+
 def conclusion(rows: Sequence[SweepRow]) -> str:
     """Which settings come first, and what such a choice is worth. Ties go to the earlier row."""
     raw, best = rows[0], max(rows, key=lambda row: row.miou_all.mean)
     enough = [row for row in rows if row.kept.mean >= 0.5 and row.wrong.folds > 0]
     said = f"Best mIoU over all pixels: {best.name} ({plus_minus(best.miou_all, share=False)}"
     said += "). " if best is raw else f"; {raw.name} {plus_minus(raw.miou_all, share=False)}). "
+    if best is not raw and best.miou_all.mean - raw.miou_all.mean < max(
+        best.miou_all.se, raw.miou_all.se
+    ):
+        said += "The difference is less than a standard error: it may be noise. "
     if enough:
         least = min(enough, key=lambda row: row.wrong.mean)
         said += (
