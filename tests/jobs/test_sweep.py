@@ -790,7 +790,7 @@ def test_the_command_warns_of_too_few_images(data: DataSet, capsys: Capture) -> 
     words = data.options(backgrounds="none", folds=2, recalibrate="none")
     result = command(capsys, "sweep", *words)
     assert result.code == 0
-    assert len(result.out.splitlines()) == 3 + 3 * 7 + 2
+    assert len(result.out.splitlines()) == 3 + 10 + 4
     assert result.err.startswith("cpseg: warning: in the folds, thresholds are infinite")
     assert "0.1 (pixel; needs 9 scores each)" in result.err
     assert len(result.err.splitlines()) == 1
