@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from scipy.stats import binom
 
 from cpseg.core.class_map import ClassMap
+from cpseg.core.palette import voc_palette
 from cpseg.files import ScoreFolder, Source, palette, record_scores
 from cpseg.jobs import check
 from cpseg.jobs.check_agreement import (
@@ -485,6 +486,42 @@ def test_a_second_void_value(data: Data) -> None:
 
     assert "--mask-map with 77: null" in wrong(data.write(two).check())["void"]
     assert wrong(check(replace(data.source, void=77), data.ids))["void"].count("255") == 2
+
+
+def test_what_cures_a_mistake_is_heeded(data: Data) -> None:
+    table = np.array(palette(), np.uint8).reshape(256, 3)
+    cures: list[tuple[Callable[[Array], Array], dict[str, Any]]] = [
+        (lambda mask: table[mask], {"palette": voc_palette()}),
+        (on_classes(lambda mask: mask + 1), {"first_class": 1}),
+        (lambda mask: mask + np.uint8(1), {"first_class": 1}),
+        (lambda mask: np.where(mask == 255, K, mask).astype(np.uint8), {"void": K}),
+    ]
+    for mask, cure in cures:
+        data.write(mask)
+        assert wrong(data.check()) != {}
+        found = check(replace(data.source, **cure), data.ids)
+        assert wrong(found) == {}, cure
+        assert found.agreement == pytest.approx(0.8, abs=0.1)
+    assert "value 0 (" not in str(found)
+    unknown = replace(data.source, palette=voc_palette())
+    own = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    said = wrong(check(unknown, data.write(lambda mask: own[mask]).ids))
+    assert "colours of --palette" in said["masks-unreadable"]
+    both = replace(data.source, first_class=1, mask_map=ClassMap((0, 1)))
+    with pytest.raises(ValueError, match="one of mask map and first class"):
+        check(both, data.ids)
+
+
+def test_a_folder_of_masks(data: Data) -> None:
+    source = replace(data.source, masks=data.root / "masks")
+    (data.root / "ids.txt").write_text("".join(f"images/{n}.png\n" for n in data.names))
+    assert wrong(check(source, data.ids)) == {}
+    assert wrong(check(source, data.root / "images")) == {}
+    (data.root / "masks/03.png").unlink()
+    found = check(source, data.ids)
+    assert set(wrong(found)) == {"masks-folder"}
+    assert "1 of 24 labelled images have no mask in --masks: " in wrong(found)["masks-folder"]
+    assert found.agreement == pytest.approx(0.8, abs=0.1)
 
 
 # --- bad input

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cpseg._internal.checks import MOST_CLASSES
 from cpseg.files.dataset import Progress, Source, quiet
 from cpseg.files.id_lists import Pair
+from cpseg.files.image_folders import masks_in
 from cpseg.files.masks import image_size
 from cpseg.files.score_files import find_scores, read_features
 from cpseg.jobs import check_lists as lists
@@ -48,6 +49,7 @@ _FEWEST_READ = 6
 _MORE_MASKS = 300  # read to look for classes that the others do not have
 _PEEKED = 6  # unlabelled images whose scores are read
 _EXAMPLES = 3
+_MOST_SEARCHED = 1000  # images whose masks are looked for one by one
 _SEEN = 0.005  # share of the pixels of unlabelled images at which a class is there
 
 
@@ -80,9 +82,10 @@ def check(
         Findings, shares of classes, and examples to draw.
 
     Raises:
-        ValueError: a list that cannot be read.
+        ValueError: a list that cannot be read, or options for masks that exclude each other.
         FileNotFoundError: there is no such list.
     """
+    source.mask_format  # noqa: B018  (refuses a first class beside a mask map)
     pairs, found = _labelled(source, ids)
     to_label = [] if unlabelled is None else source.read_ids(unlabelled, columns=1)
     located = lists.Located.of(source.folders, pairs, "probabilities")
@@ -126,12 +129,25 @@ def check(
 def _labelled(source: Source, ids: str | Path) -> tuple[list[Pair], list[Finding]]:
     """The labelled images, with or without masks; and what is wrong with the list."""
     pairs = source.read_ids(ids, columns=1)
-    if source.masks is not None and any(pair.mask is None for pair in pairs):
-        try:
-            return source.read_ids(ids), []
-        except (OSError, ValueError) as problem:  # an image without a mask, or with two
+    if source.masks is None:
+        return pairs, []
+    try:
+        return source.read_ids(ids), []
+    except (OSError, ValueError) as problem:  # an image without a mask, or with two
+        if len(pairs) > _MOST_SEARCHED:
             return pairs, [error("masks-folder", str(problem))]
-    return pairs, []
+    found, without, reason = [], 0, ""
+    for pair in pairs:
+        try:
+            mask = pair.mask or masks_in(source.masks, source.root, [pair.image])[0]
+            found.append(Pair(pair.image, mask))
+        except (OSError, ValueError) as problem:
+            found.append(pair)
+            without, reason = without + 1, reason or str(problem)
+    if not without:
+        return found, []
+    text = f"{without} of {counted(len(pairs), 'labelled image')} have no mask in --masks: {reason}"
+    return found, [error("masks-folder", text)]
 
 
 def _spread(pairs: Sequence[Pair], located: lists.Located, everything: bool) -> list[Pair]:
@@ -234,7 +250,7 @@ class _Look:
         if pair.mask is None or not (self.source.root / pair.mask).is_file():
             return None
         try:
-            mask = read_raw_mask(self.source.root / pair.mask)
+            mask = read_raw_mask(self.source.root / pair.mask, self.source.mask_format)
         except (OSError, ValueError) as problem:
             self._fail("masks-unreadable", str(problem))
             return None

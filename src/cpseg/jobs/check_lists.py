@@ -83,7 +83,7 @@ def list_findings(source: Source, pairs: Sequence[Pair]) -> list[Finding]:
     else:
         found.append(ok("labelled", text))
     without = [pair.image for pair in pairs if pair.mask is None]
-    if without:
+    if without and source.masks is None:
         text = (
             f"{len(without)} of {len(pairs)} lines of the list name no mask: {listed(without, 2)}"
         )

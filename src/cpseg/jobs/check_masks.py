@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from cpseg.core.class_map import ClassMap
 from cpseg.files.dataset import Source
-from cpseg.files.masks import open_image, palette
+from cpseg.files.mask_format import MaskFormat
+from cpseg.files.masks import open_image, palette, read_values
 from cpseg.jobs.check_findings import Finding, counted, error, listed, ok, percent, warning
 
 VOID, UNKNOWN = -1, -2  # in place of classes
@@ -37,13 +38,16 @@ class RawMask(NamedTuple):
     colours: frozenset[int] = frozenset()
 
 
-def read_raw_mask(path: Path) -> RawMask:
-    """A mask of any format; colours of the PASCAL VOC palette become their class index.
+def read_raw_mask(path: Path, stored: MaskFormat) -> RawMask:
+    """A mask of any format; without a palette, colours of PASCAL VOC become their class index.
 
     Raises:
-        ValueError: no image, or a damaged one.
+        ValueError: no image, a damaged one, or a colour that is not in the palette.
         FileNotFoundError: there is no such file.
     """
+    if stored.palette is not None:
+        coloured = read_values(path, stored.palette, stored.void).numpy()
+        return RawMask(coloured, "L", (coloured.shape[0], coloured.shape[1]))
     with open_image(path, "a mask image") as image:
         mode, size = image.mode, (image.height, image.width)
         if mode == "L" and ";" in str(image.tile[0][3]):  # Pillow scales these up
@@ -97,11 +101,13 @@ class MaskFacts:
             self.counts += np.bincount(mask.values.ravel(), minlength=256)
 
     def lookup(self, num_classes: int) -> Lookup:
-        """What values mean by the source's mask map and void."""
+        """What values mean by the source's mask map, first class and void."""
         lookup = np.full(256, UNKNOWN, np.int64)
-        mask_map = self.source.mask_map
+        mask_map, first = self.source.mask_map, self.source.first_class
         if mask_map is None:
-            lookup[: min(num_classes, 256)] = np.arange(min(num_classes, 256))
+            count = min(num_classes, 256 - first)
+            lookup[first : first + count] = np.arange(count)
+            lookup[:first] = VOID
         else:
             for value, target in enumerate(mask_map.target[:256]):
                 lookup[value] = VOID if target is None else target
@@ -209,13 +215,15 @@ def _judge_strange(
     shares = facts.counts / facts.counts.sum()
     said = listed([f"{value} ({percent(float(shares[value]))} of pixels)" for value in strange])
     void = facts.source.void
-    classes = "in --mask-map" if facts.source.mask_map else f"a class 0..{num_classes - 1}"
+    first = facts.source.first_class
+    classes = f"a class {first}..{first + num_classes - 1}"
+    classes = "in --mask-map" if facts.source.mask_map else classes
     head = f"masks: value {said} is neither {classes} nor void ({void}); "
     if len(strange) == 1:
         as_void = lookup.copy()
         as_void[strange[0]] = VOID
         from_one = _from_one(lookup, num_classes, void)
-        if strange[0] == num_classes and facts.source.mask_map is None:
+        if strange[0] == num_classes and facts.source.mask_map is None and not first:
             fits = agreement(from_one) >= agreement(as_void) if shares[0] else True
             if fits:
                 zero = "0 becomes void" if shares[0] else "there is no 0"
