@@ -194,7 +194,10 @@ def test_infinite_thresholds_are_warned_of_with_the_number_that_would_do(
     data: DataSet, tmp_path: Path, capsys: Capture
 ) -> None:
     words = data.options(background=0)
-    result = command(capsys, "calibrate", *words, "-o", tmp_path / "c")
+    said = "calibrate at alpha 0.05: expected 19 scores or more in some cell of the grid, got fewer"
+    refused(command(capsys, "calibrate", *words, "-o", tmp_path / "c"), said, "--allow-infinite")
+    assert not (tmp_path / "c").exists()
+    result = command(capsys, "calibrate", *words, "--allow-infinite", "-o", tmp_path / "c")
     assert result.code == 0
     assert len(result.err.splitlines()) == 1
     assert result.err.startswith("cpseg: warning: 100.0 % of thresholds are infinite")

@@ -93,6 +93,11 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="replace infinite thresholds by that of the block, then by that of the image",
     )
+    add(
+        "--allow-infinite",
+        action="store_true",
+        help="write a calibration whose thresholds are all infinite, which admits every class",
+    )
     add("-o", "--output", type=Path, required=True, help=".safetensors file to write")
     command.set_defaults(run=_run)
 
@@ -108,8 +113,23 @@ def _run(arguments: argparse.Namespace) -> None:
     source = source_of(arguments)
     with Progress() as progress:
         calibration = calibrate(source, arguments.ids, settings, progress=progress)
+    if calibration.infinite_share == 1 and not arguments.allow_infinite:
+        raise ValueError(_too_few(arguments, calibration.num_images))
     save(calibration, arguments.output)
     _tell(calibration, arguments)
+
+
+def _too_few(arguments: argparse.Namespace, images: int) -> str:
+    from cpseg._internal.checks import message
+    from cpseg.jobs.calibrate import images_needed
+
+    expected = f"{images_needed(arguments.alpha)} scores or more in some cell of the grid"
+    got = f"fewer in every one, from {images} images: no label would be left out"
+    fix = (
+        "label more images, raise --alpha, pool cells with --variant image or --fallback, or pass "
+        "--allow-infinite"
+    )
+    return message(f"calibrate at alpha {arguments.alpha}", expected, got, fix)
 
 
 def _check_unused(arguments: argparse.Namespace) -> None:
