@@ -40,6 +40,9 @@ def write(path: Path, **arrays: Any) -> Path:
         np.save(path, array)
     elif path.suffix == ".npz":
         np.savez_compressed(path, **arrays)
+    elif path.suffix in (".pt", ".pth"):
+        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        torch.save(tensors if len(tensors) > 1 else next(iter(tensors.values())), path)
     else:
         save_file({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, path)
     return path

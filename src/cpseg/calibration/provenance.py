@@ -9,6 +9,7 @@ from typing import Any
 from cpseg._internal.checks import is_share, is_whole, message
 from cpseg.core.class_map import parse_class_map
 from cpseg.core.palette import parse_palette
+from cpseg.core.score_reading import parse_reading
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Provenance(Mapping[str, Any]):
             it was not recorded. New images are compared with it.
         sources: the folders of scores that were cross-fitted on calibration images; with one of
             them nothing is promised in finite samples.
+        readings: JSON of how the scores of each model were read (layout, logits, resolution);
+            empty where as probabilities ``[K, H, W]`` at the image's size.
         other: entries of a file that this version does not know; they are written back.
 
     Example:
@@ -161,6 +164,7 @@ class Provenance(Mapping[str, Any]):
     profile: ImageProfile | None = None
     sources: tuple[SourceImages, ...] = ()
     sources_read: SourcesRead | None = None
+    readings: tuple[Mapping[str, Any], ...] = ()
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -202,6 +206,8 @@ class Provenance(Mapping[str, Any]):
                 "features": self.sources_read.features,
                 "colour": self.sources_read.colour,
             }
+        if self.readings:
+            content["readings"] = [dict(each) for each in self.readings]
         if self.sources:
             content["cross_fitted"] = [asdict(source) for source in self.sources]
         return {**content, **self.other}
@@ -235,6 +241,7 @@ class Provenance(Mapping[str, Any]):
             profile=_profile(where, content.pop("profile", None)),
             sources=_sources(where, content.pop("cross_fitted", [])),
             sources_read=_sources_read(where, content.pop("sources", None)),
+            readings=_readings(where, content.pop("readings", [])),
             other=content,
         )
 
@@ -348,6 +355,12 @@ def _sources(where: str, value: object) -> tuple[SourceImages, ...]:
             raise _unfit(where, expected, value)
         sources.append(SourceImages(facts["folder"], *counts))
     return tuple(sources)
+
+
+def _readings(where: str, value: object) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _unfit(where, "readings as a list", value)
+    return tuple(parse_reading(each, where=f"{where} (readings)").to_json() for each in value)
 
 
 def _table(where: str, name: str, value: object, keys: set[str]) -> Mapping[str, Any]:

@@ -128,11 +128,42 @@ def data(ids: str = "--ids") -> Parser:
         type=Path,
         action="append",
         required=True,
-        help="folder of score files; of several models once for each, always in the same order",
+        help="folder of score files, or one .npz, .safetensors or .pt file with those of all "
+        "images; of several models once for each, always in the same order",
     )
     add("--features", type=Path, help="folder with an image encoder's features of every image")
     add("--device", default="cpu", help="cpu or cuda (default cpu)")
+    _reading(options)
     return options
+
+
+def _reading(options: argparse.ArgumentParser) -> None:
+    """How scores are stored. No defaults: a calibration says it where nothing is given."""
+    titled = options.add_argument_group("how scores are stored (of several models once for each)")
+    add = titled.add_argument
+    add(
+        "--layout",
+        choices=("chw", "hwc"),
+        action="append",
+        help="axes of an image's scores: chw, classes first (default), or hwc, classes last",
+    )
+    add(
+        "--logits",
+        choices=("auto", "softmax", "sigmoid", "no"),
+        nargs="?",
+        const="auto",
+        action="append",
+        help="scores are logits: softmax is applied, or sigmoid with '--logits sigmoid' or "
+        "--scores sigmoid (default no)",
+    )
+    add(
+        "--upsample",
+        choices=("yes", "no"),
+        nargs="?",
+        const="yes",
+        action="append",
+        help="scores of a lower resolution are resized to the image's size, bilinear (default no)",
+    )
 
 
 def mask_folder() -> Parser:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from cpseg.calibration.calibration import Calibration
     from cpseg.core.class_map import ClassMap
+    from cpseg.core.score_reading import ScoreReading
     from cpseg.files.dataset import Source
     from cpseg.jobs.recalibrate import RecalibrationOptions
     from cpseg.jobs.shift import Notice
@@ -65,10 +66,13 @@ def source_of(arguments: argparse.Namespace) -> Source:
     """
     from cpseg._internal.checks import message
     from cpseg.files.dataset import ScoreFolder, Source
+    from cpseg.files.score_arrays import OF_ALL_IMAGES
 
     features = [] if arguments.features is None else [arguments.features]
     folders = [("root", arguments.root), *(("probs", folder) for folder in arguments.probs)]
     for option, folder in [*folders, *(("features", folder) for folder in features)]:
+        if option == "probs" and folder.suffix in OF_ALL_IMAGES and folder.is_file():
+            continue
         if not folder.is_dir():
             fix = "check the path"
             raise ValueError(message(f"--{option}", "a folder", f"{folder}, which is none", fix))
@@ -83,7 +87,9 @@ def source_of(arguments: argparse.Namespace) -> Source:
         got, fix = f"{len(given)}", "pass 'none' for a model whose classes stay as they are"
         raise ValueError(message("--class-map", expected, got, fix))
     maps = [None if path is None else _class_map(path) for path in given]
-    first, *others = map(ScoreFolder, arguments.probs, maps or [None] * len(arguments.probs))
+    empty = [None] * len(arguments.probs)
+    readings = readings_of(arguments)
+    first, *others = map(ScoreFolder, arguments.probs, maps or empty, readings)
     names = {"void", "masks", "first_class", "unlabelled", "components", "colour"} & set(
         vars(arguments)
     )
@@ -101,6 +107,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
         others=tuple(others),
         features=arguments.features,
         device=arguments.device,
+        reading=first.reading,
         **more,
     )
     source.mask_format  # noqa: B018  refuses options that exclude each other
@@ -128,10 +135,53 @@ def data_words(arguments: argparse.Namespace) -> DataWords:
         masks += ("--void", str(arguments.void))
     if arguments.mask_map is not None:
         masks += ("--mask-map", str(arguments.mask_map))
+    for name in ("palette", "masks"):
+        if getattr(arguments, name, None) is not None:
+            masks += (f"--{name}", str(getattr(arguments, name)))
+    if getattr(arguments, "first_class", 0):
+        masks += ("--first-class", str(arguments.first_class))
     root: tuple[str, ...] = ("--root", str(arguments.root))
+    for name in ("layout", "upsample"):
+        for word in getattr(arguments, name, None) or ():
+            root += (f"--{name}", word)
+    if getattr(arguments, "logits", None):  # by their kind: not all commands have --scores
+        for reading in readings_of(arguments):
+            root += ("--logits", reading.logits or "no")
     if arguments.device != "cpu":
         root += ("--device", arguments.device)
     return DataWords(root, str(arguments.ids), tuple(models), features, masks, unlabelled)
+
+
+def readings_of(arguments: argparse.Namespace) -> list[ScoreReading]:
+    """How the scores of every model are stored.
+
+    Raises:
+        ValueError: an option that was given neither once nor once for each model.
+    """
+    from cpseg.core.score_reading import ScoreReading
+
+    count = len(arguments.probs)
+    kinds = str(getattr(arguments, "scores", "softmax")).split(",")
+    layouts = _of_each(getattr(arguments, "layout", None), "layout", count, "chw")
+    logits = _of_each(getattr(arguments, "logits", None), "logits", count, "no")
+    upsample = _of_each(getattr(arguments, "upsample", None), "upsample", count, "no")
+    kind_of = kinds if len(kinds) == count else kinds[:1] * count
+    asked = {"no": None, "softmax": "softmax", "sigmoid": "sigmoid"}
+    return [
+        ScoreReading(layout, kind if given == "auto" else asked[given], up == "yes")
+        for layout, given, up, kind in zip(layouts, logits, upsample, kind_of, strict=True)
+    ]
+
+
+def _of_each(given: list[str] | None, name: str, count: int, default: str) -> list[str]:
+    """An option of every model, which was given once for all of them or once for each."""
+    from cpseg._internal.checks import message
+
+    words = given or [default]
+    if len(words) not in (1, count):
+        expected = f"--{name} once, or once for each of {count} --probs"
+        raise ValueError(message(f"--{name}", expected, f"{len(words)} times", "give all of them"))
+    return words if len(words) == count else words * count
 
 
 def _class_map(path: Path) -> ClassMap:
@@ -176,7 +226,8 @@ def refuse_unused(
     from cpseg._internal.checks import message
 
     for name in _OF_A_RECALIBRATION if not recalibrates else ():
-        if hasattr(arguments, name) and name not in but:
+        used = name == "scores" and getattr(arguments, "logits", None)  # they say what logits are
+        if hasattr(arguments, name) and name not in but and not used:
             option = f"--{name.replace('_', '-')}"
             fix = "pass --recalibrate dirichlet too, or leave it out"
             raise ValueError(message(option, "a recalibration", "--recalibrate none", fix))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -14,14 +14,19 @@ from cpseg._internal.checks import message, name_file_in_errors
 from cpseg._internal.distributed import shard
 from cpseg._internal.hashing import digest
 from cpseg.core.channels import join_channels
-from cpseg.core.class_map import ClassMap, parse_class_map
+from cpseg.core.class_map import ClassMap
 from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.palette import Palette
+from cpseg.core.score_reading import ScoreReading
 from cpseg.core.selection import Evidence
 from cpseg.files.id_lists import Pair, read_ids
 from cpseg.files.mask_format import MaskFormat
-from cpseg.files.masks import VOID, read_image
+from cpseg.files.masks import VOID, image_size, read_image
+from cpseg.files.model_scores import ScoreFolder as ScoreFolder
+from cpseg.files.model_scores import as_json as as_json
+from cpseg.files.score_arrays import entry_of
 from cpseg.files.score_files import (
+    PLAIN,
     find_scores,
     no_probabilities,
     read_features,
@@ -49,39 +54,13 @@ def announce(progress: Progress, images: int) -> None:
 Files = tuple[Path, ...]  # of an image: scores of every model, its features, the image itself
 
 
-class ScoreFolder(NamedTuple):
-    """The score files of one more model.
-
-    Attributes:
-        probs: the folder.
-        class_map: from the model's classes to those wanted, or None to take them as they are.
-    """
-
-    probs: Path
-    class_map: ClassMap | None = None
-
-    def with_recorded_map(self, recorded: Any) -> ScoreFolder:
-        """The folder with the class map that a calibration was made with, as JSON or None.
-
-        Raises:
-            ValueError: it has another one.
-        """
-        if recorded is None:
-            return self
-        class_map = parse_class_map(recorded)
-        if self.class_map is not None and self.class_map != class_map:
-            fix = "leave --class-map out: the calibration carries it"
-            raise ValueError(message("class map", "that of the calibration", "another one", fix))
-        return self._replace(class_map=class_map)
-
-
 @dataclass(frozen=True)
 class Source:
     """A data set on disk with the scores of a model, or of several.
 
     Attributes:
         root: the folder that id lists are relative to.
-        probs: the folder of score files.
+        probs: the folder of score files, or one file with the scores of all images.
         class_map: from the model's classes to the data set's, or None where they are the same.
         mask_map: from the values in masks to the data set's classes, where they differ.
         void: the value of void pixels in masks; labels have 255 there.
@@ -97,6 +76,7 @@ class Source:
         masks: a folder with the mask of every image, for id lists that name none, or None.
         palette: the colours of the values in masks, or None for masks that hold values.
         first_class: the value of class 0 in masks; smaller values are void.
+        reading: layout, logits and resolution of the scores in ``probs``.
     """
 
     root: Path
@@ -115,6 +95,7 @@ class Source:
     masks: Path | None = None
     palette: Palette | None = None
     first_class: int = 0
+    reading: ScoreReading = PLAIN
 
     def read_ids(self, path: str | Path, *, columns: int = 2) -> list[Pair]:
         """The images of an id list or a folder of this data set; see :func:`cpseg.files.read_ids`.
@@ -128,7 +109,7 @@ class Source:
     @property
     def models(self) -> tuple[ScoreFolder, ...]:
         """The score files of every model."""
-        return (ScoreFolder(self.probs, self.class_map), *self.others)
+        return (ScoreFolder(self.probs, self.class_map, self.reading), *self.others)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -143,6 +124,28 @@ class Source:
     def with_recorded_class_map(self, recorded: Any) -> Source:
         """The source with the class map that its model's calibration was made with."""
         return replace(self, class_map=self.models[0].with_recorded_map(recorded).class_map)
+
+    def with_recorded_readings(self, recorded: Sequence[Any]) -> Source:
+        """The source with scores read as they were for a calibration, an entry for each model.
+
+        Raises:
+            ValueError: they are to be read in another way.
+        """
+        pairs = zip(self.models, recorded, strict=False)
+        models = [model.with_recorded_reading(each) for model, each in pairs]
+        models += self.models[len(models) :]
+        return replace(self, reading=models[0].reading, others=tuple(models[1:]))
+
+    @property
+    def _reads_images(self) -> bool:
+        """Whether the image itself is among the files of an image: its size, colours or id."""
+        needs = (model.reading.upsample or model.is_one_file for model in self.models)
+        return self.colour or any(needs)
+
+    def _readings(self) -> list[dict[str, Any]]:
+        """JSON of all readings, empty where all are plain."""
+        readings = [model.reading for model in self.models]
+        return [] if all(each.is_plain for each in readings) else [r.to_json() for r in readings]
 
     @property
     def mask_format(self) -> MaskFormat:
@@ -171,6 +174,8 @@ class Source:
             }
         elif self.class_map is not None:
             facts["class_map"] = self.class_map.to_json()
+        if self._readings():
+            facts["readings"] = self._readings()
         if not self.mask_format.is_plain:
             facts["masks"] = self.mask_format.to_json()
         return facts
@@ -186,6 +191,8 @@ class Source:
             found["projection"] = self.projection and self.projection.fingerprint
         if self.colour:
             found["colour"] = True
+        if self._readings():
+            found["readings"] = self._readings()
         return found
 
     def locate(self, pairs: Sequence[Pair]) -> dict[Pair, Files]:
@@ -196,19 +203,26 @@ class Source:
             ValueError: two images would share one.
         """
         files: dict[Pair, Files] = {}
-        owner: dict[Path, str] = {}
+        owner: dict[tuple[Path, str | None], str] = {}
+        models, reads_images = self.models, self._reads_images
+        one_file = [model.is_one_file for model in models]
         for pair in pairs:
-            found = [find_scores(folder, pair.image) for folder in self.folders]
+            found = [
+                model.probs if whole else find_scores(model.probs, pair.image)
+                for model, whole in zip(models, one_file, strict=True)
+            ]
             if self.features is not None:
                 found.append(find_scores(self.features, pair.image, kind="features"))
-            if self.colour:
+            if reads_images:
                 found.append(self.root / pair.image)
-            for path in found:
-                if path in owner:
-                    got = f"{owner[path]} and {pair.image}"
+            for number, path in enumerate(found):
+                whole = number < len(models) and one_file[number]
+                place = (path, entry_of(path, pair.image) if whole else None)
+                if place in owner:
+                    got = f"{owner[place]} and {pair.image}"
                     fix = "lay the folder out like the images, with their subfolders"
                     raise ValueError(message(str(path), "scores of one image", got, fix))
-                owner[path] = pair.image
+                owner[place] = pair.image
             files[pair] = tuple(found)
         return files
 
@@ -218,12 +232,13 @@ class Source:
         Of several sources the channels of all, as :meth:`cpseg.Recalibration.join` gives them.
         """
         files = (files,) if isinstance(files, Path) else files
-        first = self._scores(0, files[0])
+        image = self._image_of(files)
+        first = self._scores(0, files[0], image)
         if self.is_single or isinstance(first, Evidence):
             return first
         parts = [first]
         for number, path in enumerate(files[1 : len(self.models)], 1):
-            more = self._scores(number, path)
+            more = self._scores(number, path, image)
             if isinstance(more, Evidence):
                 raise no_probabilities(path)
             parts.append(more)
@@ -232,16 +247,39 @@ class Source:
         colour = read_image(last[-1]).to(self.device) / 255 if self.colour else None
         return join_channels(parts, components, colour)
 
+    def _image_of(self, files: Files) -> Path | None:
+        """The image itself, where it is among the files that :meth:`locate` gave."""
+        if not self._reads_images:
+            return None
+        if len(files) <= len(self.models):
+            expected, got = "the files of an image as located", "its score files alone"
+            raise ValueError(message(str(files[0]), expected, got, "pass those of Source.locate"))
+        return files[-1]
+
+    def _entry_of(self, model: ScoreFolder, path: Path, image: Path | None) -> str | None:
+        """The key of an image's scores in a file with those of all images."""
+        if image is None or path != model.probs:
+            return None
+        below = image.is_relative_to(self.root)
+        return entry_of(path, str(image.relative_to(self.root) if below else image))
+
     def _components(self, path: Path) -> Tensor:
         assert self.projection is not None, "fitted by LabelledImages.open, or of the calibration"
         features = read_features(path, device=self.device)
         with name_file_in_errors(path):
             return self.projection.to(self.device)(features)
 
-    def _scores(self, number: int, path: Path) -> Tensor | Evidence:
+    def _scores(self, number: int, path: Path, image: Path | None) -> Tensor | Evidence:
         """The scores of one model, in the classes wanted."""
-        scores = read_scores(path, device=self.device)
-        class_map = self.models[number].class_map
+        model = self.models[number]
+        scores = read_scores(
+            path,
+            device=self.device,
+            reading=model.reading,
+            size=image_size(image) if image is not None and model.reading.upsample else None,
+            entry=self._entry_of(model, path, image),
+        )
+        class_map = model.class_map
         if isinstance(scores, Evidence):
             if self.is_single and scores.class_map != fingerprint(class_map):
                 expected = f"evidence made with {'this' if class_map else 'no'} class map"
@@ -267,16 +305,20 @@ class Source:
 
     def shape(self, files: Path | Files) -> tuple[int, int, int]:
         """Classes, height and width of an image's first score file, from its header alone."""
-        path = files if isinstance(files, Path) else files[0]
-        return self._shape(self.models[0], path)
+        files = (files,) if isinstance(files, Path) else files
+        return self._shape(self.models[0], files[0], self._image_of(files))
 
     def num_classes_of(self, files: Files) -> tuple[int, ...]:
         """Number of classes of every model, from the headers of an image's score files."""
         pairs = zip(self.models, files, strict=False)
-        return tuple(self._shape(model, path)[0] for model, path in pairs)
+        image = self._image_of(files)
+        return tuple(self._shape(model, path, image)[0] for model, path in pairs)
 
-    def _shape(self, model: ScoreFolder, path: Path) -> tuple[int, int, int]:
-        num_classes, height, width = read_shape(path)
+    def _shape(self, model: ScoreFolder, path: Path, image: Path | None) -> tuple[int, int, int]:
+        entry = self._entry_of(model, path, image)
+        num_classes, height, width = read_shape(path, reading=model.reading, entry=entry)
+        if image is not None and model.reading.upsample:
+            height, width = image_size(image)
         if model.class_map is not None:
             with name_file_in_errors(path):
                 model.class_map.check_source(num_classes, str([num_classes, height, width]))
@@ -442,11 +484,6 @@ def read_example(
     source = replace(source, classes=(num_classes if num_source is None else num_source,))
     probs = source.probabilities(path)
     return probs, source.labels(pair, num_classes, (probs.shape[1], probs.shape[2]))
-
-
-def as_json(class_map: ClassMap | None) -> dict[str, Any] | None:
-    """A class map as it is recorded."""
-    return None if class_map is None else class_map.to_json()
 
 
 def fingerprint(class_map: ClassMap | None) -> str | None:

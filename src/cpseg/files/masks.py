@@ -149,13 +149,20 @@ def check_mask_size(
     raise ValueError(message(str(path), expected, got, fix))
 
 
-def size_fix(found: Sequence[int], scores: Sequence[int], num_classes: int) -> str:
+def size_fix(
+    found: Sequence[int],
+    scores: Sequence[int],
+    num_classes: int,
+    *,
+    otherwise: str = "write both at the image's size",
+) -> str:
     """What to do where an image or mask has another size than its scores.
 
     Args:
         found: height and width of the image.
         scores: height and width of the scores.
         num_classes: number of classes of the scores.
+        otherwise: what to do where they look like neither mistake.
     """
     (height, width), (rows, columns) = found, scores
     if (num_classes, rows) == (height, width):
@@ -163,7 +170,7 @@ def size_fix(found: Sequence[int], scores: Sequence[int], num_classes: int) -> s
     like = abs(rows * width - columns * height) <= max(height, width)  # up to one rounded cell
     if like and rows <= height and columns <= width:
         return "the scores have a lower resolution: pass --upsample"
-    return "write both at the image's size"
+    return otherwise
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,51 +15,78 @@ from cpseg._internal.checks import (
     check_unit_interval,
     labels_outside,
     message,
+    name_file_in_errors,
 )
 from cpseg._internal.safe_files import (
-    damaged,
     read_tensor_shapes,
     read_tensors,
     write_tensors,
 )
 from cpseg.core.argmax import class_dtype
+from cpseg.core.score_reading import ScoreReading
 from cpseg.core.selection import Evidence
+from cpseg.files.image_folders import places_of
+from cpseg.files.score_arrays import (
+    TORCH,
+    from_numpy,
+    from_safetensors,
+    from_torch,
+    only,
+    shape_from_numpy,
+)
 
-T = TypeVar("T")
-SUFFIXES = (".npy", ".npz", ".safetensors")
+SUFFIXES = (".npy", ".npz", ".safetensors", *TORCH)
+PLAIN = ScoreReading()
 
 
 def find_scores(folder: str | Path, image: str, *, kind: str = "probabilities") -> Path:
     """The file of an image: its relative path without suffix, under ``folder``.
 
-    A folder without the image's subfolders is searched by the image's name alone.
+    Where there is none, the path without its leading folders: ``train/x.npy`` or ``x.npy`` for
+    ``images/train/x.jpg``.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: there are several.
     """
-    stem = Path(image).with_suffix("")
-    for place in (Path(folder) / stem, Path(folder) / stem.name):
-        names = [place.with_name(place.name + suffix) for suffix in SUFFIXES]
-        files = [path for path in names if path.is_file()]
+    whole, *shorter = places_of(image)
+    for places in ([whole], shorter):
+        found = [Path(folder) / f"{place}{suffix}" for place in places for suffix in SUFFIXES]
+        files = [path for path in found if path.is_file()]
         if len(files) > 1:
-            got = " and ".join(path.name for path in files)
-            expected = f"one file of {kind}"
-            raise ValueError(message(str(place), expected, got, "remove all but one"))
+            same = len({path.with_suffix("") for path in files}) == 1
+            where = files[0].with_suffix("") if same else Path(folder)
+            names = [path.name if same else str(path.relative_to(folder)) for path in files]
+            expected = f"one file of {kind}" + ("" if same else f" for {image}")
+            got = " and ".join(names)
+            raise ValueError(message(str(where), expected, got, "remove all but one"))
         if files:
             return files[0]
-    expected = f"{stem}{' | '.join(SUFFIXES)}"
+    expected = f"{whole}{' | '.join(SUFFIXES)}"
+    if shorter:
+        expected += f", or {' or '.join(shorter)}"
     fix = f"write the {kind} of every listed image"
     raise FileNotFoundError(message(str(folder), expected, "no such file", fix))
 
 
-def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor | Evidence:
+def read_scores(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    reading: ScoreReading = PLAIN,
+    size: tuple[int, int] | None = None,
+    entry: str | None = None,
+) -> Tensor | Evidence:
     """The probabilities ``[K, H, W]`` of one image, or :class:`Evidence`, as the file holds.
 
     Args:
-        path: ``.npy``, ``.npz`` (key ``probs``, or its only array) or ``.safetensors`` (key
-            ``probs``, or an evidence file): uint8 (p = u/255), float16, bfloat16 or float32.
+        path: ``.npy``, ``.npz`` (key ``probs``, or its only array), ``.safetensors`` (key
+            ``probs``, or an evidence file), ``.pt`` or ``.pth`` (a tensor, or a dictionary with
+            one): uint8 (p = u/255), float16, bfloat16, float32 or float64.
         device: where the tensors lie.
+        reading: layout, logits and resolution of the scores in the file.
+        size: the image's height and width, which ``reading.upsample`` needs.
+        entry: the key of the image's scores in a file with those of all images.
 
     Returns:
         float ``[K, H, W]`` (uint8 becomes float32) or an :class:`Evidence` of ``[H, W]`` tensors.
@@ -71,32 +97,51 @@ def read_scores(path: str | Path, *, device: torch.device | str = "cpu") -> Tens
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix in TORCH:
+        probs = from_torch(path, "probs", entry)
+    elif path.suffix == ".safetensors" and entry is not None:
+        probs = from_safetensors(path, entry)
+    elif path.suffix == ".safetensors":
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") == "evidence":
             return _as_evidence(path, tensors, metadata, device)
-        probs = _only(path, tensors)
+        probs = only(path, tensors)
     else:
-        probs = _from_numpy(path, "probs")
-    _three(path, probs.shape)
-    if probs.dtype == torch.uint8:
+        probs = from_numpy(path, "probs", entry)
+    _three(path, probs.shape, reading)
+    if reading.logits is not None:
+        _check_logits(path, probs)
+        probs = probs.to(device)
+    elif probs.dtype == torch.uint8:
         probs = probs.to(device).to(torch.float32) / 255
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         probs = probs.to(device)
-        fix = f"{SCORES_FIX}, and write the file anew"
+        fix = f"pass --logits, or {SCORES_FIX}, and write the file anew"
         check_unit_interval(str(path), probs, name="probabilities", fix=fix)
     else:
         expected, fix = "uint8, float16 or float32 scores", "convert and write it anew"
         raise ValueError(message(str(path), expected, str(probs.dtype), fix))
-    return probs
+    if reading.is_plain:
+        return probs
+    with name_file_in_errors(path):
+        return reading(probs, size)
+
+
+def _check_logits(path: Path, logits: Tensor) -> None:
+    if not logits.is_floating_point():
+        fix = "leave --logits out for probabilities in uint8"
+        raise ValueError(message(str(path), "floating-point logits", str(logits.dtype), fix))
+    if not bool(logits.isfinite().all()):
+        fix = "write the file anew"
+        raise ValueError(message(str(path), "finite logits", "NaN or infinite values", fix))
 
 
 def read_features(path: str | Path, *, device: torch.device | str = "cpu") -> Tensor:
     """The features ``[C, h, w]`` of one image by an encoder, float32.
 
     Args:
-        path: ``.npy``, ``.npz`` (key ``features``, or its only array) or ``.safetensors``: float16,
-            bfloat16 or float32.
+        path: ``.npy``, ``.npz`` (key ``features``, or its only array), ``.safetensors``, ``.pt`` or
+            ``.pth``: float16, bfloat16 or float32.
         device: where the tensor lies.
 
     Raises:
@@ -105,9 +150,11 @@ def read_features(path: str | Path, *, device: torch.device | str = "cpu") -> Te
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        features = _only(path, read_tensors(path)[0], "features")
+        features = only(path, read_tensors(path)[0], "features")
+    elif path.suffix in TORCH:
+        features = from_torch(path, "features")
     else:
-        features = _from_numpy(path, "features")
+        features = from_numpy(path, "features")
     if features.ndim != 3 or 0 in features.shape:
         got, fix = str(list(features.shape)), "write one image per file, channels first"
         raise ValueError(message(str(path), "features [C, h, w]", got, fix))
@@ -126,21 +173,33 @@ def holds_evidence(path: str | Path) -> bool:
     return path.suffix == ".safetensors" and read_tensor_shapes(path)[1].get("kind") == "evidence"
 
 
-def read_shape(path: str | Path) -> tuple[int, int, int]:
+def read_shape(
+    path: str | Path, *, reading: ScoreReading = PLAIN, entry: str | None = None
+) -> tuple[int, int, int]:
     """Classes, height and width of a file of probabilities, without reading the values.
+
+    Args:
+        path: the file.
+        reading: the layout of its scores; the shape is that before they are resized.
+        entry: the key of the image's scores in a file with those of all images.
 
     Raises:
         ValueError: the file is damaged, holds evidence or an array of another rank.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix in TORCH:
+        stored: Sequence[int] = tuple(from_torch(path, "probs", entry).shape)
+    elif path.suffix != ".safetensors":
+        stored = shape_from_numpy(path, entry)
+    elif entry is not None:
+        stored = from_safetensors(path, entry, shape_alone=True)
+    else:
         shapes, metadata = read_tensor_shapes(path)
         if metadata.get("kind") == "evidence":
             raise no_probabilities(path)
-    else:
-        return _three(path, _shape_from_numpy(path))
-    return _three(path, _only(path, shapes))
+        stored = only(path, shapes)
+    return _three(path, stored, reading)
 
 
 def no_probabilities(path: Path) -> ValueError:
@@ -149,59 +208,14 @@ def no_probabilities(path: Path) -> ValueError:
     return ValueError(message(str(path), "probabilities [K, H, W]", "evidence", fix))
 
 
-def _three(path: Path, size: Sequence[int]) -> tuple[int, int, int]:
-    """The shape of one image's probabilities."""
+def _three(path: Path, size: Sequence[int], reading: ScoreReading = PLAIN) -> tuple[int, int, int]:
+    """The shape of one image's probabilities, classes first."""
     if len(size) != 3 or 0 in size:
-        got, fix = str(list(size)), "write one image per file, classes first"
-        raise ValueError(message(str(path), "probabilities [K, H, W]", got, fix))
-    return size[0], size[1], size[2]
-
-
-def _shape_from_numpy(path: Path) -> Sequence[int]:
-    header = np.lib.format
-    try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            return tuple(loaded.shape)
-        with loaded:
-            name = _only(path, {name: name for name in loaded.files})
-            with loaded.zip.open(f"{name}.npy") as file:
-                old = header.read_magic(file) == (1, 0)
-                read = header.read_array_header_1_0 if old else header.read_array_header_2_0
-                size: tuple[int, ...] = read(file)[0]
-                return size
-    except (FileNotFoundError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) or str(error).startswith(f"{path}:"):
-            raise
-        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
-    except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        raise damaged(path, f"a {path.suffix} file of probabilities", error) from error
-
-
-def _from_numpy(path: Path, name: str) -> Tensor:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return torch.from_numpy(loaded)
-        with loaded:
-            arrays = {each: torch.from_numpy(loaded[each]) for each in loaded.files}
-            return _only(path, arrays, name)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
-        kind = "probabilities" if name == "probs" else name
-        raise damaged(path, f"a {path.suffix} file of {kind}", error) from error
-
-
-def _only(path: Path, arrays: Mapping[str, T], name: str = "probs") -> T:
-    """The array of this name among those of a file, or its only one."""
-    if name in arrays:
-        return arrays[name]
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    names = ", ".join(sorted(arrays)) or "none"
-    fix = f"name the array {name!r}"
-    raise ValueError(message(str(path), f"an array {name!r}", f"arrays {names}", fix))
+        first = reading.layout == "chw"
+        expected = f"probabilities {'[K, H, W]' if first else '[H, W, K]'}"
+        fix = f"write one image per file, classes {'first' if first else 'last'}"
+        raise ValueError(message(str(path), expected, str(list(size)), fix))
+    return reading.shape(size)
 
 
 def write_evidence(path: str | Path, evidence: Evidence) -> None:

@@ -12,13 +12,14 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cpseg._internal.checks import is_whole, message, short
 from cpseg._internal.fields import Valid, list_of, read_fields, table_of, text
 from cpseg._internal.safe_files import damaged, write_text
 from cpseg.files.id_lists import Pair
+from cpseg.files.image_folders import places_of
 from cpseg.files.score_files import SUFFIXES
 
 RECORD = "scores.json"
@@ -69,7 +70,7 @@ class ScoreRecord:
         path = Path(folder) / RECORD
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # one file with all images has none
             return None
         except (ValueError, RecursionError) as error:
             raise damaged(path, "a record of scores in JSON", error) from error
@@ -126,10 +127,10 @@ class ScoreRecord:
 
     def _file_of(self, image: str) -> str:
         """The image's score file without suffix, by the rule of ``find_scores``."""
-        stem = PurePosixPath(posixpath.normpath(image)).with_suffix("")
-        if stem.name != str(stem) and not self._has(str(stem)) and self._has(stem.name):
-            return stem.name
-        return str(stem)
+        whole, *shorter = places_of(image)
+        if not shorter or self._has(whole):
+            return whole
+        return next(filter(self._has, shorter), whole)
 
     def _has(self, stem: str) -> bool:
         return any((self.folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cpseg._internal.checks import message, name_file_in_errors, shape
 from cpseg._internal.distributed import barrier, rank, shard
@@ -20,7 +21,7 @@ from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, write_ids
 from cpseg.files.mask_format import MaskFormat
-from cpseg.files.masks import VOID, image_size, read_mask, write_mask
+from cpseg.files.masks import VOID, image_size, read_mask, size_fix, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
 from cpseg.jobs.sources import as_calibrated
@@ -122,6 +123,8 @@ def _label_image(
     plane = scores.best if isinstance(scores, Evidence) else scores[0]
     if size != tuple(plane.shape):
         expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
+        if isinstance(scores, Tensor):
+            fix = size_fix(size, tuple(plane.shape), len(scores), otherwise=fix)
         raise ValueError(message(str(path), expected, shape(plane), fix))
     with name_file_in_errors(path):
         labels, seen = look(calibration, scores)

@@ -18,11 +18,12 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
     A single folder may hold evidence made with the calibration, whatever its sources were.
 
     Raises:
-        ValueError: class maps other than those of the calibration, another number of folders of
-            scores, folders in another order, or features where there were none, or none where
-            there were some.
+        ValueError: class maps or readings other than those of the calibration, another number of
+            folders of scores, folders in another order, or features where there were none, or none
+            where there were some.
     """
     source = _with_masks(source, calibration)
+    source = source.with_recorded_readings(calibration.provenance.readings)
     recorded, recalibration = calibration.provenance.sources_read, calibration.recalibration
     projection = None if recalibration is None else recalibration.projection
     needs_features = projection is not None and projection.components > 0
