@@ -109,7 +109,9 @@ def test_an_option_of_a_recalibration_that_is_not_asked_for_is_refused(
     if (job, option) == ("certify", "recalibrate_share"):
         pytest.skip("certify recalibrates on the images that set the thresholds")
     data = make(tmp_path / "data")
-    background = {"backgrounds": "none"} if job == "sweep" else {"background": "none"}
+    background = {"background": "none"}
+    if job == "sweep":
+        background = {"backgrounds": "none", "recalibrate": "none"}
     words = data.options(**background, **{option: RECALIBRATION[option]})
     name = f"--{option.replace('_', '-')}"
     out = tmp_path / "out"
