@@ -60,6 +60,10 @@ def test_errors_come_last_and_give_exit_2(data: DataSet, tmp_path: Path, capsys:
     assert "error: scores [12, 16, 4] for an image of 12x16" in text
     assert "--layout hwc" in text
     assert result.out.splitlines()[-1] == "This cannot work yet: mend 1 error first."
+    words = [*data.options(layout="hwc"), "-o", tmp_path / "check.png"]
+    result = command(capsys, "check", *words)
+    assert result.code == 0
+    assert result.out.splitlines()[-1] == "This will run, but look at 1 warning first."
 
 
 def test_a_warning_alone_gives_exit_0(data: DataSet, tmp_path: Path, capsys: Capture) -> None:

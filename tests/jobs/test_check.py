@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from cpseg.core.class_map import ClassMap
 from cpseg.core.palette import voc_palette
+from cpseg.core.score_reading import ScoreReading
 from cpseg.files import ScoreFolder, Source, palette, record_scores
 from cpseg.jobs import check
 from cpseg.jobs.check_agreement import (
@@ -385,21 +386,65 @@ def test_files_of_other_kinds(data: Data) -> None:
         (data.root / f"probs/{name}.npy").unlink()
         path = data.root / f"probs/{name}"
         tensor = torch.from_numpy(scores).to(torch.bfloat16)
-        if int(name) % 2:
+        if int(name) % 3 == 0:
+            torch.save(tensor, f"{path}.pt")
+        elif int(name) % 2:
             save_file({"probs": tensor}, f"{path}.safetensors")
         else:
             np.savez_compressed(f"{path}.npz", probs=scores, more=scores[0])
     assert wrong(data.check()) == {}
-    np.savez(data.root / "probs/00.npz", a=scores, b=scores)
-    (data.root / "probs/02.npz").write_bytes(b"no zip")
+    np.savez(data.root / "probs/02.npz", a=scores, b=scores)
+    (data.root / "probs/04.npz").write_bytes(b"no zip")
     said = wrong(data.check())
-    assert "expected an array 'probs', got a, b" in said["scores-unreadable"]
+    assert "expected an array 'probs', got arrays a, b" in said["scores-unreadable"]
     assert "(1 other alike)" in said["scores-unreadable"]
 
 
 def test_files_differ_in_their_classes(data: Data) -> None:
     np.save(data.root / "probs/03.npy", data.probs["03"][:5])
     assert "5 in images/03.png, 6 in images/00.png" in wrong(data.check())["classes"]
+
+
+def test_how_scores_are_read_is_heeded(data: Data) -> None:
+    def both(prob: Array) -> Array:
+        return to_logits(prob)[:, 2::4, 2::4].transpose(1, 2, 0)
+
+    cures: list[tuple[Callable[[Array], Array], ScoreReading]] = [
+        (lambda prob: prob.transpose(1, 2, 0), ScoreReading("hwc")),
+        (to_logits, ScoreReading(logits="softmax")),
+        (lambda prob: prob[:, 2::4, 2::4], ScoreReading(upsample=True)),
+        (both, ScoreReading("hwc", "softmax", upsample=True)),
+    ]
+    for prob, reading in cures:
+        data.write(prob=prob)
+        assert wrong(data.check()) != {}
+        found = check(replace(data.source, reading=reading), data.ids)
+        assert wrong(found) == {}, reading
+        assert found.agreement == pytest.approx(0.8, abs=0.1)
+
+
+def test_reading_that_is_not_needed_is_named(data: Data) -> None:
+    for reading, name, part in (
+        (ScoreReading("hwc"), "layout", "classes are the first axis (CHW); leave --layout hwc out"),
+        (ScoreReading(logits="softmax"), "logits", "leave --logits out"),
+    ):
+        said = wrong(check(replace(data.source, reading=reading), data.ids))
+        assert set(said) == {name}
+        assert part in said[name]
+    eight_bits = data.write(prob=lambda prob: (prob * 255).round().astype(np.uint8))
+    reading = ScoreReading(logits="softmax")
+    assert "uint8" in wrong(check(replace(eight_bits.source, reading=reading), data.ids))["logits"]
+
+
+def test_one_file_with_all_images(data: Data, tmp_path: Path) -> None:
+    whole = tmp_path / "all.npz"
+    np.savez(whole, **{name: data.probs[name] for name in data.names})
+    found = check(Source(data.root, whole), data.ids)
+    assert wrong(found) == {}
+    assert found.agreement == data.check().agreement
+    np.savez(whole, **{name: data.probs[name] for name in data.names[1:]})
+    said = wrong(check(Source(data.root, whole), data.ids))
+    assert "1 of 24 labelled images have no scores in" in said["scores-missing"]
 
 
 def test_a_class_map_is_applied(data: Data) -> None:
@@ -581,7 +626,7 @@ def test_more_masks_are_read_for_a_class_that_is_missing(tmp_path: Path) -> None
     data = Data(tmp_path, count=30)
     for number, mask in enumerate(data.masks.values()):
         mask[mask == 4] = 255
-        if number == 1:  # not among the 24 that are read first
+        if number == 2:  # not among the 24 that are read first
             mask[5:9] = 4
     found = data.write().check()
     assert "never-labelled" not in wrong(found), found

@@ -88,10 +88,10 @@ def check(
     source.mask_format  # noqa: B018  (refuses a first class beside a mask map)
     pairs, found = _labelled(source, ids)
     to_label = [] if unlabelled is None else source.read_ids(unlabelled, columns=1)
-    located = lists.Located.of(source.folders, pairs, "probabilities")
+    located = lists.Located.of(source.models, pairs)
     found += lists.list_findings(source, pairs)
     found += lists.score_findings(source, located, pairs)
-    located_more = lists.Located.of(source.folders, to_label, "probabilities")
+    located_more = lists.Located.of(source.models, to_label)
     if to_label:
         found += lists.unlabelled_findings(source, pairs, to_label, located_more)
     used = located.paths() | located_more.paths()
@@ -159,7 +159,8 @@ def _spread(pairs: Sequence[Pair], located: lists.Located, everything: bool) -> 
     path = next((files[there[0].image] for files in located.files if there[0].image in files), None)
     most = MOST_READ
     if path is not None:
-        affordable = _MOST_BYTES // max(1, path.stat().st_size * len(located.files))
+        images = max(1, *map(len, located.entries))  # in a file with those of all
+        affordable = _MOST_BYTES * images // max(1, path.stat().st_size * len(located.files))
         most = min(MOST_READ, max(_FEWEST_READ, affordable))
     return _evenly(there, most)
 
@@ -195,7 +196,7 @@ class _Look:
     def __post_init__(self) -> None:
         several = len(self.source.models) > 1
         self.facts = [
-            ScoreFacts(f"{model.probs.name}: " if several else "", model.class_map)
+            ScoreFacts(f"{model.probs.name}: " if several else "", model.class_map, model.reading)
             for model in self.source.models
         ]
         self.masks = MaskFacts(self.source)
@@ -213,9 +214,8 @@ class _Look:
         self.seen.append(pair)
         mask = self._mask(pair)
         size = mask.size if mask else self._image_size(pair)
-        for number, files in enumerate(self.located.files):
-            path = files.get(pair.image)
-            stored = None if path is None else self._stored(path)
+        for number in range(len(self.facts)):
+            stored = self._stored(self.located, number, pair)
             if stored is None:
                 continue
             argmax = self._add(number, pair, stored, size)
@@ -234,8 +234,10 @@ class _Look:
     ) -> Array | None:
         facts = self.facts[number]
         if size is None:  # neither mask nor image: take the scores at their word
-            size = (stored.shape[1], stored.shape[2]) if stored.ndim == 3 else (0, 0)
-        layout = layout_of(stored.shape, size)
+            last = self.facts[number].reading.layout == "hwc"
+            sides = stored.shape[:2] if last else stored.shape[1:]
+            size = (sides[0], sides[1]) if stored.ndim == 3 else (0, 0)
+        layout = self.facts[number].layout_of(stored.shape, size)
         classes = stored.shape[2 if layout.classes_last else 0] if stored.ndim == 3 else 0
         if layout.kind != "rank":
             this = (classes, *size)
@@ -271,8 +273,8 @@ class _Look:
 
     def _scores_fit(self, pair: Pair, size: tuple[int, int]) -> bool:
         """Whether all scores of an image have the size of its mask."""
-        paths = [files[pair.image] for files in self.located.files if pair.image in files]
-        shapes = [array.shape for path in paths if (array := self._stored(path)) is not None]
+        stored = [self._stored(self.located, n, pair) for n in range(len(self.facts))]
+        shapes = [array.shape for array in stored if array is not None]
         return bool(shapes) and all(layout_of(s, size).kind == "same" for s in shapes)
 
     def _image_size(self, pair: Pair) -> tuple[int, int] | None:
@@ -284,15 +286,19 @@ class _Look:
             self._fail("images-unreadable", str(problem))
             return None
 
-    def _stored(self, path: Path) -> Array | None:
+    def _stored(self, located: lists.Located, number: int, pair: Pair) -> Array | None:
+        """The scores of an image by a model as they are stored, or None."""
+        path, entry = (each[number].get(pair.image) for each in (located.files, located.entries))
+        if path is None:
+            return None
         start = time.perf_counter()
         try:
-            stored = read_raw_scores(path)
+            stored = read_raw_scores(Path(path), None if entry is None else str(entry))
         except (OSError, ValueError) as problem:
             self._fail("scores-unreadable", str(problem))
             return None
         self.seconds += time.perf_counter() - start
-        self.bytes_read += path.stat().st_size
+        self.bytes_read += stored.nbytes if entry else Path(path).stat().st_size
         return stored
 
     def _features(self, pair: Pair) -> None:
@@ -311,7 +317,7 @@ class _Look:
     def peek(self, pairs: Sequence[Pair], located: lists.Located) -> None:
         """Read the first model's scores of some unlabelled images."""
         for pair in pairs:
-            stored = self._stored(located.files[0][pair.image])
+            stored = self._stored(located, 0, pair)
             if stored is None:
                 continue
             size = self._image_size(pair) if self.at_image_size else None

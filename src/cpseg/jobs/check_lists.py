@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cpseg.calibration.provenance import SourceImages
 from cpseg.files.dataset import Source, check_distinct
 from cpseg.files.id_lists import Pair
+from cpseg.files.model_scores import ScoreFolder
+from cpseg.files.score_arrays import entry_of
 from cpseg.files.score_files import SUFFIXES, find_scores
 from cpseg.jobs.calibrate import images_needed
 from cpseg.jobs.check_findings import Finding, counted, error, listed, ok, warning
@@ -27,32 +29,40 @@ class Located:
 
     Attributes:
         files: for each model, the file of every image that has one.
+        entries: for each model with one file for all images, the key of every image in it.
         missing: for each model, images without.
         problems: what else is wrong, once for each model at most.
     """
 
     files: list[dict[str, Path]] = field(default_factory=list)
+    entries: list[dict[str, str]] = field(default_factory=list)
     missing: list[list[str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folders: Sequence[Path], pairs: Sequence[Pair], kind: str) -> Located:
-        """Look for the files of all images in all folders."""
+    def of(cls, models: Sequence[ScoreFolder], pairs: Sequence[Pair]) -> Located:
+        """Look for the scores of all images by all models."""
         found = cls()
-        for folder in folders:
+        for model in models:
             files: dict[str, Path] = {}
+            entries: dict[str, str] = {}
             missing: list[str] = []
             problems: list[str] = []
             for pair in pairs:
                 try:
-                    files[pair.image] = find_scores(folder, pair.image, kind=kind)
+                    if model.is_one_file:
+                        entries[pair.image] = entry_of(model.probs, pair.image)
+                        files[pair.image] = model.probs
+                    else:
+                        files[pair.image] = find_scores(model.probs, pair.image)
                 except FileNotFoundError:
                     missing.append(pair.image)
                 except ValueError as problem:
                     problems.append(str(problem))
             found.files.append(files)
             found.missing.append(missing)
-            found.problems += problems[:1] + _shared(files)[:1]
+            found.entries.append(entries)
+            found.problems += problems[:1] + _shared(entries or files)[:1]
         return found
 
     def paths(self) -> set[Path]:
@@ -60,13 +70,13 @@ class Located:
         return {path for files in self.files for path in files.values()}
 
 
-def _shared(files: dict[str, Path]) -> list[str]:
-    """Where two images have one file."""
-    owner: dict[Path, str] = {}
+def _shared(files: Mapping[str, Path | str]) -> list[str]:
+    """Where two images have one file, or one entry."""
+    owner: dict[Path | str, str] = {}
     found = []
     for image, path in files.items():
         if path in owner:
-            text = f"{path.name} would be the scores of both {owner[path]} and {image}; "
+            text = f"{Path(path).name} would be the scores of both {owner[path]} and {image}; "
             found.append(text + "lay the folder out like the images, with their subfolders")
         owner[path] = image
     return found

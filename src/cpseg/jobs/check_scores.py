@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cpseg._internal.checks import message
-from cpseg._internal.safe_files import damaged, read_tensors
+from cpseg._internal.safe_files import read_tensors
 from cpseg.core.class_map import ClassMap
+from cpseg.core.score_reading import ScoreReading
+from cpseg.files.score_arrays import TORCH, from_numpy, from_safetensors, from_torch, only
 from cpseg.jobs.check_findings import Finding, counted, error, listed, ok, percent, warning
 
 Size = tuple[int, int]
@@ -22,37 +24,33 @@ _ROUNDING = 0.02  # of sums of probabilities in half precision
 _SLIGHTLY = 1e-2  # values this far outside [0, 1] are rounding or interpolation
 
 
-def read_raw_scores(path: Path) -> Array:
+def read_raw_scores(path: Path, entry: str | None = None) -> Array:
     """The array in a score file as it is stored, of any shape and dtype.
+
+    Args:
+        path: the file.
+        entry: the key of the image's scores in a file with those of all images.
 
     Raises:
         ValueError: a damaged file, several arrays of which none is ``probs``, or evidence.
         FileNotFoundError: there is no such file.
     """
-    arrays: dict[str, Array]
-    if path.suffix == ".safetensors":
+    if path.suffix in TORCH:
+        stored = from_torch(path, "probs", entry)
+    elif path.suffix != ".safetensors":
+        stored = from_numpy(path, "probs", entry)
+    elif entry is not None:
+        stored = from_safetensors(path, entry)
+    else:
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") == "evidence":
             fix = "pass the folder of probabilities"
             raise ValueError(message(str(path), "probabilities", "evidence", fix))
-        floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-        arrays = {name: tensor.numpy() for name, tensor in floats.items()}
-    else:
-        try:
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                names = ["probs"] if "probs" in loaded.files else loaded.files[:2]
-                arrays = {name: loaded[name] for name in names}
-        except FileNotFoundError:
-            raise
-        except Exception as problem:  # from zip, zlib, NumPy's header parser: anything may come
-            raise damaged(path, "a file of probabilities", problem) from problem
-    if "probs" not in arrays and len(arrays) != 1:
-        got = ", ".join(sorted(arrays)) or "none"
-        raise ValueError(message(str(path), "an array 'probs'", got, "name the array 'probs'"))
-    return arrays["probs"] if "probs" in arrays else next(iter(arrays.values()))
+        stored = only(path, tensors)
+    if str(stored.dtype) == "torch.bfloat16":
+        stored = stored.float()
+    array: Array = stored.detach().numpy()
+    return array
 
 
 # --- layout ------------------------------------------------------------------------------------
@@ -71,16 +69,23 @@ class Layout(NamedTuple):
     classes_last: bool
 
 
-def layout_of(shape: Sequence[int], size: Size) -> Layout:
-    """How an array of this shape fits an image of this height and width."""
+def layout_of(shape: Sequence[int], size: Size, *, last_first: bool = False) -> Layout:
+    """How an array of this shape fits an image of this height and width.
+
+    Args:
+        shape: of the array.
+        size: height and width.
+        last_first: where classes may be the first axis as well as the last, they are the last.
+    """
     if len(shape) != 3 or 0 in shape:
         return Layout("rank", False)
     first, last = (shape[1], shape[2]), (shape[0], shape[1])
-    if first == size:
-        return Layout("same", False)
-    if last == size:
-        return Layout("same", True)
-    for sides, classes_last in ((first, False), (last, True)):
+    places = [(first, False), (last, True)]
+    places = places[::-1] if last_first else places
+    for sides, classes_last in places:
+        if sides == size:
+            return Layout("same", classes_last)
+    for sides, classes_last in places:
         if min(sides) > 1 and _same_aspect(sides, size):
             return Layout("low" if sides[0] < size[0] else "high", classes_last)
     if first == size[::-1]:
@@ -104,6 +109,7 @@ class ScoreFacts:
 
     prefix: str  # of what is said: empty, or the folder where there are several
     class_map: ClassMap | None = None
+    reading: ScoreReading = field(default_factory=ScoreReading)
     dtypes: set[str] = field(default_factory=set)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by image
     layouts: dict[str, tuple[Layout, Size]] = field(default_factory=dict)  # by image
@@ -115,6 +121,10 @@ class ScoreFacts:
     sums: list[Array] = field(default_factory=list)
     log_sums: list[Array] = field(default_factory=list)
     flat: int = 0  # files in which every pixel has the same scores for all classes
+
+    def layout_of(self, shape: Sequence[int], size: Size) -> Layout:
+        """How an array fits an image, by the reading where there is a choice."""
+        return layout_of(shape, size, last_first=self.reading.layout == "hwc")
 
     def add(self, image: str, stored: Array, size: Size) -> Array | None:
         """Look at a file.
@@ -128,7 +138,7 @@ class ScoreFacts:
             stored: the array of the file.
             size: height and width of the mask, or of the image.
         """
-        layout = layout_of(stored.shape, size)
+        layout = self.layout_of(stored.shape, size)
         self.dtypes.add(str(stored.dtype))
         self.shapes[image], self.layouts[image] = tuple(stored.shape), (layout, size)
         if layout.kind == "rank" or stored.dtype.kind not in "fiu":
@@ -230,10 +240,14 @@ class ScoreFacts:
             text = f"{seen}{of}{last}: neither this size nor this aspect; "
             return [error("shape", f"{text}were images cropped or padded for the model?")]
         found = []
-        if layout.classes_last:
-            text = f"{seen}{of}: classes are the last axis (HWC); pass --layout hwc"
+        if layout.classes_last != (self.reading.layout == "hwc"):
+            axis, fix = "first", "leave --layout hwc out"
+            if layout.classes_last:
+                axis, fix = "last", "pass --layout hwc"
+            order = "HWC" if layout.classes_last else "CHW"
+            text = f"{seen}{of}: classes are the {axis} axis ({order}); {fix}"
             found.append(error("layout", text))
-        if layout.kind != "same":
+        if layout.kind != "same" and not (layout.kind == "low" and self.reading.upsample):
             what, fix = (
                 ("a lower resolution", "pass --upsample")
                 if layout.kind == "low"
@@ -241,7 +255,10 @@ class ScoreFacts:
             )
             found.append(error("resolution", f"{seen}{of}: {what}; {fix}"))
         if not found:
-            text = f"{self.prefix}scores {shape}: {shape[0]} classes first, of the masks' size"
+            number, place = (shape[2], "last") if layout.classes_last else (shape[0], "first")
+            text = f"{self.prefix}scores {shape}: {number} classes {place}, of the masks' size"
+            if layout.kind == "low":
+                text += " after --upsample"
             if len(set(self.shapes.values())) > 1:
                 text += " (sizes differ)"
             found.append(ok("shape", f"{text}{of}, {', '.join(sorted(self.dtypes))}"))
@@ -268,9 +285,20 @@ class ScoreFacts:
             text = f"{where}: all classes have the same score in {counted(self.flat, 'file')}; "
             found.append(warning("flat", text + "did the model run?"))
         span = f"values from {self.low:.3g} to {self.high:.3g}"
+        if self.reading.logits is not None:
+            return [*found, self._of_logits(span)]
         if self.low >= 0 and self.high <= 1:
             return [*found, *self._sum_findings(span)]
         return [*found, self._outside(span)]
+
+    def _of_logits(self, span: str) -> Finding:
+        """What values are that the options call logits."""
+        text = f"{self.prefix}scores have {span}"
+        if "uint8" in self.dtypes:
+            return error("logits", f"{text} in uint8: no logits; leave --logits out")
+        if self.low >= 0 and self.high <= 1:
+            return warning("logits", f"{text}: probabilities already? leave --logits out")
+        return ok("values", f"{text}: logits, as --logits says")
 
     def _sum_findings(self, span: str) -> list[Finding]:
         sums = np.concatenate(self.sums)
