@@ -2,6 +2,8 @@
 
 from cpseg._internal.safe_files import atomic, read_tensors, write_tensors, write_text
 from cpseg.core.class_map import ClassMap, parse_class_map, read_class_map
+from cpseg.core.palette import Palette, parse_palette, read_palette
+from cpseg.core.score_reading import ScoreReading
 from cpseg.files.dataset import ScoreFolder, Source
 from cpseg.files.folds import Folds, cross_fit, read_folds, write_folds
 from cpseg.files.id_lists import Pair, read_ids, write_ids
@@ -15,7 +17,9 @@ __all__ = [
     "ClassMap",
     "Folds",
     "Pair",
+    "Palette",
     "ScoreFolder",
+    "ScoreReading",
     "ScoreRecord",
     "Source",
     "atomic",
@@ -25,12 +29,14 @@ __all__ = [
     "output_path",
     "palette",
     "parse_class_map",
+    "parse_palette",
     "read_class_map",
     "read_features",
     "read_folds",
     "read_ids",
     "read_image",
     "read_mask",
+    "read_palette",
     "read_scores",
     "read_tensors",
     "record_scores",
