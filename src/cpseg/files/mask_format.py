@@ -95,8 +95,8 @@ class MaskFormat:
             raise ValueError(message("mask map", "at most 256 values", str(count), fix))
         classes = torch.full((256,), -1, dtype=torch.int64)
         if self.map is None:
-            for index in range(min(count, 256 - self.first_class)):
-                classes[index + self.first_class] = index
+            last = min(self.first_class + count, 256)
+            classes[self.first_class : last] = torch.arange(last - self.first_class)
             classes[: self.first_class] = VOID
             classes[self.void] = VOID
             return classes
@@ -104,8 +104,8 @@ class MaskFormat:
             expected, got = f"{num_classes} classes as in the scores", str(self.map.num_classes)
             raise ValueError(message("mask map", expected, got, "map to the same classes"))
         classes[self.void] = VOID
-        for value, target in enumerate(self.map.target):
-            classes[value] = VOID if target is None else target
+        targets = [VOID if target is None else target for target in self.map.target]
+        classes[:count] = torch.tensor(targets)
         return classes
 
     def _stray(self, path: Path, strange: list[int], num_classes: int) -> ValueError:
