@@ -118,12 +118,6 @@ def data_words(arguments: argparse.Namespace) -> DataWords:
     """The words that name the data set, for other subcommands."""
     from cpseg.report.commands import DataWords
 
-    maps = getattr(arguments, "class_map", None) or [None] * len(arguments.probs)
-    mapped = any(path is not None for path in maps)
-    models = [
-        ("--probs", str(probs), *(("--class-map", str(path or "none")) if mapped else ()))
-        for probs, path in zip(arguments.probs, maps, strict=True)
-    ]
     unlabelled = str(getattr(arguments, "unlabelled", None) or "unlabelled.txt")
     features: tuple[str, ...] = ()
     if arguments.features is not None:
@@ -133,23 +127,32 @@ def data_words(arguments: argparse.Namespace) -> DataWords:
     masks: tuple[str, ...] = ()
     if arguments.void != 255:
         masks += ("--void", str(arguments.void))
-    if arguments.mask_map is not None:
-        masks += ("--mask-map", str(arguments.mask_map))
-    for name in ("palette", "masks"):
-        if getattr(arguments, name, None) is not None:
-            masks += (f"--{name}", str(getattr(arguments, name)))
-    if getattr(arguments, "first_class", 0):
+    for name in ("mask_map", "palette", "masks"):
+        if getattr(arguments, name) is not None:
+            masks += (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
+    if arguments.first_class:
         masks += ("--first-class", str(arguments.first_class))
     root: tuple[str, ...] = ("--root", str(arguments.root))
-    for name in ("layout", "upsample"):
-        for word in getattr(arguments, name, None) or ():
-            root += (f"--{name}", word)
-    if getattr(arguments, "logits", None):  # by their kind: not all commands have --scores
-        for reading in readings_of(arguments):
-            root += ("--logits", reading.logits or "no")
     if arguments.device != "cpu":
         root += ("--device", arguments.device)
-    return DataWords(root, str(arguments.ids), tuple(models), features, masks, unlabelled)
+    models = _model_words(arguments)
+    return DataWords(root, str(arguments.ids), models, features, masks, unlabelled)
+
+
+def _model_words(arguments: argparse.Namespace) -> tuple[tuple[str, ...], ...]:
+    """For every model its scores and, where one has any, its class map and how they are stored."""
+    maps = arguments.class_map or [None] * len(arguments.probs)
+    readings = readings_of(arguments)
+    words: list[tuple[str, ...]] = [("--probs", str(probs)) for probs in arguments.probs]
+    for option, values, default in (
+        ("--class-map", [str(path or "none") for path in maps], "none"),
+        ("--layout", [reading.layout for reading in readings], "chw"),
+        ("--logits", [reading.logits or "no" for reading in readings], "no"),
+        ("--upsample", ["yes" if reading.upsample else "no" for reading in readings], "no"),
+    ):
+        if set(values) != {default}:
+            words = [(*model, option, value) for model, value in zip(words, values, strict=True)]
+    return tuple(words)
 
 
 def readings_of(arguments: argparse.Namespace) -> list[ScoreReading]:

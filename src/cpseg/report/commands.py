@@ -76,7 +76,7 @@ class _Making:
 
 
 def commands_of(
-    findings: Findings, rule: Rule, data: DataWords, *, colour: bool = False, place: str = ""
+    findings: Findings, rule: Rule, data: DataWords, *, colour: bool = False
 ) -> list[list[str]]:
     """The words of the commands that make the labels of a rule and plan their audit.
 
@@ -85,13 +85,11 @@ def commands_of(
         rule: any of its rules but a constant confidence, which no command makes.
         data: how the data set is named.
         colour: whether the images' colours are a source of every map.
-        place: a folder for what is written; the current one by default.
 
     Raises:
         ValueError: a constant confidence.
     """
     made = _making(findings, rule, colour)
-    written = {name: str(Path(place) / name) for name in (CALIBRATION, LABELS)}
     models = [data.models[model] for model in made.models]
     features = data.features if made.features else ()
     first = ["cpseg", made.subcommand, *data.root, "--ids", data.ids]
@@ -99,11 +97,14 @@ def commands_of(
     first += [*features, *(["--colour"] if made.colour else []), *data.masks, *made.words]
     second = ["cpseg", "label", *data.root, "--ids", data.unlabelled]
     second += [word for model in models for word in _without_map(model)]
-    second += [*features[:2], "--calibration", written[CALIBRATION], "--labelled", data.ids]
+    if "--masks" in data.masks:
+        place = data.masks.index("--masks")
+        second += data.masks[place : place + 2]
+    second += [*features[:2], "--calibration", CALIBRATION, "--labelled", data.ids]
     return [
-        [*first, "-o", written[CALIBRATION]],
-        [*second, "-o", written[LABELS]],
-        ["cpseg", "audit", written[LABELS], "--plan"],
+        [*first, "-o", CALIBRATION],
+        [*second, "-o", LABELS],
+        ["cpseg", "audit", LABELS, "--plan"],
     ]
 
 
