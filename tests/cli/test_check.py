@@ -110,6 +110,7 @@ def test_lines_fit_the_terminal(
     assert result.code == 2
     widths = [len(line) for line in result.out.splitlines()]
     assert max(widths) <= min(columns, 100)
+    assert not [line for line in result.out.splitlines() if line.strip().startswith("%")]
     assert Path("check.png").is_file()
 
 

@@ -34,7 +34,8 @@ def add(commands: Commands) -> None:
         "the option that cures it, and draws three images. Exit 2 where no job can work.",
     )
     add = command.add_argument
-    add("--unlabelled", type=Path, dest="to_label", help="id list of the images to label")
+    text = "id list of the images to label"
+    add("--unlabelled", type=Path, dest="to_label", metavar="UNLABELLED", help=text)
     add(
         "--all",
         action="store_true",
@@ -115,13 +116,14 @@ def _percent(share: float) -> str:
 
 
 def _wrapped(line: str, width: int, indent: str = "") -> str:
-    return textwrap.fill(
-        line,
+    filled = textwrap.fill(
+        line.replace(" %", "\0%"),  # a number and its per cent stay together
         width,
         initial_indent=indent,
         subsequent_indent=indent or "  ",
         break_on_hyphens=False,
     )
+    return filled.replace("\0%", " %")
 
 
 def _width() -> int:
