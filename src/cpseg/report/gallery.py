@@ -134,7 +134,8 @@ def _pictures(
     for title, rule in shown:
         labels = panel.labels[rule].numpy()
         made.append((title, colours.overlay(canvas, labels, ignored=True, background=background)))
-    made.append(("truth", colours.overlay(canvas, truth, ignored=False, background=background)))
+    painted = colours.overlay(canvas, truth, ignored=False, background=background)
+    made.insert(len(made) - kept, ("truth", painted))
     if wrong is not None:
         labels = panel.labels[wrong].numpy()
         made.append(("mistakes", colours.mistakes(canvas, labels, truth)))

@@ -151,4 +151,5 @@ def shots(name: str, pictures: Sequence[Shot]) -> str:
             f'<p class="steps"><a href="#{before}">previous</a> '
             f'<a href="#{name}">close</a> <a href="#{after}">next</a></p></figure>'
         )
-    return f'<div class="shots" id="{name}">\n' + "\n".join(figures) + "\n</div>\n"
+    across = " three" if len(pictures) in (3, 5, 6) else ""
+    return f'<div class="shots{across}" id="{name}">\n' + "\n".join(figures) + "\n</div>\n"

@@ -53,10 +53,12 @@ def labels(findings: Findings) -> str:
         [Group(title, _without_twins(rows)) for title, rows in groups.items()],
         stacked=True,
     ) + note(
-        f"Changes are against {base}, paired over folds. Maps are fitted on all training images of "
-        "a fold, since labels for every pixel need no thresholds; pixels without a label count as "
-        "wrong. A student gains by labels that are better than those it gives by itself. Rules "
-        "that lose at least a quarter of the classes that the raw argmax finds are not recommended."
+        f"Changes are against {base}, paired over folds. A map recalibrates the scores of its "
+        "sources, and every pixel gets its most probable class. Maps are fitted on all training "
+        "images of a fold, since labels for every pixel need no thresholds; pixels without a label "
+        "count as wrong. A student gains by labels that are better than those it gives by itself. "
+        "Rules that lose at least a quarter of the classes that the raw argmax finds are not "
+        "recommended."
     )
 
 
@@ -160,6 +162,7 @@ def classes(findings: Findings) -> str:
         "Precision of each class: of the pixels that carry its label, the share that are of it",
         ("class", "labelled pixels", *columns, *(["kept share"] if apart else [])),
         [Group("", _precision_rows(findings, list(columns.values()), kept if apart else None))],
+        stacked=True,
     )
     share = (
         "Kept share: of the pixels of a class, those that carry a label under the rule of the "

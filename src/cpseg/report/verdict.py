@@ -9,14 +9,14 @@ from pathlib import Path
 from cpseg.jobs.estimate import number, percent, plus_minus
 from cpseg.report.findings import Findings, Rule
 from cpseg.report.gallery import before, hero
-from cpseg.report.wording import advice, base_of, lost_classes, verdict
+from cpseg.report.wording import advice, base_of, losses_of_the_recommended, verdict
 
 
 def card(findings: Findings, root: Path) -> str:
     """One sentence, one pair of figures, one picture."""
     base, rule = base_of(findings), findings.label_with
     kind = "stay" if rule == base else "go"
-    lost = lost_classes(findings, rule)
+    lost = losses_of_the_recommended(findings)
     warning = f'<p class="lost"><strong>What is lost:</strong> {escape(lost)}</p>\n' if lost else ""
     proven = (
         f"Measured by cross-validation on {findings.images} labelled images; ± is one standard "

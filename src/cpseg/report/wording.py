@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpseg.jobs.estimate import Estimate, plus_minus
 from cpseg.report.findings import CONFIDENCES, RAW, Findings, Rule, tried_for_labels
-from cpseg.report.recommendation import paired
+from cpseg.report.recommendation import Candidate, better, paired
 
 
 def advice(findings: Findings) -> list[str]:
@@ -34,15 +34,15 @@ def _constant(findings: Findings) -> list[Rule]:
     return [rule for rule in rules if rule in findings.rules]
 
 
+_TRAIN_ON_BOTH = "Train on the labelled images and on labels by"
+
+
 def verdict(findings: Findings) -> str:
     """What to do, in one sentence."""
     base, rule = base_of(findings), findings.label_with
     if rule != base:
-        first = (
-            "Label" if findings.student is None else "Train on the labelled images and on labels"
-        )
-        how = "with" if findings.student is None else "made with"
-        return f"{first} {how} {in_a_sentence(rule)}."
+        what = "Label with" if findings.student is None else _TRAIN_ON_BOTH
+        return f"{what} {in_a_sentence(rule)}."
     if findings.student is None:
         return "Label with the raw argmax: no other rule tried is a sure gain."
     return (
@@ -58,7 +58,7 @@ def in_a_sentence(rule: Rule) -> str:
         method, _, rest = rule.scores.partition(" map over ")
         if not rest:
             return f"the labels of {rule.scores.removesuffix(' as it is')}"
-        return f"the most probable class of a {method} map over {rest}"
+        return f"a {method} map over {rest}"
     return rule.name
 
 
@@ -82,6 +82,27 @@ def lost_classes(findings: Findings, rule: Rule, *, most: int = 12) -> str:
     )
 
 
+def losses_of_the_recommended(findings: Findings) -> str:
+    """What the recommended rule loses, and the best rule that loses nothing; empty without loss."""
+    lost = lost_classes(findings, findings.label_with)
+    base = _as_candidate(findings, base_of(findings))
+    whole = [
+        rule
+        for rule in _others(findings)
+        if not findings.loss(rule).classes and better(_as_candidate(findings, rule), base)
+    ]
+    if not lost or not whole:
+        return lost
+    rule = max(whole, key=lambda each: findings.rules[each].estimate("miou_all").mean)
+    miou, error = _miou_and_error(findings, rule)
+    return f"{lost} Without such a loss: {in_a_sentence(rule)}, mIoU {miou}, error {error}."
+
+
+def _as_candidate(findings: Findings, rule: Rule) -> Candidate:
+    measured = findings.rules[rule]
+    return Candidate(rule.name, measured.values("miou_all"), measured.values("error"))
+
+
 def _labelling(findings: Findings) -> str:
     if findings.student is not None:
         return _for_the_student(findings)
@@ -95,7 +116,7 @@ def _labelling(findings: Findings) -> str:
         )
     else:
         text = f"To label every pixel, use {_figures_of(findings)}"
-    lost = lost_classes(findings, findings.label_with)
+    lost = losses_of_the_recommended(findings)
     text = f"{text} But {lost}" if lost else text
     return (
         f"{text} Whether a student gains by these labels is not known: none of the sources is a "
@@ -108,7 +129,7 @@ def _for_the_student(findings: Findings) -> str:
     """What to train on, where a student's own labels are known."""
     base = base_of(findings)
     if findings.label_with != base:
-        lost = lost_classes(findings, findings.label_with)
+        lost = losses_of_the_recommended(findings)
         return (
             "Train on the labelled images and on pseudo-labels. To label every pixel, use "
             f"{_figures_of(findings)}" + (f" But {lost}" if lost else "")
