@@ -217,6 +217,8 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Certifier.sync: (["self", "process_group="], []),
     Certifier.compute: (["self", "max_error="], []),
     Calibration.guarantee: (["self"], []),
+    Calibration.summary: (["self", "names="], []),
+    Calibration.plot: (["self", "names="], []),
     Calibration.resize: (["self", "size"], []),
     Calibration.to: (["self", "device"], []),
     Calibration.prediction_set: (["self", "probs"], ["generator="]),

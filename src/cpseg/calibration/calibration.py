@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from cpseg._internal.fields import Valid, among, or_none, read_fields, text, tru
 from cpseg._internal.safe_files import read_tensors, write_tensors
 from cpseg._version import __version__
 from cpseg.calibration.certificate import Certificate
+from cpseg.calibration.display import as_html, plot, summary
 from cpseg.calibration.guarantee import guarantee
 from cpseg.calibration.provenance import Provenance
 from cpseg.core.nonconformity import check_score
@@ -37,6 +38,9 @@ from cpseg.groups.fixed import check_size
 from cpseg.groups.resampling import to_image
 from cpseg.recalibration.recalibration import Recalibration, join_for
 from cpseg.recalibration.sources import Probs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FIX = "run cpseg calibrate anew"
 UNITS = words.UNITS
@@ -135,6 +139,46 @@ class Calibration:
             "" if self.certificate is None else self.certificate.verdict,
         ]
         return f"Calibration({', '.join(filter(None, parts))})"
+
+    def summary(self, names: Sequence[str] | None = None) -> str:
+        """What it is and what it promises, a fact to a line.
+
+        Args:
+            names: of the classes, in their order; by default their numbers.
+
+        Raises:
+            ValueError: another number of names than classes.
+
+        Example:
+            >>> calibration = Calibration(torch.tensor([[0.25]]), torch.tensor([[9]]), alpha=0.1,
+            ...                           num_images=9, num_classes=2, background=0)
+            >>> print(calibration.summary(["road", "car"]))  # doctest: +ELLIPSIS
+            thresholds    groups, alpha 0.1, grid 1x1
+            their values  0.250, 0.0 % infinite
+            made from     9 labelled images
+            classes       2: road, car
+            suppressed    road, where an object is in the set too
+            promised      nothing: ...
+        """
+        return summary(self, names)
+
+    def plot(self, names: Sequence[str] | None = None) -> Figure:
+        """The thresholds as a picture; with thresholds per class a panel for each.
+
+        Args:
+            names: of the classes, in their order; by default their numbers.
+
+        Returns:
+            A matplotlib figure, which notebooks show; ``savefig`` writes it.
+
+        Raises:
+            ImportError: matplotlib is missing; names the extra.
+            ValueError: a calibration without thresholds, or another number of names than classes.
+        """
+        return plot(self, names)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def guarantee(self) -> str:
         """The promise on new images in words; see :func:`cpseg.calibration.guarantee`.

@@ -40,7 +40,8 @@ def choose(found: dict[str, Any], keep: str, alpha: str, max_error: str) -> str 
         ]
     else:
         names = [name for name, rule in found["rules"].items() if rule["kind"] in _EVERY_PIXEL]
-    return max(names, key=lambda name: found["rules"][name]["figures"]["miou_all"]["mean"])
+    rules = found["rules"]
+    return str(max(names, key=lambda name: rules[name]["figures"]["miou_all"]["mean"]))
 
 
 _EVERY_PIXEL = ("argmax", "labels")
