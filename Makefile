@@ -46,7 +46,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,report,trees]"
 	touch $@
 
 # torchcp by itself: the tests compare with its scores, which need nothing of what it declares.

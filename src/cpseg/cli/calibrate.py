@@ -113,7 +113,8 @@ def _run(arguments: argparse.Namespace) -> None:
     source = source_of(arguments)
     with Progress() as progress:
         calibration = calibrate(source, arguments.ids, settings, progress=progress)
-    if calibration.infinite_share == 1 and not arguments.allow_infinite:
+    all_infinite = arguments.alpha is not None and calibration.infinite_share == 1
+    if all_infinite and not arguments.allow_infinite:
         raise ValueError(_too_few(arguments, calibration.num_images))
     save(calibration, arguments.output)
     _tell(calibration, arguments)

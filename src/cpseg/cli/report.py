@@ -83,7 +83,6 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from cpseg._internal.safe_files import write_text
-    from cpseg.files.id_lists import read_ids
     from cpseg.foundation.classes import read_classes
     from cpseg.jobs.seen_images import approximate, cross_fitted
     from cpseg.report.findings import Plan
@@ -121,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> None:
         say_paragraph(text)
         say("")
     say(f"{arguments.output}: the commands that come next, figures, pictures, and how made")
-    approximations = approximate(cross_fitted(source, read_ids(arguments.ids)))
+    approximations = approximate(cross_fitted(source, source.read_ids(arguments.ids)))
     for text in approximations:
         warn(text)
     if approximations and certifies:

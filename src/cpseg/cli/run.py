@@ -243,11 +243,10 @@ class _Steps:
 def _inputs(arguments: argparse.Namespace) -> str:
     """A fingerprint of the files that a rule is made from, by their sizes and times."""
     from cpseg._internal.hashing import digest
-    from cpseg.files.id_lists import read_ids
     from cpseg.files.manifest import stamp
 
     source = _source(arguments)
-    pairs = read_ids(arguments.ids)
+    pairs = source.read_ids(arguments.ids)
     files = [path for each in source.locate(pairs).values() for path in each]
     files += [arguments.root / pair.mask for pair in pairs if pair.mask is not None]
     found = [(str(path), *stamp(path)[:2]) for path in files if path.is_file()]
@@ -294,10 +293,10 @@ _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 def _labels_alone(found: dict[str, Any], out: Path, arguments: argparse.Namespace) -> str:
     """Where pseudo-labels would cost: the list for training has the labelled images alone."""
     from cpseg._internal.distributed import rank
-    from cpseg.files.id_lists import read_ids, write_ids
+    from cpseg.files.id_lists import write_ids
 
     if rank() == 0:
-        pairs = read_ids(arguments.ids)
+        pairs = _source(arguments).read_ids(arguments.ids)
         write_ids(out / "stage1.txt", [(pair.image, str(pair.mask)) for pair in pairs])
     return f"{found['advice'][0]} {out / 'stage1.txt'} lists the labelled images alone."
 

@@ -127,7 +127,9 @@ def demo(
     say(
         f"{out / 'demo.png'}, {out / 'students.png'}: the pictures. "
         f"{out / 'stacked' / 'stage1.txt'}: the list for training.\n"
-        f"{time.monotonic() - began:.0f} s."
+        f"{time.monotonic() - began:.0f} s. On these files, or on yours, one command does it:\n"
+        f"cpseg run --root {source.root} --labelled labelled.txt --unlabelled unlabelled.txt "
+        f"--probs {source.probs} --probs {source.root / 'student_probs'} -o {out / 'run'}"
     )
     return shown
 

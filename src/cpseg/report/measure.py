@@ -26,7 +26,7 @@ from cpseg.core.metrics import confusion_matrix
 from cpseg.core.nested_rules import confusion_per_alpha
 from cpseg.core.reliability import Reliability
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
-from cpseg.files.id_lists import Pair, read_ids
+from cpseg.files.id_lists import Pair
 from cpseg.files.masks import VOID
 from cpseg.files.splits import count_of_share, drawn_order
 from cpseg.jobs.cross_validation import (
@@ -83,7 +83,7 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         OSError: a file that cannot be read.
     """
     _check(plan)
-    pairs = read_ids(ids)
+    pairs = source.read_ids(ids)
     check_unseen("report", source, pairs)
     fitted = {each.folder for each in cross_fitted(source, pairs)}
     first_seen = cross_fitted(replace(source, others=()), pairs)  # eq. 4 on all images reads it
