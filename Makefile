@@ -14,8 +14,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -q
 
 # With the slowest tests too: processes of torchrun, simulations, training runs of the examples.
+# Continuous integration sets CI and leaves out those marked nightly.
 test-all: $(VENV)/.dev
-	CI=true $(BIN)/python -m pytest -n 2 -q
+	CI=true NIGHTLY=true $(BIN)/python -m pytest -n 2 -q
 
 # Random calls of every public function; the tests make 3,000 of them.
 FUZZ_CALLS ?= 100000

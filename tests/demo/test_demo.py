@@ -259,7 +259,7 @@ def test_steps_below_one_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_student_gains_from_the_recommended_labels(tmp_path: Path) -> None:
     said: list[str] = []
     demo(tmp_path, say=said.append)

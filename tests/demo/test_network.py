@@ -56,7 +56,7 @@ def test_pixels_without_a_label_change_nothing() -> None:
         train_network(images[:1], nothing, seed=0, steps=2)
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_the_foundation_model_is_good_at_home_and_loses_faint_digits() -> None:
     model = train_foundation(seed=0)
     wrong, lost = {}, {}

@@ -284,7 +284,7 @@ KILLS = [
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill[1]}-{kill[2]}")
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     example, data, stacked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill
 ) -> None:
@@ -394,7 +394,7 @@ def test_rare_classes_weigh_more_by_the_students_own_labels(
     assert seen == [listed(pairs) for pairs in expected]
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_two_ranks_make_what_one_makes(data, stacked, tmp_path: Path) -> None:
     """Equal but for rounding, which differs between one and two ranks and grows over the rounds."""
     code = f"import train; assert train.main({words(data, tmp_path, 'stacked')!r}) == 0"

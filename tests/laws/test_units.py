@@ -54,7 +54,7 @@ def images(seed: int, number: int, *, ties: bool = True) -> Tensor:
     return scores.masked_fill(void, torch.nan)
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6),

@@ -99,7 +99,7 @@ def test_what_is_right_is_recommended(tmp_path: Path, world: str) -> None:
         assert "for the student's own labels" in text
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_right_thing_is_recommended_in_nine_of_ten_draws(tmp_path: Path, world: str) -> None:
     right = [is_right(world, found_in(tmp_path, world, seed)) for seed in range(1, 11)]
