@@ -93,7 +93,9 @@ def words_of(name: str, data: DataSet, tmp_path: Path, out: Path) -> list[str]:
     return ["label", *data.options(**more)]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.nightly)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(50, marks=pytest.mark.nightly)], ids=["few", "many"]
+)
 @pytest.mark.parametrize("name", ["label", "compact"])
 def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_were_not(
     name: str, kills: int, data: DataSet, tmp_path: Path, forks: Forks
