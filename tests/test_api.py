@@ -68,6 +68,7 @@ NAMES = [
     "mask_filters",
     "masks_to_boxes",
     "pseudo_label_loss",
+    "recommend",
     "sample_prompts",
     "self_reliance_loss",
     "sum_loss",
@@ -91,6 +92,13 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     cpseg.boundary_iou: (
         ["predictions", "labels"],
         ["num_classes", "ignore_index=", "dilation_ratio=", "per_class="],
+    ),
+    cpseg.recommend: (
+        ["scores", "masks"],
+        [
+            *("background=", "alpha=", "methods=", "prior_powers=", "context=", "folds="),
+            *("names=", "models=", "student=", "seed="),
+        ],
     ),
     cpseg.cross_fit: (["images", "folds=", "seed="], []),
     cpseg.coverage: (["prediction_set", "labels"], ["ignore_index="]),

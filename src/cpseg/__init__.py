@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from cpseg.files import cross_fit
     from cpseg.recalibration import Recalibration, Recalibrator
+    from cpseg.report import recommend
     from cpseg.training import (
         OnlineThreshold,
         Prompts,
@@ -105,6 +106,7 @@ __all__ = [
     "prediction_set",
     "pseudo_label_loss",
     "pseudo_labels",
+    "recommend",
     "sample_prompts",
     "self_reliance_loss",
     "self_reliance_weight",
@@ -113,8 +115,8 @@ __all__ = [
     "uncertainty_map",
 ]
 
-_HOMES = ("calibration", "certification", "core", "recalibration", "training", "files")
-_PACKAGES = (*_HOMES, "cli", "demo", "foundation", "groups", "jobs", "report", "testing")
+_HOMES = ("calibration", "certification", "core", "recalibration", "training", "files", "report")
+_PACKAGES = (*_HOMES, "cli", "demo", "foundation", "groups", "jobs", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -1057,6 +1057,35 @@ def cross_fit(draw: Draw) -> Call:
     return Call(cpseg.cross_fit, [[form(image) for image in images], folds, seed], {}, oracle)
 
 
+def recommend(draw: Draw) -> Call:
+    classes, count, models = draw.whole(2, 4), draw.whole(4, 8), draw.whole(1, 2)
+    generator = torch.Generator().manual_seed(draw.whole(0, 10**6))
+    masks = [torch.randint(classes, (6, 7), generator=generator) for _ in range(count)]
+
+    def one() -> Tensor:
+        return torch.randn(classes, 6, 7, generator=generator).softmax(0)
+
+    scores = [one() if models == 1 else [one(), one()] for _ in range(count)]
+    options = {
+        "background": draw.of(None, 0),
+        "alpha": draw.of("0.2", 0.3),
+        "methods": draw.of(["none"], ["none", "temperature"]),
+        "prior_powers": draw.of([0.0], (0.0, 0.5)),
+        "context": (),
+        "folds": 2,
+        "student": draw.of(None, models - 1),
+    }
+
+    def oracle(found: Any) -> None:
+        labels = found.pseudo_labels(scores[0])
+        assert labels.shape == (6, 7)
+        if found.rule == "raw argmax":
+            first = scores[0] if models == 1 else scores[0][0]
+            assert torch.equal(labels, first.argmax(0))
+
+    return Call(cpseg.recommend, [scores, masks], options, oracle)
+
+
 # Every public name and how it is called. A heavy one is called less often.
 GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "Calibration": calibration,
@@ -1105,6 +1134,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "prediction_set": prediction_set,
     "pseudo_label_loss": pseudo_label_loss,
     "pseudo_labels": pseudo_labels,
+    "recommend": recommend,
     "sample_prompts": sample_prompts,
     "self_reliance_loss": self_reliance_loss,
     "self_reliance_weight": self_reliance_weight,
@@ -1116,7 +1146,13 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "testing.scores": strategy("scores"),
     "uncertainty_map": uncertainty_map,
 }
-HEAVY = {"groups.annuli": 0.02, "groups.kmeans": 0.2, "Recalibrator": 0.2, "Certifier": 0.3}
+HEAVY = {
+    "recommend": 0.05,
+    "groups.annuli": 0.02,
+    "groups.kmeans": 0.2,
+    "Recalibrator": 0.2,
+    "Certifier": 0.3,
+}
 
 
 class Outcome(NamedTuple):

@@ -16,7 +16,7 @@ from cpseg import groups
 from cpseg._internal.checks import check_alpha
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
-from cpseg.calibration.provenance import GroupImages, Provenance
+from cpseg.calibration.provenance import GroupImages, Provenance, SourceImages
 from cpseg.core.nonconformity import nonconformity
 from cpseg.files.dataset import LabelledImages, Progress, Source, announce, quiet
 from cpseg.files.id_lists import Pair
@@ -65,6 +65,23 @@ def calibrate(
     settings.grouping.check("calibrate")
     images = LabelledImages.open(source, source.read_ids(ids), progress=progress)
     check_unseen("calibrate", source, images.pairs)
+    return calibrate_images(images, settings)
+
+
+def calibrate_images(
+    images: LabelledImages,
+    settings: CalibrationSettings,
+    *,
+    seen: tuple[SourceImages, ...] | None = None,
+) -> Calibration:
+    """Calibrate on images that are open; see :func:`calibrate`.
+
+    Args:
+        images: the labelled images.
+        settings: how to calibrate.
+        seen: the sources that were cross-fitted on them; None to look at what their folders record.
+    """
+    source, progress = images.source, images.progress
     announce(progress, _reads(settings, len(images.pairs)))
     provenance = Provenance.from_json(source.facts())
     pairs, recalibrated, options = images.pairs, None, settings.recalibration
@@ -85,7 +102,8 @@ def calibrate(
         provenance = replace(provenance, groups=learned_on)
     else:
         partition = fixed_partition(grouping.variant, grid, grouping.block)
-    provenance = replace(provenance, sources=cross_fitted(source, pairs))
+    seen = cross_fitted(source, pairs) if seen is None else seen
+    provenance = replace(provenance, sources=seen)
     coarser = grouping.fallbacks() if settings.fallback else []
     of_image = {} if recalibrated is None else recalibrated.of_image
     whole = None if recalibrated is None else recalibrated.recalibration
@@ -131,8 +149,8 @@ def calibrate(
         next_threshold = calibrator.compute(largest).threshold.to(source.device)
         without = _leave_out(calibration, next_threshold, of_image)
     in_sample = largest is None and (grouping.variant != "image" or settings.per_class)
-    seen = profile(images, pairs, calibration, in_sample=in_sample, without=without)
-    return replace(calibration, extra=replace(calibration.provenance, profile=seen))
+    looks = profile(images, pairs, calibration, in_sample=in_sample, without=without)
+    return replace(calibration, extra=replace(calibration.provenance, profile=looks))
 
 
 def _every_pixel(

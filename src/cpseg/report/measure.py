@@ -19,7 +19,7 @@ from cpseg._internal import distributed as ranks
 from cpseg._internal.checks import check_alpha, check_background, check_choice, message
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.calibrator import Calibrator
-from cpseg.calibration.provenance import Provenance
+from cpseg.calibration.provenance import Provenance, SourceImages
 from cpseg.certification.certifier import ALPHAS as LEVELS
 from cpseg.certification.certifier import Certifier
 from cpseg.core.metrics import confusion_matrix
@@ -82,17 +82,36 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
         ValueError: bad settings or files, too few images for the folds, or several processes.
         OSError: a file that cannot be read.
     """
-    _check(plan)
+    check_plan(plan)
     pairs = source.read_ids(ids)
     check_unseen("report", source, pairs)
     fitted = {each.folder for each in cross_fitted(source, pairs)}
     first_seen = cross_fitted(replace(source, others=()), pairs)  # eq. 4 on all images reads it
-    if fitted and plan.max_errors:
-        plan = replace(plan, max_errors=())  # such scores certify nothing on these images
-    folds = deal(pairs, plan)
-    images = LabelledImages.open(source, pairs, progress=progress)
-    sources = _names(source)
     student = next((n for n, f in enumerate(source.folders) if f.name in fitted), None)
+    deal(pairs, plan)  # too few images are said before the files are looked for
+    images = LabelledImages.open(source, pairs, progress=progress)
+    return measure(images, plan, student=student, first_seen=first_seen)
+
+
+def measure(
+    images: LabelledImages,
+    plan: Plan,
+    *,
+    student: int | None,
+    first_seen: tuple[SourceImages, ...] = (),
+) -> Findings:
+    """Measure every rule of a plan on images that are open; see :func:`gather`.
+
+    Args:
+        images: the labelled images.
+        plan: what to try; without bounds to certify where a source is a student's.
+        student: the source that was trained on these images and scores them out of fold.
+        first_seen: the first source, if it is that.
+    """
+    if student is not None and plan.max_errors:
+        plan = replace(plan, max_errors=())  # such scores certify nothing on these images
+    source, pairs, progress = images.source, images.pairs, images.progress
+    folds, sources = deal(pairs, plan), _names(images.source)
     check_background("report", plan.background, images.num_classes)
     if plan.names is not None and len(plan.names) != images.num_classes:
         expected, got = f"{images.num_classes} class names as in the scores", f"{len(plan.names)}"
@@ -131,7 +150,12 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     )
 
 
-def _check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Refuse settings of the wrong range, and several ranks.
+
+    Raises:
+        ValueError: such a setting.
+    """
     where = "report"
     if ranks.active():
         fix = "run it without torchrun"
