@@ -405,7 +405,7 @@ def test_a_failed_command_is_one_line(example, tabled, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("$ cpseg calibrate --root . ")
     assert said[1].startswith("results.py: cpseg calibrate --root . ")
-    assert "labelled_100.txt: No such file" in said[1]
+    assert "labelled_100.txt: expected an id list or a folder, got no such file; " in said[1]
     assert len(said) == 2
     assert not list((out / "results").rglob("*.txt"))
 

@@ -133,7 +133,7 @@ def test_what_breaks_their_reader_is_refused_by_ours(tmp_path: Path, text: str) 
     data = clients.Listed(tmp_path, tmp_path / "ids.txt", "labelled", 8)
     with pytest.raises((OSError, IndexError)):
         data[len(data) - 1]
-    with pytest.raises(ValueError, match="one space between, none in a path, no blank line"):
+    with pytest.raises(ValueError, match="one pair a line, no blank line, one space between"):
         cpseg.files.read_ids(tmp_path / "ids.txt")
 
 

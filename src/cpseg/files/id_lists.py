@@ -82,7 +82,9 @@ def resolved(path: str | Path, root: str | Path | None) -> Path:
 def _found(path: Path, root: str | Path | None) -> Path:
     found = resolved(path, root)
     if root is not None and not found.exists() and not path.is_absolute():
-        expected, got = "an id list or a folder", f"no such file, nor {Path(root) / path}"
+        other = Path(root) / path
+        got = "no such file" if other == path else f"no such file, nor {other}"
+        expected = "an id list or a folder"
         raise FileNotFoundError(message(str(path), expected, got, "check the path"))
     return found
 
