@@ -19,7 +19,8 @@ from tests.support.folders import DataSet, command, done, files, finish, options
 
 import cpseg
 from cpseg import Calibration
-from cpseg.cli.command import main
+from cpseg.cli.command import SUBCOMMANDS, main, parser
+from cpseg.cli.help_texts import HELP_TEXTS
 from cpseg.files.dataset import Source
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.evaluate import evaluate
@@ -873,3 +874,38 @@ def test_the_command_leaves_random_state_alone(
         done(command(capsys, *job(name, data, calibration, tmp_path / f"out_{name}")))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tobytes() == before[1]  # noqa: NPY002
+
+
+def test_the_help_of_every_subcommand_has_an_example_that_parses() -> None:
+    assert [module.__name__.rpartition(".")[2] for module in SUBCOMMANDS] == list(HELP_TEXTS)
+    for name, (description, example) in HELP_TEXTS.items():
+        assert description.endswith(".")
+        words = example.split()
+        assert words[:2] == ["cpseg", name]
+        arguments = parser().parse_args(words[1:])
+        assert arguments.run is not None
+
+
+def test_help_begins_with_what_is_required(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["label", "--help"])
+    shown = capsys.readouterr().out
+    required = shown[shown.index("\nrequired:") : shown.index("\noptions:")]
+    assert [line.split()[0] for line in required.splitlines() if line.startswith("  -")] == [
+        *("--root", "--ids", "--probs", "--calibration", "-o")
+    ]
+    assert "--labelled" not in required
+    assert shown.rstrip().endswith("-o labels")
+
+
+def test_a_completion_script_names_subcommands_and_options(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert "calibrate" in script
+    assert "--recalibrate" in script
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    refused(command(capsys, "--print-completion", "bash"), 'pip install "cpseg[completion]"')

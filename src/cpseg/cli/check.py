@@ -30,8 +30,6 @@ def add(commands: Commands) -> None:
         "check",
         parents=[options.data(), options.masks(), options.class_map()],
         help="is this what you think it is?",
-        description="Looks at lists, masks and scores for some seconds, names what is wrong and "
-        "the option that cures it, and draws three images. Exit 2 where no job can work.",
     )
     add = command.add_argument
     text = "id list of the images to label"

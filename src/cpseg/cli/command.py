@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from cpseg._version import __version__
 from cpseg.cli import (
@@ -32,13 +33,14 @@ from cpseg.cli import (
     run,
     sweep,
 )
+from cpseg.cli.help_texts import HELP_TEXTS
 from cpseg.cli.options import Parser
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
 SUBCOMMANDS = (
     demo,
-    check,
     run,
+    check,
     calibrate,
     label,
     evaluate,
@@ -87,15 +89,42 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"cpseg {__version__}")
     top.add_argument("--debug", action="store_true", help="show the trace of an error")
+    top.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_Completion,
+        help="print a script that completes options in this shell, and end",
+    )
     top.set_defaults(resumes=lambda arguments: False)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add(commands)
-    for command in commands.choices.values():  # after the subcommand too, where it is easy to add
-        command.add_argument(
+    for name, command in commands.choices.items():
+        command.description, command.example = HELP_TEXTS[name]
+        command.add_argument(  # after the subcommand too, where it is easy to add
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
     return top
+
+
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell, made by shtab."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Print it, and end."""
+        try:
+            import shtab
+        except ImportError as error:
+            text = 'completion scripts are made by shtab: pip install "cpseg[completion]"'
+            raise ImportError(text) from error
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
 
 
 def _one_line(error: Exception) -> str:

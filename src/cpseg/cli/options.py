@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +16,35 @@ Commands = Any  # what add_subparsers returns has no public name
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others of the command."""
+    """A parser whose errors are one line; its help begins with what is required.
+
+    Attributes:
+        example: a line to copy, for the end of the help; only a subcommand has one.
+    """
+
+    example: str | None = None
+
+    def format_help(self) -> str:
+        """Usage, description, what is required, all other options by group, and the example."""
+        if self.example is None:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        required = [action for action in self._actions if action.required]
+        sections = [("required", required)]
+        for each in self._action_groups:
+            left = [action for action in each._group_actions if action not in required]
+            sections.append((each.title or "options", left))
+        for title, actions in sections:
+            if any(action.help is not argparse.SUPPRESS for action in actions):
+                formatter.start_section(title)
+                formatter.add_arguments(actions)
+                formatter.end_section()
+        width = max(40, shutil.get_terminal_size().columns - 6)
+        lines = textwrap.wrap(self.example, width, break_long_words=False, break_on_hyphens=False)
+        example = " \\\n      ".join(lines)
+        return f"{formatter.format_help()}\nexample:\n  {example}\n"
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of printing the usage."""

@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from cpseg.files.dataset import Source
 
 KEPT = ("best", "every-pixel", "sets", "certified")
-_DESCRIPTION = """
-Looks at the data (cpseg check), finds by cross-validation on the labelled images the rule that
-serves best (cpseg report), makes it (cpseg calibrate or certify) and labels the other images with
-it (cpseg label). Every step is printed as the command that does it. A run that was stopped goes on.
-"""
-_EXAMPLE = """
-example:
-  cpseg run --root data --labelled labelled.txt --unlabelled unlabelled.txt --probs scores -o out
-"""
 
 
 def add(commands: Commands) -> None:
@@ -43,9 +34,6 @@ def add(commands: Commands) -> None:
             options.recalibration_input(),
         ],
         help="all of it: check, choose the rule, calibrate, label",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
     add("--unlabelled", type=Path, required=True, help="id list of the images to label")
