@@ -169,7 +169,7 @@ def test_choose() -> None:
     assert choose({**found, "recommended": "a"}, "every-pixel", "0.05", "0.05") == "a"
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_ranks_give_the_labels_of_one_process(
     data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

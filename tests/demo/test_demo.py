@@ -212,6 +212,7 @@ def test_no_student_scores_a_scene_whose_labels_it_saw(made: tuple[Path, str]) -
     assert {*record.models[0].trained_on} == {*names["labelled"]}
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("small")
 def test_a_second_demo_with_another_seed_replaces_the_first(
     made: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -296,6 +296,7 @@ def two_ranks(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "two"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", TWO_RANKS)
 def test_two_ranks_train_as_one(example, data, two_ranks: Path, method: str) -> None:
     one = run(example, data, two_ranks.parent / "one" / method, method)

@@ -216,6 +216,7 @@ def test_an_image_of_another_number_of_classes(tmp_path: Path, capsys: Capture) 
     refused(result, "classes like the first image")
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )

@@ -384,7 +384,7 @@ def mean_coverage(apart: bool, *, trials: int = 130, few: int = 9) -> float:
     return sum(found) / trials
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_coverage_holds_where_other_images_fitted_and_falls_short_where_the_same_did() -> None:
     """Law of each cell: mean coverage 9 / 10 (n = 9, continuous scores), Beta(9, 1).
 

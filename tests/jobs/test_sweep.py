@@ -198,6 +198,7 @@ def test_every_figure_is_that_of_a_loop(data: DataSet) -> None:
     assert named["pixel", 2, 0.5].infinite.mean < 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("method", "context", "scores"),
     [("vector", (), "softmax"), ("dirichlet", ("location",), "sigmoid")],
@@ -829,7 +830,7 @@ def test_bad_words_are_refused(
     refused(command(capsys, "sweep", *data.options(**options)), said)
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
@@ -856,6 +857,6 @@ def test_torchrun_gives_the_bytes_of_one_process(
         check=False,
     )
     assert both.returncode == 0, both.stderr
-    assert both.stdout == single.out
+    assert both.stdout.replace(str(tmp_path / "two"), str(tmp_path / "one")) == single.out
     assert "fold 1" not in both.stderr, "no bar in a pipe"
     assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -160,6 +160,7 @@ def test_evidence_traces(backend: str, background: int | None) -> None:
             assert same(got[some], want[some])
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_inductor_gives_the_same_labels() -> None:
     def labels(probs: Tensor, threshold: Tensor) -> Tensor:

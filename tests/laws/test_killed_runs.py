@@ -128,6 +128,7 @@ def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_were_not(
     assert unfinished, "every run was over before it was killed"
 
 
+@pytest.mark.nightly
 def test_a_run_killed_after_scores_changed_makes_the_new_masks(
     data: DataSet, tmp_path: Path, forks: Forks
 ) -> None:

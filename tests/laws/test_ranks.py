@@ -187,6 +187,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("store", STORES)
 def test_every_rank_holds_what_one_pass_gives(said: list[dict[str, Any]], store: str) -> None:
     calibrator = build(store)

@@ -75,7 +75,7 @@ def test_torchrun_gives_the_bytes_of_one_process(
 # What torchrun sets, without torchrun: one start for all jobs, each with a port of its own.
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["pixel", "image"])
 def test_a_rank_without_an_image_changes_nothing(
     variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

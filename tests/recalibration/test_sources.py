@@ -602,7 +602,7 @@ def test_several_sources_need_a_recalibration() -> None:
         calibrator.update(parts, labels)
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_two_sources_cover_in_their_law() -> None:
     """Map, components and thresholds from images apart: each cell covers 1 - alpha to + 1/(n+1)."""
     count, alpha = 39, 0.1

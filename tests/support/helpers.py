@@ -16,9 +16,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-# The same examples on every run: a red build is a change, not a draw.
+# The same examples on every run: a red build is a change, not a draw. By night twice as many.
+EXAMPLES = 60 if os.environ.get("NIGHTLY") else 30
 settings.register_profile(
-    "cpseg", deadline=None, max_examples=60, derandomize=True, database=None, print_blob=False
+    "cpseg", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None, print_blob=False
 )
 settings.load_profile("cpseg")
 

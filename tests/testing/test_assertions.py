@@ -345,6 +345,7 @@ def test_coverage_draws_what_it_says() -> None:
 # --- the bounds of assert_coverage --------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cells", [1, 4, 64])
 @pytest.mark.parametrize("chance", [0.2, 0.05])
 def test_the_betting_bound_keeps_its_false_alarm_rate(cells: int, chance: float) -> None:
