@@ -91,6 +91,8 @@ def test_is_pixelwise() -> None:
     ("bad", "kind", "match"),
     [
         ([[0]], TypeError, "groups as a tensor, got list"),
+        ("image", TypeError, r"got .*image.*; .* cpseg\.groups\.image\(\(height, width\)\)"),
+        ("x", TypeError, r"got .*x.*; .* cpseg\.groups\.pixel\(\(height, width\)\)"),
         (torch.zeros(2, 2), TypeError, r"integer groups, got torch\.float32"),
         (torch.zeros(4, dtype=torch.int64), ValueError, r"groups \[H, W\], got \[4\]"),
         (torch.zeros(1, 2, 2, dtype=torch.int64), ValueError, r"got \[1, 2, 2\]; make the map"),

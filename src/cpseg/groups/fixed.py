@@ -104,6 +104,10 @@ def blocks(
 
 def check_groups(where: str, groups: Tensor) -> None:
     """A group map: integers from 0, ``[H, W]``."""
+    if isinstance(groups, str):
+        name = groups if groups in ("pixel", "image") else "pixel"
+        fix = f"pass the map, for example cpseg.groups.{name}((height, width))"
+        raise TypeError(message(where, "groups as a tensor", short(groups), fix))
     check_integer(where, groups, name="groups")
     fix = "make the map with cpseg.groups"
     if groups.ndim != 2 or groups.numel() == 0:
