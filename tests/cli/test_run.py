@@ -93,6 +93,8 @@ def test_a_choice_can_be_fixed(
     assert ran.code == 0, ran.err
     calibration = Calibration.load(out / "rule.safetensors")
     assert calibration.alpha == (0.2 if keep == "sets" else 0)
+    chosen = "this does not take into account that the rule was chosen by these images"
+    assert (chosen in ran.out) == (keep == "sets")
     assert calibration.recalibration is None
 
 
@@ -100,10 +102,14 @@ def test_a_certified_rule_or_a_line_that_says_why_not(
     data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = words(data, tmp_path / "out", keep="certified", fast=None, folds=2, recalibrate="none")
-    asked += ["--max-error"]
+    asked += ["--background", "1", "--max-error"]
     ran = command(capsys, *asked, "0.95")
     assert ran.code == 0, ran.err
-    assert Calibration.load(tmp_path / "out" / "rule.safetensors").certificate is not None
+    proof = Calibration.load(tmp_path / "out" / "rule.safetensors").certificate
+    assert proof is not None
+    assert proof.delta == 0.05  # of two rules, with and without suppression, one was chosen
+    said = "one of 2 rules and was chosen by these images, so that its delta is 0.1 / 2 and the"
+    assert f"{said} statement holds with a confidence of 90 % whichever was chosen" in ran.out
     ran = command(capsys, *asked, "0.001")
     assert ran.code == 2
     assert "a rule that every fold certifies at an error of 0.001, got none" in ran.err

@@ -289,6 +289,20 @@ def _labels_alone(found: dict[str, Any], out: Path, arguments: argparse.Namespac
     return f"{found['advice'][0]} {out / 'stage1.txt'} lists the labelled images alone."
 
 
+def _chosen(found: dict[str, Any], kind: str) -> str:
+    """What the choice of the rule by the same images means for what is promised."""
+    if kind == "eq4":
+        return "; this does not take into account that the rule was chosen by these images"
+    tried = found["certified_rules"]
+    if kind != "certified" or tried == 1:
+        return ""
+    return (
+        f"; it is one of {tried} rules and was chosen by these images, so that its delta is "
+        f"{found['delta']} / {tried} and the statement holds with a confidence of "
+        f"{100 * (1 - float(found['delta'])):g} % whichever was chosen"
+    )
+
+
 def _summary(found: dict[str, Any], rule: str, out: Path) -> str:
     """One paragraph: what was chosen and why, what it changes, what is promised, what is next."""
     from cpseg.calibration.calibration import Calibration
@@ -309,8 +323,10 @@ def _summary(found: dict[str, Any], rule: str, out: Path) -> str:
     said += f"; its mIoU over all pixels is {chosen['miou_all']['mean']:.3f}"
     if rule != found["base"]:
         said += f" ({base['miou_all']['mean']:.3f})"
+        said += "; the rule was chosen by these figures, so that they are a little too good"
     calibration = Calibration.load(out / "rule.safetensors")
-    said += f". Promised: {calibration.guarantee()}. Next: train on {out / 'pseudo' / 'stage1.txt'}"
+    said += f". Promised: {calibration.guarantee()}{_chosen(found, found['rules'][rule]['kind'])}. "
+    said += f"Next: train on {out / 'pseudo' / 'stage1.txt'}"
     said += ", and prove the labels by answering about some of their pixels (cpseg audit "
     said += f"{out / 'pseudo'}). {out / 'report.html'} shows what was tried, "
     return said + f"{out / 'check.png'} what the data look like."

@@ -159,7 +159,8 @@ def _making(findings: Findings, rule: Rule, colour: bool) -> _Making:
             words += ["--recalibrate-share", f"{plan.share:g}"]
         made = "calibrate"
     elif rule.kind == "certified":
-        words += ["--max-error", f"{rule.level:g}", "--delta", plan.delta, "--per", plan.per]
+        delta = findings.delta_of_one
+        words += ["--max-error", f"{rule.level:g}", "--delta", f"{delta}", "--per", plan.per]
         words += ["--calibrate-share", f"{plan.share:g}"]
         made = "certify"
     else:

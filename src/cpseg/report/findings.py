@@ -255,6 +255,20 @@ class Findings:
     labellings: Mapping[str, Labelling] = field(default_factory=dict)
     num_models: int = 1
 
+    @property
+    def certified_rules(self) -> int:
+        """Among how many rules with a certificate the one for a bound is chosen."""
+        return len(self.reliability) * len(self.plan.backgrounds)
+
+    @property
+    def delta_of_one(self) -> Fraction:
+        """The delta with which the chosen one is certified on the images by which it was chosen.
+
+        By the union bound the chance that any of the certificates is wrong is then at most the
+        plan's delta, so that it does not matter how one of them was chosen.
+        """
+        return check_alpha("report", self.plan.delta, name="delta") / self.certified_rules
+
     def loss(self, rule: Rule) -> Loss:
         """The classes that a rule loses against the raw argmax, over all pixels of the folds."""
         return loss(self.rules, rule)

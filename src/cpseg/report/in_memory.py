@@ -95,7 +95,8 @@ def recommend(
     and thresholds from the other folds. A rule is recommended in place of the raw argmax (or of the
     student's own labels) only where it is better beyond the noise of the folds. The figures of the
     one that comes first are a little too good, since it was chosen by them; nothing is promised
-    about them.
+    about them. Nor does what the calibration promises take into account that its rule was chosen by
+    the images that calibrate it.
 
     Args:
         scores: for every image the probabilities float ``[K, H, W]``, or those of several models.

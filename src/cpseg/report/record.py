@@ -24,10 +24,11 @@ def record(findings: Findings, data: DataWords, *, colour: bool = False) -> dict
     Returns:
         ``recommended``, ``base`` (what it must be better than) and ``keep`` (by the bound on the
         error) name rules; ``labels_alone`` says that a student should be trained on the labelled
-        images alone; ``advice`` are the paragraphs of the page; ``promise`` is that of eq. 4;
-        ``rules`` has for every rule its kind, its figures (mean and standard error over folds, null
-        where there are none) and the words of the commands that make it, none for a constant
-        confidence.
+        images alone; ``certified_rules`` is among how many rules ``keep`` chose, whose commands
+        certify with ``delta`` divided by it; ``advice`` are the paragraphs of the page; ``promise``
+        is that of eq. 4; ``rules`` has for every rule its kind, its figures (mean and standard
+        error over folds, null where there are none) and the words of the commands that make it,
+        none for a constant confidence.
     """
     own = findings.students_own
     base = Rule(RAW, "argmax") if own is None else own
@@ -46,6 +47,8 @@ def record(findings: Findings, data: DataWords, *, colour: bool = False) -> dict
         "recommended": findings.label_with.name,
         "base": base.name,
         "labels_alone": findings.label_with == own,
+        "certified_rules": findings.certified_rules,
+        "delta": findings.plan.delta,
         "keep": {
             f"{bound:g}": None if rule is None else rule.name
             for bound, rule in findings.keep.items()

@@ -321,7 +321,7 @@ def _confident(findings: Findings) -> str:
 def _promise(findings: Findings) -> str:
     plan = findings.plan
     confidence = _rate(1 - plan.risk)
-    tried = len(findings.reliability) * len(plan.backgrounds)
+    tried = findings.certified_rules
     text = "Guaranteed: "
     if any(rule is not None for rule in findings.keep.values()):
         text += (
@@ -332,7 +332,7 @@ def _promise(findings: Findings) -> str:
             text += (
                 f"One of {tried} certified rules was chosen by their results on these images, "
                 "which no certificate takes into account: certify the chosen rule on other images, "
-                f"or on these with delta {plan.risk / tried:.3g}. "
+                f"or on these with delta {findings.delta_of_one}. "
             )
     else:
         text += "nothing about the labels, since no bound was certified in every fold. "
