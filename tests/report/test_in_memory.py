@@ -130,6 +130,10 @@ def test_an_image_with_other_classes_is_named(data: DataSet) -> None:
     with pytest.raises(ValueError, match=r"recommend, image 3: expected 4 classes of 1 models"):
         recommend(scores, masks, folds=2)
     scores, masks = tensors(data)
+    scores[4] = scores[4][None]
+    with pytest.raises(ValueError, match=r"image 4: expected scores \[K, H, W\], got \[1, 4,"):
+        recommend(scores, masks, folds=2)
+    scores, masks = tensors(data)
     masks[2] = masks[2][:3]
     with pytest.raises(ValueError, match="recommend, image 2: expected the mask"):
         recommend(scores, masks, folds=2)

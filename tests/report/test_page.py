@@ -18,9 +18,9 @@ from tests.support import folders
 from tests.support.folders import DataSet
 
 from cpseg.calibration.certificate import Certificate
+from cpseg.core import colours
 from cpseg.files.dataset import Source
-from cpseg.report import colours
-from cpseg.report.colours import Canvas
+from cpseg.report import overlays
 from cpseg.report.commands import next_commands
 from cpseg.report.findings import (
     RAW,
@@ -35,6 +35,7 @@ from cpseg.report.findings import (
 from cpseg.report.gallery import legend, typical
 from cpseg.report.markup import Group, Row, Shot, shots, table
 from cpseg.report.measure import gather
+from cpseg.report.overlays import Canvas
 from cpseg.report.page import page
 from cpseg.report.recommendation import Loss, loss_of_classes
 from cpseg.report.wording import (
@@ -473,13 +474,13 @@ def test_labels_lie_over_the_photograph(tmp_path: Path) -> None:
     canvas = Canvas.over(photograph(tmp_path, (2, 3)), labels.shape)
     assert canvas.photo is not None
     assert canvas.photo.shape == (16, 24, 3), "small ones are enlarged eight times at most"
-    shown = colours.overlay(canvas, labels, ignored=True, background=2)
+    shown = overlays.overlay(canvas, labels, ignored=True, background=2)
     paint = colours.class_colours(2)
     for column, k in ((0, 0), (8, 1)):
         mixed = 0.45 * 100 + 0.55 * paint[k].astype(float)
         np.testing.assert_allclose(shown[0, column], mixed, atol=0.6)
     assert (shown[8:, :16] == 100).all(), "the background class is not painted"
-    void = colours.overlay(canvas, labels, ignored=False)[:, 16:]
+    void = overlays.overlay(canvas, labels, ignored=False)[:, 16:]
     ignored = shown[:, 16:]
     assert {tuple(c) for c in void.reshape(-1, 3).tolist()} == {(95,) * 3, (185,) * 3}
     assert len({tuple(c) for c in ignored.reshape(-1, 3).tolist()}) == 2, "paper and dots"
@@ -491,10 +492,10 @@ def test_mistakes_are_red_and_void_is_none(tmp_path: Path) -> None:
     labels = np.array([[0, 1, 255, 1]], np.uint8)
     truth = np.array([[0, 2, 0, 255]], np.uint8)
     canvas = Canvas.over(photograph(tmp_path, (1, 4)), labels.shape)
-    shown = colours.mistakes(canvas, labels, truth)
+    shown = overlays.mistakes(canvas, labels, truth)
     assert (shown[:, :8] == 162).all()
-    assert (shown[:, 8:16] == colours.WRONG).all()
-    assert not (shown[:, 16:] == colours.WRONG).all(-1).any()
+    assert (shown[:, 8:16] == overlays.WRONG).all()
+    assert not (shown[:, 16:] == overlays.WRONG).all(-1).any()
 
 
 def test_large_images_are_shown_small(tmp_path: Path) -> None:
@@ -508,7 +509,7 @@ def test_large_images_are_shown_small(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_opened_leaves_white_paper(tmp_path: Path) -> None:
     canvas = Canvas.over(str(tmp_path / "none.png"), (4, 4))
     assert canvas.photo is None
-    shown = colours.overlay(canvas, np.zeros((4, 4), np.uint8), ignored=True)
+    shown = overlays.overlay(canvas, np.zeros((4, 4), np.uint8), ignored=True)
     assert (shown == colours.class_colours(1)[0]).all()
 
 

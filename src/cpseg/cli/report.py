@@ -91,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from cpseg.report.wording import advice, verdict
 
     source = source_of(arguments)
+    data = data_words(source, arguments)
     certifies = arguments.max_error != ["none"]
     certificates_use = ("recalibrate_share",) if certifies else ()
     refuse_unused(arguments, set(arguments.recalibrate) != {"none"}, but=certificates_use)
@@ -110,11 +111,11 @@ def _run(arguments: argparse.Namespace) -> None:
             plan,
             arguments.output,
             made_by=_command(arguments, plan.context, plan.scores, plan.share),
-            data=data_words(arguments),
+            data=data,
             progress=progress,
         )
     if arguments.json is not None:
-        facts = record(findings, data_words(arguments), colour=source.colour)
+        facts = record(findings, data, colour=source.colour)
         write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
     for text in (verdict(findings), *advice(findings)):
         say_paragraph(text)

@@ -136,14 +136,14 @@ def _source(arguments: argparse.Namespace) -> Source:
 
 
 def _check(arguments: argparse.Namespace) -> list[str]:
-    data = data_words(arguments)
+    data = data_words(_source(arguments), arguments)
     models = [word for model in data.models for word in model]
     more = ["--unlabelled", data.unlabelled, "-o", str(arguments.output / "check.png")]
     return ["check", *data.root, "--ids", data.ids, *models, *data.masks, *more]
 
 
 def _report(arguments: argparse.Namespace, page: Path, facts: Path) -> list[str]:
-    data = data_words(arguments)
+    data = data_words(_source(arguments), arguments)
     models = [word for model in data.models for word in model]
     asked = ["report", *data.root, "--ids", data.ids, *models, *data.features, *data.masks]
     none = "none" if arguments.background is None else str(arguments.background)

@@ -114,45 +114,18 @@ def source_of(arguments: argparse.Namespace) -> Source:
     return source
 
 
-def data_words(arguments: argparse.Namespace) -> DataWords:
+def data_words(source: Source, arguments: argparse.Namespace) -> DataWords:
     """The words that name the data set, for other subcommands."""
     from cpseg.report.commands import DataWords
 
-    unlabelled = str(getattr(arguments, "unlabelled", None) or "unlabelled.txt")
-    features: tuple[str, ...] = ()
-    if arguments.features is not None:
-        features = ("--features", str(arguments.features), "--unlabelled", unlabelled)
-        if hasattr(arguments, "components"):
-            features += ("--components", str(arguments.components))
-    masks: tuple[str, ...] = ()
-    if arguments.void != 255:
-        masks += ("--void", str(arguments.void))
-    for name in ("mask_map", "palette", "masks"):
-        if getattr(arguments, name) is not None:
-            masks += (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
-    if arguments.first_class:
-        masks += ("--first-class", str(arguments.first_class))
-    root: tuple[str, ...] = ("--root", str(arguments.root))
-    if arguments.device != "cpu":
-        root += ("--device", arguments.device)
-    models = _model_words(arguments)
-    return DataWords(root, str(arguments.ids), models, features, masks, unlabelled)
-
-
-def _model_words(arguments: argparse.Namespace) -> tuple[tuple[str, ...], ...]:
-    """For every model its scores and, where one has any, its class map and how they are stored."""
-    maps = arguments.class_map or [None] * len(arguments.probs)
-    readings = readings_of(arguments)
-    words: list[tuple[str, ...]] = [("--probs", str(probs)) for probs in arguments.probs]
-    for option, values, default in (
-        ("--class-map", [str(path or "none") for path in maps], "none"),
-        ("--layout", [reading.layout for reading in readings], "chw"),
-        ("--logits", [reading.logits or "no" for reading in readings], "no"),
-        ("--upsample", ["yes" if reading.upsample else "no" for reading in readings], "no"),
-    ):
-        if set(values) != {default}:
-            words = [(*model, option, value) for model, value in zip(words, values, strict=True)]
-    return tuple(words)
+    return DataWords.of(
+        source,
+        arguments.ids,
+        unlabelled=arguments.unlabelled,
+        class_maps=arguments.class_map,
+        mask_map=arguments.mask_map,
+        palette=arguments.palette,
+    )
 
 
 def readings_of(arguments: argparse.Namespace) -> list[ScoreReading]:

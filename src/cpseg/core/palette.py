@@ -83,22 +83,23 @@ def _text(colour: Colour) -> str:
     return f"#{_code(colour):06x}"
 
 
-def voc_palette() -> Palette:
-    """The colours of PASCAL VOC, for values up to 254; that of 255 is void.
+def voc_colour(index: int) -> Colour:
+    """The colour of a value in 0..255 in masks of PASCAL VOC.
 
     Example:
-        >>> voc_palette().colours[1], voc_palette().void
-        ((128, 0, 0), ((224, 224, 192),))
+        >>> voc_colour(1), voc_colour(255)
+        ((128, 0, 0), (224, 224, 192))
     """
+    red, green, blue = (
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for channel in range(3)
+    )
+    return red, green, blue
 
-    def colour(index: int) -> Colour:
-        red, green, blue = (
-            sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-            for channel in range(3)
-        )
-        return red, green, blue
 
-    return Palette(tuple(map(colour, range(255))), (colour(255),))
+def voc_palette() -> Palette:
+    """The colours of PASCAL VOC, for values up to 254; that of 255 is void."""
+    return Palette(tuple(map(voc_colour, range(255))), (voc_colour(255),))
 
 
 def read_palette(path: str | Path) -> Palette:

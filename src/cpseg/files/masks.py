@@ -17,11 +17,10 @@ from cpseg._internal.checks import (
     message,
 )
 from cpseg._internal.safe_files import atomic, damaged
+from cpseg.core.palette import Palette, voc_colour
 
 if TYPE_CHECKING:
     from PIL import ImageFile
-
-    from cpseg.core.palette import Palette
 
 VOID = 255  # what training code expects in files
 MOST_PIXELS = 2**31 - 1  # 46,340 x 46,340
@@ -206,12 +205,7 @@ def _by(size: Sequence[int]) -> str:
 
 def palette() -> list[int]:
     """The 256 colours of the PASCAL VOC palette as one flat list of red, green, blue."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return [int(value) for value in colours.flatten()]
+    return [channel for index in range(256) for channel in voc_colour(index)]
 
 
 def write_mask(path: str | Path, labels: Tensor) -> None:

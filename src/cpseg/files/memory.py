@@ -49,6 +49,14 @@ class ImagesInMemory(LabelledImages):
             raise ValueError(message(where, "scores and masks of the same images", got, fix))
         pairs = [Pair(f"image {number}", "") for number in range(len(scores))]
         held = dict(zip(pairs, zip(map(tuple, scores), masks, strict=True), strict=True))
+        for pair, (each, _) in held.items():
+            for one in each:
+                if one.ndim != 3:
+                    fix = "pass one tensor for each image, classes first"
+                    got = shape(one)
+                    raise ValueError(
+                        message(f"{where}, {pair.image}", "scores [K, H, W]", got, fix)
+                    )
         classes = tuple(len(each) for each in scores[0])
         for pair, (each, labels) in held.items():
             if tuple(map(len, each)) != classes or len(each) != len(names):

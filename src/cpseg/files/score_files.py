@@ -97,17 +97,9 @@ def read_scores(
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix in TORCH:
-        probs = from_torch(path, "probs", entry)
-    elif path.suffix == ".safetensors" and entry is not None:
-        probs = from_safetensors(path, entry)
-    elif path.suffix == ".safetensors":
-        tensors, metadata = read_tensors(path)
-        if metadata.get("kind") == "evidence":
-            return _as_evidence(path, tensors, metadata, device)
-        probs = only(path, tensors)
-    else:
-        probs = from_numpy(path, "probs", entry)
+    probs = read_stored(path, entry)
+    if not isinstance(probs, Tensor):
+        return _as_evidence(path, *probs, device)
     _three(path, probs.shape, reading)
     if reading.logits is not None:
         _check_logits(path, probs)
@@ -125,6 +117,31 @@ def read_scores(
         return probs
     with name_file_in_errors(path):
         return reading(probs, size)
+
+
+def read_stored(
+    path: Path, entry: str | None = None
+) -> Tensor | tuple[dict[str, Tensor], dict[str, Any]]:
+    """The array in a score file as it is stored, or the tensors and facts of an evidence file.
+
+    Args:
+        path: the file.
+        entry: the key of the image's scores in a file with those of all images.
+
+    Raises:
+        ValueError: a damaged file, or several arrays of which none is ``probs``.
+        FileNotFoundError: there is no such file.
+    """
+    if path.suffix in TORCH:
+        return from_torch(path, "probs", entry)
+    if path.suffix != ".safetensors":
+        return from_numpy(path, "probs", entry)
+    if entry is not None:
+        stored: Tensor = from_safetensors(path, entry)
+        return stored
+    tensors, metadata = read_tensors(path)
+    is_evidence = metadata.get("kind") == "evidence"
+    return (tensors, metadata) if is_evidence else only(path, tensors)
 
 
 def _check_logits(path: Path, logits: Tensor) -> None:

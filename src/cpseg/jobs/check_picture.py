@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import colorsys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cpseg._internal.safe_files import atomic
+from cpseg.core.colours import class_colours, hatched
 from cpseg.files.masks import read_image
 from cpseg.jobs.check_agreement import at_size
 from cpseg.jobs.check_findings import Check, Classes, Example
@@ -17,14 +17,6 @@ from cpseg.jobs.check_findings import Check, Classes, Example
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-# Okabe and Ito's colours, told apart by people who do not see red or green, without black; then
-# others that differ from them and from each other in lightness. None is grey.
-_COLOURS = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
-    (0, 114, 178), (213, 94, 0), (204, 121, 167),
-    (51, 34, 136), (187, 235, 130), (136, 34, 85), (17, 100, 40),
-    (255, 190, 210), (110, 60, 20), (90, 240, 240),
-)  # fmt: skip
 _WIDTH, _GAP, _LINE = 320, 8, 18
 _WEIGHT = 0.6  # of the colours over the photograph
 _TITLES = ("photograph", "mask", "argmax of scores")
@@ -103,21 +95,9 @@ def _over(photograph: npt.NDArray[np.uint8], classes: Classes) -> npt.NDArray[np
     return mixed
 
 
-def _coloured(classes: Any) -> npt.NDArray[np.uint8]:
-    """Classes ``[H, W]`` as colours; void as dark and light grey stripes."""
-    most = int(classes.max(initial=0)) + 1
-    table = np.array([colour(index) for index in range(most)], np.uint8)
-    picture = table[np.maximum(classes, 0)]
-    rows, columns = np.indices(classes.shape)
-    stripes = np.where((rows + columns) % 8 < 3, 90, 190)[..., None]
-    return np.where((classes < 0)[..., None], stripes, picture).astype(np.uint8)
-
-
-def colour(index: int) -> tuple[int, int, int]:
-    """Of a class: none is grey, and the first seven are told apart by everyone."""
-    if index < len(_COLOURS):
-        return _COLOURS[index]
-    turn = (index - len(_COLOURS)) * 0.61803398875
-    light = (0.35, 0.6, 0.78)[index % 3]  # told apart by lightness too
-    red, green, blue = colorsys.hls_to_rgb((0.08 + turn) % 1, light, 0.75)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _coloured(classes: Classes) -> npt.NDArray[np.uint8]:
+    """Classes ``[H, W]`` as colours; void is hatched."""
+    rows, columns = classes.shape
+    painted = class_colours(256)[np.clip(classes, 0, 255)]
+    picture = np.where((classes < 0)[..., None], hatched((rows, columns)), painted)
+    return np.asarray(picture.astype(np.uint8))

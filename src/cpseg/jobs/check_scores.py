@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from cpseg._internal.checks import message
-from cpseg._internal.safe_files import read_tensors
 from cpseg.core.class_map import ClassMap
 from cpseg.core.score_reading import ScoreReading
-from cpseg.files.score_arrays import TORCH, from_numpy, from_safetensors, from_torch, only
+from cpseg.files.score_files import no_probabilities, read_stored
 from cpseg.jobs.check_findings import Finding, counted, error, listed, ok, percent, warning
 
 Size = tuple[int, int]
@@ -35,18 +34,9 @@ def read_raw_scores(path: Path, entry: str | None = None) -> Array:
         ValueError: a damaged file, several arrays of which none is ``probs``, or evidence.
         FileNotFoundError: there is no such file.
     """
-    if path.suffix in TORCH:
-        stored = from_torch(path, "probs", entry)
-    elif path.suffix != ".safetensors":
-        stored = from_numpy(path, "probs", entry)
-    elif entry is not None:
-        stored = from_safetensors(path, entry)
-    else:
-        tensors, metadata = read_tensors(path)
-        if metadata.get("kind") == "evidence":
-            fix = "pass the folder of probabilities"
-            raise ValueError(message(str(path), "probabilities", "evidence", fix))
-        stored = only(path, tensors)
+    stored = read_stored(path, entry)
+    if not isinstance(stored, Tensor):
+        raise no_probabilities(path)
     if str(stored.dtype) == "torch.bfloat16":
         stored = stored.float()
     array: Array = stored.detach().numpy()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpseg.files.dataset import Source
+from cpseg.files.masks import VOID
 from cpseg.jobs.labellings import OWN, Labelling
 from cpseg.report.findings import RAW, Findings, Plan, Rule
 
@@ -35,25 +36,66 @@ class DataWords:
     unlabelled: str = "unlabelled.txt"
 
     @classmethod
-    def of(cls, source: Source, ids: str | Path) -> DataWords:
-        """Those of a source; the files of its maps are not known, and get names to be replaced."""
-        models = []
-        for model in source.models:
-            mapped = () if model.class_map is None else ("--class-map", "CLASS_MAP.json")
-            models.append(("--probs", str(model.probs), *mapped))
-        if any("--class-map" in each for each in models):  # one for each model, or none
-            models = [m if "--class-map" in m else (*m, "--class-map", "none") for m in models]
-        features: tuple[str, ...] = ()
-        unlabelled = "unlabelled.txt" if source.unlabelled is None else str(source.unlabelled)
+    def of(
+        cls,
+        source: Source,
+        ids: str | Path,
+        *,
+        unlabelled: str | Path | None = None,
+        class_maps: Sequence[Path | None] | None = None,
+        mask_map: Path | None = None,
+        palette: str | Path | None = None,
+    ) -> DataWords:
+        """Those of a source.
+
+        Args:
+            source: the data set.
+            ids: the id list of labelled images.
+            unlabelled: that of the images to label; by default the source's.
+            class_maps: the file of every model's class map, which a source does not know.
+            mask_map: the file of its mask map, likewise.
+            palette: the file of its palette, likewise. Where these are not given, a name to be
+                replaced stands for them.
+        """
+        listed = str(unlabelled or source.unlabelled or "unlabelled.txt")
+        root = ["--root", str(source.root)]
+        root += [] if source.device == "cpu" else ["--device", source.device]
+        features: list[str] = []
         if source.features is not None:
-            features = ("--features", str(source.features), "--unlabelled", unlabelled)
-            features += ("--components", str(source.components))
-        masks: tuple[str, ...] = () if source.void == 255 else ("--void", str(source.void))
-        if source.mask_map is not None:
-            masks += ("--mask-map", "MASK_MAP.json")
-        return cls(
-            ("--root", str(source.root)), str(ids), tuple(models), features, masks, unlabelled
-        )
+            features = ["--features", str(source.features), "--unlabelled", listed]
+            features += ["--components", str(source.components)]
+        stored = source.mask_format
+        masks = [] if stored.void == VOID else ["--void", str(stored.void)]
+        if stored.map is not None:
+            masks += ["--mask-map", str(mask_map or "MASK_MAP.json")]
+        if stored.palette is not None:
+            masks += ["--palette", str(palette or "PALETTE.json")]
+        if stored.first_class:
+            masks += ["--first-class", str(stored.first_class)]
+        if source.masks is not None:
+            masks += ["--masks", str(source.masks)]
+        models = _model_words(source, class_maps or [None] * len(source.models))
+        return cls(tuple(root), str(ids), models, tuple(features), tuple(masks), listed)
+
+
+def _model_words(source: Source, maps: Sequence[Path | None]) -> tuple[tuple[str, ...], ...]:
+    """For every model its scores and, where one has any, its class map and how they are stored."""
+    models, found = source.models, []
+    for model in models:
+        found.append(["--probs", str(model.probs)])
+    if any(model.class_map is not None for model in models):
+        for words, model, path in zip(found, models, maps, strict=True):
+            named = "none" if model.class_map is None else str(path or "CLASS_MAP.json")
+            words += ["--class-map", named]
+    for option, values, default in (
+        ("--layout", [model.reading.layout for model in models], "chw"),
+        ("--logits", [model.reading.logits or "no" for model in models], "no"),
+        ("--upsample", ["yes" if model.reading.upsample else "no" for model in models], "no"),
+    ):
+        if set(values) != {default}:
+            for words, value in zip(found, values, strict=True):
+                words += [option, value]
+    return tuple(map(tuple, found))
 
 
 @dataclass(frozen=True)

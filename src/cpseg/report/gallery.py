@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cpseg.core.colours import class_colours
 from cpseg.files.masks import VOID
 from cpseg.jobs.estimate import small_percent
-from cpseg.report import colours
-from cpseg.report.colours import Canvas
+from cpseg.report import overlays
 from cpseg.report.findings import RAW, Findings, Panel, Rule
 from cpseg.report.markup import Shot, details, note, shots
 from cpseg.report.wording import base_of, in_a_sentence, labels_to_show
@@ -129,17 +129,17 @@ def _pictures(
 ) -> list[Shot]:
     """A photograph if there is one, labels, the truth beside them, labels kept, and mistakes."""
     truth = panel.truth.numpy()
-    canvas = Canvas.over(str(root / panel.image), truth.shape)
+    canvas = overlays.Canvas.over(str(root / panel.image), truth.shape)
     made = [] if canvas.photo is None else [("photograph", canvas.photo)]
     for title, rule in shown:
         labels = panel.labels[rule].numpy()
-        made.append((title, colours.overlay(canvas, labels, ignored=True, background=background)))
-    painted = colours.overlay(canvas, truth, ignored=False, background=background)
+        made.append((title, overlays.overlay(canvas, labels, ignored=True, background=background)))
+    painted = overlays.overlay(canvas, truth, ignored=False, background=background)
     made.insert(len(made) - kept, ("truth", painted))
     if wrong is not None:
         labels = panel.labels[wrong].numpy()
-        made.append(("mistakes", colours.mistakes(canvas, labels, truth)))
-    return [Shot(title, colours.jpeg(pixels), f"{panel.image}: {title}") for title, pixels in made]
+        made.append(("mistakes", overlays.mistakes(canvas, labels, truth)))
+    return [Shot(title, overlays.jpeg(pixels), f"{panel.image}: {title}") for title, pixels in made]
 
 
 def legend(findings: Findings, panels: Sequence[Panel]) -> str:
@@ -160,7 +160,7 @@ def legend(findings: Findings, panels: Sequence[Panel]) -> str:
 
 
 def _entries(findings: Findings, classes: Sequence[int]) -> str:
-    paints = colours.class_colours(findings.num_classes).tolist()
+    paints = class_colours(findings.num_classes).tolist()
     entries = "\n".join(
         f'<li><span style="background: rgb({r}, {g}, {b})"></span>{escape(findings.names[k])}</li>'
         for k, (r, g, b) in ((k, paints[k]) for k in classes)
