@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support import folders
-from tests.support.folders import DataSet, command, done, files, finish, refused, start
-from tests.support.processes import ONE_RANK, free_port
+from tests.support.folders import DataSet, command, done, files, refused
+from tests.support.processes import ranks_of
 
 from cpseg.files import ScoreRecord, find_scores, read_folds, read_ids
 
@@ -137,15 +135,9 @@ def test_ranks_join_the_same_folder(
     words = ["folds", "--join", str(tmp_path / "F"), "--whole", str(scored(data, "SALL"))]
     words += ["--scores", *parts, "-o"]
     done(command(capsys, *words, tmp_path / "one"))
-    runs = [json.dumps([free_port()]), json.dumps([[*words, str(tmp_path / "two")]])]
-    world = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ranks = [
-        start(*runs, code=ONE_RANK, env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    found = [finish(rank) for rank in ranks]
-    assert [rank.code for rank in found] == [0, 0], found
-    assert "; 3 files written by this rank" in found[0].out
+    ranks = ranks_of(2, [[*words, str(tmp_path / "two")]])
+    assert [code for code, _, _ in ranks] == [0, 0], ranks
+    assert "; 3 files written by this rank" in ranks[0][1]
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert set(one) == set(two)
     assert {name: one[name] for name in one if name != "manifest.jsonl"} == {

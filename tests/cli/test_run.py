@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 
 import pytest
 from tests.support import folders
-from tests.support.folders import DataSet, command, files, finish, newer, refused, start
-from tests.support.processes import ONE_RANK, free_port
+from tests.support.folders import DataSet, command, files, newer, refused
+from tests.support.processes import ranks_of
 
 from cpseg import Calibration
 from cpseg.cli import run
@@ -180,13 +179,7 @@ def test_ranks_give_the_labels_of_one_process(
     data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(capsys, *words(data, tmp_path / "one")).code == 0
-    runs = [json.dumps([free_port()]), json.dumps([words(data, tmp_path / "two")])]
-    world = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ranks = [
-        start(*runs, code=ONE_RANK, env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    found = [finish(rank) for rank in ranks]
-    assert [rank.code for rank in found] == [0, 0], found
+    ranks = ranks_of(2, [words(data, tmp_path / "two")])
+    assert [code for code, _, _ in ranks] == [0, 0], ranks
     masks = [files(tmp_path / name / "pseudo" / "masks") for name in ("one", "two")]
     assert masks[0] == masks[1] != {}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from PIL import Image
 from tests.support import folders
 from tests.support.data import CAMVID as ROOT
 from tests.support.folders import DataSet, command, done, files, refused
-from tests.support.processes import ONE_RANK, free_port
+from tests.support.processes import ranks_of
 
 from cpseg import Calibration, Calibrator, Certifier, groups
 from cpseg.files.dataset import Source
@@ -232,25 +228,9 @@ def test_ranks_give_the_bytes_of_one_process(
     wanted = files(out)
     for path in out.iterdir():
         path.unlink()
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ports = json.dumps([free_port() for _ in runs])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_RANK, ports, json.dumps(runs)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [rank.communicate(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert [out for out, _ in said] == [printed, ""]
+    ranks = ranks_of(2, runs)
+    assert [code for code, _, _ in ranks] == [0, 0], ranks
+    assert [said for _, said, _ in ranks] == [printed, ""]
     assert files(out) == wanted
 
 

@@ -5,8 +5,6 @@ Slow for what it is: every process imports torch. Under pytest-xdist each case r
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import pytest
 import torch.distributed as dist
 from tests.support import folders
 from tests.support.folders import DataSet, command, files
-from tests.support.processes import ONE_RANK, free_port
+from tests.support.processes import free_port, ranks_of
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
@@ -84,24 +82,7 @@ def test_a_rank_without_an_image_changes_nothing(
     out = tmp_path / "out"
     runs = jobs(data, out, alpha=0.5, variant=variant, per_class=True)
     wanted, left = alone(capsys, out, runs)
-    ports = [free_port() for _ in runs]
-    words = [json.dumps(ports), json.dumps(runs)]
-    world = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_RANK, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(3)
-    ]
-    try:
-        printed = [rank.communicate(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], printed
-    assert [out for out, _ in printed] == [wanted, "", ""]
+    ranks = ranks_of(3, runs)
+    assert [code for code, _, _ in ranks] == [0, 0, 0], ranks
+    assert [said for _, said, _ in ranks] == [wanted, "", ""]
     assert files(out) == left

@@ -88,7 +88,6 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     fitted = {each.folder for each in cross_fitted(source, pairs)}
     first_seen = cross_fitted(replace(source, others=()), pairs)  # eq. 4 on all images reads it
     student = next((n for n, f in enumerate(source.folders) if f.name in fitted), None)
-    deal(pairs, plan)  # too few images are said before the files are looked for
     images = LabelledImages.open(source, pairs, progress=progress)
     return measure(images, plan, student=student, first_seen=first_seen)
 
