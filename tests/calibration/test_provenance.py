@@ -15,12 +15,12 @@ from cpseg import Calibration, Calibrator, Certifier, groups
 from cpseg.calibration.provenance import (
     GroupImages,
     ImageProfile,
-    MaskFormat,
     Provenance,
     RecalibrationImages,
     SourceImages,
 )
 from cpseg.core.class_map import ClassMap
+from cpseg.core.mask_format import MaskFormat
 
 CLASS_MAP = ClassMap((0, None, 1, 2)).to_json()
 FULL = Provenance(
@@ -29,7 +29,7 @@ FULL = Provenance(
     recalibration=RecalibrationImages(("d",), 0, True),
     groups=GroupImages(("e", "f"), 2, True),
     class_map=CLASS_MAP,
-    masks=MaskFormat(11, CLASS_MAP),
+    masks=MaskFormat(11, ClassMap((0, None, 1, 2))),
     fallback_shares={"pixel": 0.25, "blocks": 0.5, "image": 0.0},
     profile=ImageProfile((0.5, 1.0), (0.75, 0.875), True),
     sources=(SourceImages("S", 2, 5), SourceImages("T", 1, 1)),

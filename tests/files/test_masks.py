@@ -20,8 +20,9 @@ from torch import Tensor
 from cpseg import Calibration
 from cpseg.calibration.provenance import Provenance
 from cpseg.core.class_map import ClassMap
+from cpseg.core.mask_format import MaskFormat
 from cpseg.core.palette import parse_palette, read_palette
-from cpseg.files.mask_format import MaskFormat
+from cpseg.files.labels import read_labels
 from cpseg.files.masks import (
     image_size,
     palette,
@@ -262,11 +263,11 @@ def test_masks_in_colours(tmp_path: Path, content: Any, mode: str) -> None:
     path = tmp_path / "m.png"
     in_colours(LABELS, mode).save(path)
     colours = parse_palette(content)
-    assert np.array_equal(MaskFormat(palette=colours).read(path, 4, (2, 3)), LABELS)
+    assert np.array_equal(read_labels(path, MaskFormat(palette=colours), 4, (2, 3)), LABELS)
     assert parse_palette(colours.to_json()) == colours
     merged = MaskFormat(map=ClassMap((0, 1, 1, None)), palette=colours)
     expected = np.array([[0, 1, 1], [255, 255, 0]])
-    assert np.array_equal(merged.read(path, 2, (2, 3)), expected)
+    assert np.array_equal(read_labels(path, merged, 2, (2, 3)), expected)
     assert MaskFormat.from_json(merged.to_json()) == merged
 
 
@@ -274,10 +275,10 @@ def test_a_list_of_colours_has_no_void_and_another_void_value_is_kept(tmp_path: 
     path = tmp_path / "m.png"
     in_colours(LABELS).save(path)
     with pytest.raises(ValueError, match="#808080 at row 1, column 1") as caught:
-        MaskFormat(palette=parse_palette(list(COLOURS.values()))).read(path, 4, (2, 3))
+        read_labels(path, MaskFormat(palette=parse_palette(list(COLOURS.values()))), 4, (2, 3))
     complains(caught.value, path, "colours of --palette", "0 more pixels", "JPEG")
     five = parse_palette([*COLOURS.values(), "#808080"])
-    assert np.array_equal(MaskFormat(void=4, palette=five).read(path, 4, (2, 3)), LABELS)
+    assert np.array_equal(read_labels(path, MaskFormat(void=4, palette=five), 4, (2, 3)), LABELS)
 
 
 def test_the_palette_of_voc_is_the_one_that_is_written(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_the_palette_of_voc_is_the_one_that_is_written(tmp_path: Path) -> None:
     write_mask(tmp_path / "m.png", labels)
     Image.open(tmp_path / "m.png").convert("RGB").save(tmp_path / "rgb.png")
     for name in ("m.png", "rgb.png"):
-        found = MaskFormat(palette=read_palette("voc")).read(tmp_path / name, 255, (16, 16))
+        found = read_labels(tmp_path / name, MaskFormat(palette=read_palette("voc")), 255, (16, 16))
         assert torch.equal(found, labels)
     with pytest.raises(ValueError, match="pass --palette") as caught:
         read_mask(tmp_path / "rgb.png", num_classes=255, size=None)
@@ -323,19 +324,19 @@ def test_classes_may_count_from_one(tmp_path: Path) -> None:
     path = tmp_path / "m.png"
     image_of(LABELS, "L").save(path)
     expected = np.array([[255, 0, 1], [2, 255, 255]])
-    assert np.array_equal(MaskFormat(first_class=1).read(path, 3, (2, 3)), expected)
+    assert np.array_equal(read_labels(path, MaskFormat(first_class=1), 3, (2, 3)), expected)
     with pytest.raises(ValueError, match=r"labels in 1\.\.2 or 255 \(void\), got 3"):
-        MaskFormat(first_class=1).read(path, 2, (2, 3))
+        read_labels(path, MaskFormat(first_class=1), 2, (2, 3))
     with pytest.raises(ValueError, match="pass --first-class 1") as caught:
-        MaskFormat().read(path, 3, (2, 3))
+        read_labels(path, MaskFormat(), 3, (2, 3))
     complains(caught.value, path, "0..2 or 255", "--void 3")
     with pytest.raises(ValueError, match="pass --void 2 if it is void, or --mask-map") as caught:
-        MaskFormat().read(path, 2, (2, 3))
+        read_labels(path, MaskFormat(), 2, (2, 3))
     with pytest.raises(ValueError, match="one of mask map and first class"):
         MaskFormat(map=ClassMap((0, 1)), first_class=1)
     full = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
     write_mask(path, full)
-    found = MaskFormat(void=0, first_class=1).read(path, 256, (16, 16))
+    found = read_labels(path, MaskFormat(void=0, first_class=1), 256, (16, 16))
     assert torch.equal(found.flatten()[1:].long(), torch.arange(255))
 
 
@@ -343,7 +344,7 @@ def test_a_value_that_the_mask_map_lacks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.png"
     image_of(LABELS, "L").save(path)
     with pytest.raises(ValueError, match="3 is not in --mask-map") as caught:
-        MaskFormat(map=ClassMap((0, 1, 1))).read(path, 2, (2, 3))
+        read_labels(path, MaskFormat(map=ClassMap((0, 1, 1))), 2, (2, 3))
     complains(caught.value, path, "values 0..2 or 255 (void), got 3")
 
 
@@ -386,7 +387,7 @@ def test_a_calibration_carries_how_masks_are_stored(
     assert done(told).out == said
     stored = Calibration.load(made).provenance.masks
     assert stored is not None
-    assert (stored.first_class, stored.palette) == (1, parse_palette(colours).to_json())
+    assert (stored.first_class, stored.palette) == (1, parse_palette(colours))
     words = data.options(calibration=made, labelled=data.ids, output=data.root / "out")
     done(command(capsys, "label", *words))
     for name, truth in data.labels.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from cpseg._internal.checks import is_share, is_whole, message
 from cpseg.core.class_map import parse_class_map
-from cpseg.core.palette import parse_palette
+from cpseg.core.mask_format import MaskFormat
 from cpseg.core.score_reading import parse_reading
 
 
@@ -58,35 +58,6 @@ class GroupImages:
     images: tuple[str, ...] | None
     learned_on: int
     disjoint: bool
-
-
-@dataclass(frozen=True)
-class MaskFormat:
-    """How the masks of the data set are stored, where not as classes with 255 for void.
-
-    Attributes:
-        void: the value of void pixels.
-        map: JSON of the class map from values in masks to classes, or None.
-        palette: JSON of the colours of the values in masks, or None.
-        first_class: the value of class 0.
-    """
-
-    void: int
-    map: Mapping[str, Any] | None
-    palette: Mapping[str, Any] | None = None
-    first_class: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that a calibration file keeps."""
-        content: dict[str, Any] = {
-            "void": self.void,
-            "map": None if self.map is None else dict(self.map),
-        }
-        if self.palette is not None:
-            content["palette"] = dict(self.palette)
-        if self.first_class:
-            content["first_class"] = self.first_class
-        return content
 
 
 @dataclass(frozen=True)
@@ -298,13 +269,9 @@ def _masks(where: str, value: object) -> MaskFormat | None:
     facts = _table(where, "masks", value, {"void", "map"})
     if not is_whole(facts["void"], 0):
         raise _unfit(where, "masks with void as a whole number", value)
-    palette, first_class = facts.get("palette"), facts.get("first_class", 0)
-    if not is_whole(first_class, 0):
+    if not is_whole(facts.get("first_class", 0), 0):
         raise _unfit(where, "masks with first_class as a whole number", value)
-    if palette is not None:
-        parse_palette(palette, where=f"{where} (masks)")
-        palette = dict(palette)
-    return MaskFormat(facts["void"], _class_map(where, "masks", facts["map"]), palette, first_class)
+    return MaskFormat.from_json(facts, where=f"{where} (masks)")
 
 
 def _shares(where: str, value: object) -> Mapping[str, float] | None:

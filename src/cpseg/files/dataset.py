@@ -16,11 +16,12 @@ from cpseg._internal.hashing import digest
 from cpseg.core.channels import join_channels
 from cpseg.core.class_map import ClassMap
 from cpseg.core.feature_projection import FeatureProjection
+from cpseg.core.mask_format import MaskFormat
 from cpseg.core.palette import Palette
 from cpseg.core.score_reading import ScoreReading
 from cpseg.core.selection import Evidence
 from cpseg.files.id_lists import Pair, read_ids
-from cpseg.files.mask_format import MaskFormat
+from cpseg.files.labels import read_labels
 from cpseg.files.masks import VOID, image_size, read_image
 from cpseg.files.model_scores import ScoreFolder as ScoreFolder
 from cpseg.files.model_scores import as_json as as_json
@@ -363,7 +364,8 @@ class Source:
     def labels(self, pair: Pair, num_classes: int, size: tuple[int, int]) -> Tensor:
         """The true labels of an image, void as 255."""
         assert pair.mask is not None
-        return self.mask_format.read(self.root / pair.mask, num_classes, size).to(self.device)
+        path = self.root / pair.mask
+        return read_labels(path, self.mask_format, num_classes, size).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from cpseg._internal.checks import (
     message,
 )
 from cpseg._internal.safe_files import atomic, damaged
+from cpseg.core.mask_format import VOID as VOID
 from cpseg.core.palette import Palette, voc_colour
 
 if TYPE_CHECKING:
     from PIL import ImageFile
 
-VOID = 255  # what training code expects in files
 MOST_PIXELS = 2**31 - 1  # 46,340 x 46,340
 
 _opening = threading.Lock()

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpseg.core.class_map import ClassMap
+from cpseg.core.mask_format import MaskFormat
 from cpseg.files.dataset import Source
-from cpseg.files.mask_format import MaskFormat
 from cpseg.files.masks import open_image, palette, read_values
 from cpseg.jobs.check_findings import Finding, counted, error, listed, ok, percent, warning
 

@@ -20,7 +20,6 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, write_ids
-from cpseg.files.mask_format import MaskFormat
 from cpseg.files.masks import VOID, image_size, read_mask, size_fix, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
@@ -153,7 +152,7 @@ def _true_masks(
     stored = calibration.provenance.masks
     if stored is None:
         return [(pair.image, pair.mask or "") for pair in pairs]
-    source = source.with_mask_format(MaskFormat.from_json(stored.to_json()))
+    source = source.with_mask_format(stored)
     source = replace(source, device="cpu")
     lines = []
     for pair in pairs:

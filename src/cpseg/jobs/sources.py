@@ -8,7 +8,6 @@ from cpseg._internal.checks import message
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.provenance import SourcesRead
 from cpseg.files.dataset import Source
-from cpseg.files.mask_format import MaskFormat
 
 
 def as_calibrated(where: str, source: Source, calibration: Calibration) -> Source:
@@ -56,7 +55,7 @@ def _with_masks(source: Source, calibration: Calibration) -> Source:
     stored = calibration.provenance.masks
     if stored is None or not source.mask_format.is_plain:
         return source
-    return source.with_mask_format(MaskFormat.from_json(stored.to_json()))
+    return source.with_mask_format(stored)
 
 
 def _check_folders(

@@ -1,10 +1,9 @@
-"""Masks as a data set has them: in colours, with classes from 1, with other values than classes."""
+"""How a data set stores its masks: in colours, with classes from 1, with other values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from cpseg._internal.checks import message
 from cpseg.core.class_map import ClassMap, parse_class_map
 from cpseg.core.palette import Palette, parse_palette
-from cpseg.files.masks import VOID, check_mask_size, read_values
+
+VOID = 255  # in files that training code reads
 
 
 @dataclass(frozen=True)
@@ -53,42 +53,26 @@ class MaskFormat:
         return found
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> MaskFormat:
-        """Read what :meth:`to_json` gave."""
+    def from_json(cls, facts: Mapping[str, Any], *, where: str = "masks") -> MaskFormat:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: a map or a palette that is none, after ``where``.
+        """
         stored, palette = facts["map"], facts.get("palette")
         return cls(
             facts["void"],
-            None if stored is None else parse_class_map(stored),
-            None if palette is None else parse_palette(palette),
+            None if stored is None else parse_class_map(stored, where=where),
+            None if palette is None else parse_palette(palette, where=where),
             facts.get("first_class", 0),
         )
 
-    def read(self, path: Path, num_classes: int, size: tuple[int, int]) -> Tensor:
-        """The labels of an image.
-
-        Args:
-            path: its mask.
-            num_classes: number of classes of the data set.
-            size: height and width of its scores.
-
-        Returns:
-            uint8 ``[H, W]``, 255 for void.
+    def classes_of_values(self, num_classes: int) -> Tensor:
+        """The class of every value, int64 ``[256]``; 255 for void and -1 for none.
 
         Raises:
-            ValueError: not a mask, one of another size, or a value that is no class.
-            FileNotFoundError: there is no such file.
+            ValueError: a map onto another number of classes.
         """
-        values = read_values(path, self.palette, self.void)
-        check_mask_size(path, values, size, num_classes)
-        classes = self._classes(num_classes)
-        counts = torch.bincount(values.flatten(), minlength=256)
-        strange: list[int] = ((counts > 0) & (classes < 0)).nonzero().flatten().tolist()
-        if strange:
-            raise self._stray(path, strange, num_classes)
-        return classes.to(torch.uint8)[values.to(torch.int64)]
-
-    def _classes(self, num_classes: int) -> Tensor:
-        """The class of every value, int64 ``[256]``; 255 for void and -1 for none."""
         count = num_classes if self.map is None else len(self.map.target)
         if count > 256:
             fix = "map the values of 8-bit masks"
@@ -107,16 +91,3 @@ class MaskFormat:
         targets = [VOID if target is None else target for target in self.map.target]
         classes[:count] = torch.tensor(targets)
         return classes
-
-    def _stray(self, path: Path, strange: list[int], num_classes: int) -> ValueError:
-        """Which value is no class, and the option that would make it one."""
-        value, void = strange[0], f"or {self.void} (void)"
-        if self.map is not None:
-            expected = f"values 0..{len(self.map.target) - 1} {void}"
-            fix = f"{value} is not in --mask-map: add it there, mapped to null where it is void"
-            return ValueError(message(str(path), expected, str(value), fix))
-        first, fix = self.first_class, f"pass --void {value} if it is void, or --mask-map"
-        if strange == [num_classes] and not first:
-            fix = f"pass --first-class 1 if masks count from 1, --void {value} if it is void"
-        expected = f"labels in {first}..{first + num_classes - 1} {void}"
-        return ValueError(message(str(path), expected, str(value), fix))
