@@ -312,20 +312,26 @@ def _summary(found: dict[str, Any], rule: str, out: Path) -> str:
     def percent(figures: dict[str, Any], name: str) -> str:
         return f"{100 * figures[name]['mean']:.1f} %"
 
-    said = f"Chosen: {rule}, by {found['folds']}-fold cross-validation on "
+    chosen_name, base_name = (found["rules"][name]["in_words"] for name in (rule, found["base"]))
+    said = f"Chosen: {chosen_name}, by {found['folds']}-fold cross-validation on "
     said += f"{found['images']} labelled images."
     if rule == found["base"]:
         said += " No other rule was better by more than noise."
     said += f" On images that were not used to make it, it labels {percent(chosen, 'kept')} of the "
     said += f"pixels, of which {percent(chosen, 'wrong')} are wrong"
     if rule != found["base"]:
-        said += f" ({found['base']}: {percent(base, 'kept')} and {percent(base, 'wrong')})"
+        said += f" ({base_name}: {percent(base, 'kept')} and {percent(base, 'wrong')})"
     said += f"; its mIoU over all pixels is {chosen['miou_all']['mean']:.3f}"
     if rule != found["base"]:
         said += f" ({base['miou_all']['mean']:.3f})"
         said += "; the rule was chosen by these figures, so that they are a little too good"
     calibration = Calibration.load(out / "rule.safetensors")
     said += f". Promised: {calibration.guarantee()}{_chosen(found, found['rules'][rule]['kind'])}. "
+    if found["student"] is None:
+        said += (
+            "Whether a student gains by these labels is not known, since no source is a student "
+        )
+        said += "of these images (cpseg folds gives its scores, to be passed as one more --probs). "
     said += f"Next: train on {out / 'pseudo' / 'stage1.txt'}"
     said += ", and prove the labels by answering about some of their pixels (cpseg audit "
     said += f"{out / 'pseudo'}). {out / 'report.html'} shows what was tried, "

@@ -8,7 +8,7 @@ from typing import Any
 from cpseg.jobs.estimate import Estimate
 from cpseg.report.commands import DataWords, commands_of
 from cpseg.report.findings import RAW, Findings, Rule
-from cpseg.report.wording import advice
+from cpseg.report.wording import advice, in_a_sentence
 
 FIGURES = ("miou_all", "error", "kept", "wrong")
 
@@ -23,12 +23,13 @@ def record(findings: Findings, data: DataWords, *, colour: bool = False) -> dict
 
     Returns:
         ``recommended``, ``base`` (what it must be better than) and ``keep`` (by the bound on the
-        error) name rules; ``labels_alone`` says that a student should be trained on the labelled
-        images alone; ``certified_rules`` is among how many rules ``keep`` chose, whose commands
-        certify with ``delta`` divided by it; ``advice`` are the paragraphs of the page; ``promise``
-        is that of eq. 4; ``rules`` has for every rule its kind, its figures (mean and standard
-        error over folds, null where there are none) and the words of the commands that make it,
-        none for a constant confidence.
+        error) name rules; ``student`` is the source that is a student's, if one is;
+        ``labels_alone`` says that a student should be trained on the labelled images alone;
+        ``certified_rules`` is among how many rules ``keep`` chose, whose commands certify with
+        ``delta`` divided by it; ``advice`` are the paragraphs of the page; ``promise`` is that of
+        eq. 4; ``rules`` has for every rule its kind, its figures (mean and standard error over
+        folds, null where there are none) and the words of the commands that make it, none for a
+        constant confidence.
     """
     own = findings.students_own
     base = Rule(RAW, "argmax") if own is None else own
@@ -36,6 +37,7 @@ def record(findings: Findings, data: DataWords, *, colour: bool = False) -> dict
     for rule, measured in findings.rules.items():
         made = rule.kind != "confidence"
         rules[rule.name] = {
+            "in_words": in_a_sentence(rule),
             "kind": rule.kind,
             "scores": rule.scores,
             "background": rule.background,
@@ -46,6 +48,7 @@ def record(findings: Findings, data: DataWords, *, colour: bool = False) -> dict
     return {
         "recommended": findings.label_with.name,
         "base": base.name,
+        "student": None if findings.student is None else findings.sources[findings.student],
         "labels_alone": findings.label_with == own,
         "certified_rules": findings.certified_rules,
         "delta": findings.plan.delta,
