@@ -90,9 +90,9 @@ VARIANTS = (
         f"{EACH} and class, where the cell gave it",
         ("--variant", "pixel", "--per-class", "--fallback"),
     ),
-    *((f"pixel, {s}", EACH, ("--score", s.lower())) for s in ("APS", "RAPS", "margin")),
+    *((f"pixel, {s}", EACH, ("--nonconformity", s.lower())) for s in ("APS", "RAPS", "margin")),
     *(
-        (f"image, unit image, {s}", MEAN, (*UNIT, "--score", s.lower()))
+        (f"image, unit image, {s}", MEAN, (*UNIT, "--nonconformity", s.lower()))
         for s in ("APS", "RAPS", "margin")
     ),
 )

@@ -4,7 +4,7 @@ Copy this file and ``prob_files.py`` into a checkout of mbzuai-oryx/groundingLMM
 environment::
 
     python glamm_probs.py --version MBZUAI/GLaMM-FullScope --root VOC --ids unlabelled.txt \
-        --classes voc.txt --background complement --out P
+        --classes voc.txt --background-from complement --out P
 
 GLaMM is asked for one prompt at a time. If its answer has masks, the probability is the largest of
 their sigmoids; if not, the probability of the class is 0 everywhere. Written for commit e74865f by
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--ids", required=True)
     parser.add_argument("--classes", required=True, help="lines 'name' or 'name: prompt, prompt'")
-    parser.add_argument("--background", choices=prob_files.BACKGROUNDS, required=True)
+    parser.add_argument("--background-from", choices=prob_files.BACKGROUNDS, required=True)
     parser.add_argument("--out", required=True)
     options, others = parser.parse_known_args()
 
@@ -95,7 +95,7 @@ def main() -> None:
         root=options.root,
         ids=options.ids,
         classes=options.classes,
-        background=options.background,
+        background=options.background_from,
         out=options.out,
         made=made,
     )

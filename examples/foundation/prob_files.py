@@ -201,7 +201,7 @@ def write_all(
         if "background" in names:
             raise ValueError(
                 f"{classes}: expected classes without 'background' for its complement, got one of "
-                "that name; pass --background prompt, or drop it"
+                "that name; pass --background-from prompt, or drop it"
             )
         names = ["background", *names]
     channels = [[name, texts] for name, texts in asked.items()]

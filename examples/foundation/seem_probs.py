@@ -5,7 +5,7 @@ UX-Decoder/Segment-Everything-Everywhere-All-At-Once, and run, in its environmen
 
     python seem_probs.py --config configs/seem/focall_unicl_lang_v1.yaml \
         --weights seem_focall_v1.pt \
-        --root VOC --ids unlabelled.txt --classes voc.txt --background complement --out P
+        --root VOC --ids unlabelled.txt --classes voc.txt --background-from complement --out P
 
 The grounding head gives one mask logit per text; its sigmoid is the probability of the class. The
 semantic head cannot be used: its class maps are sums over queries and may exceed 1. Written for
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--ids", required=True)
     parser.add_argument("--classes", required=True, help="lines 'name' or 'name: prompt, prompt'")
-    parser.add_argument("--background", choices=prob_files.BACKGROUNDS, required=True)
+    parser.add_argument("--background-from", choices=prob_files.BACKGROUNDS, required=True)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--out", required=True)
@@ -82,7 +82,7 @@ def main() -> None:
         root=options.root,
         ids=options.ids,
         classes=options.classes,
-        background=options.background,
+        background=options.background_from,
         out=options.out,
         made={
             "config": prob_files.identity(options.config),

@@ -258,7 +258,7 @@ def test_a_fallback_says_which_level_gave_the_thresholds(
 def test_other_scores_are_measured_by_their_sets_and_give_no_labels(
     score: str, data: DataSet, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = data.options(background=0, alpha=0.2, score=score)
+    words = data.options(background=0, alpha=0.2, nonconformity=score)
     done(command(capsys, "calibrate", *words, "-o", tmp_path / "c"))
     words = data.options(calibration=tmp_path / "c")
     said = done(command(capsys, "evaluate", *words, "--constant", 0.3)).out
@@ -270,7 +270,13 @@ def test_other_scores_are_measured_by_their_sets_and_give_no_labels(
     result = command(capsys, "label", *words, "-o", tmp_path / "out")
     refused(result, "of the lac score to select labels")
     refused(
-        command(capsys, "calibrate", *data.options(background=0, score="x"), "-o", tmp_path / "d"),
+        command(
+            capsys,
+            "calibrate",
+            *data.options(background=0, nonconformity="x"),
+            "-o",
+            tmp_path / "d",
+        ),
         "a score among",
     )
 
@@ -879,7 +885,8 @@ def test_the_command_leaves_random_state_alone(
 
 
 def test_the_help_of_every_subcommand_has_an_example_that_parses() -> None:
-    assert [module.__name__.rpartition(".")[2] for module in SUBCOMMANDS] == list(HELP_TEXTS)
+    modules = [module.__name__.rpartition(".")[2].rstrip("_") for module in SUBCOMMANDS]
+    assert modules == list(HELP_TEXTS)
     for name, (description, example) in HELP_TEXTS.items():
         assert description.endswith(".")
         words = example.split()

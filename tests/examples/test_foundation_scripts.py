@@ -234,7 +234,7 @@ def test_two_backgrounds_are_refused(run: Callable[..., int], data: Path) -> Non
     (data / "classes.txt").write_text("background\ncar\n")
     with pytest.raises(ValueError, match="without 'background'") as caught:
         run()
-    complains(caught.value, data / "classes.txt", "--background prompt")
+    complains(caught.value, data / "classes.txt", "--background-from prompt")
     assert run(background="prompt") == 2
 
 

@@ -222,7 +222,7 @@ def test_an_image_is_predicted_again_only_if_its_content_changes(
 def test_a_killed_command_goes_on(
     root: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = options(model=model, images=root, background="complement")
+    words = options(model=model, images=root, background_from="complement")
     code = """
 import os, sys
 from cpseg.cli import main
@@ -282,7 +282,7 @@ def test_a_folder_of_other_images_is_refused(root: Path, pairs: list[Pair], tmp_
 def test_two_ranks_write_the_bytes_of_one(
     root: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["predict", *options(model=model, images=root, background="complement")]
+    words = ["predict", *options(model=model, images=root, background_from="complement")]
     done(command(capsys, *words, "-o", tmp_path / "one"))
     out = tmp_path / "two"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -373,7 +373,7 @@ def test_from_images_to_labels(
     (root / "ids.txt").write_text("".join(lines))
     ids = {"root": root, "ids": root / "ids.txt"}
     out = tmp_path / "P"
-    words = options(model=model, **ids, background="complement")
+    words = options(model=model, **ids, background_from="complement")
     result = done(command(capsys, "predict", *words, "-o", out))
     assert result.out == (
         f"{out}: 6 score files written by this rank; "
@@ -384,7 +384,7 @@ def test_from_images_to_labels(
     done(command(capsys, "calibrate", *words, "-o", calibration))
     words = options(**ids, probs=out, calibration=calibration)
     done(command(capsys, "label", *words, "-o", tmp_path / "L"))
-    words = options(model=model, **ids, background="complement", evidence=0)
+    words = options(model=model, **ids, background_from="complement", evidence=0)
     done(command(capsys, "predict", *words, "-o", tmp_path / "E"))
     words = options(**ids, probs=tmp_path / "E", calibration=calibration)
     done(command(capsys, "label", *words, "-o", tmp_path / "M"))
@@ -403,7 +403,7 @@ def test_every_option(root: Path, model: Path, tmp_path: Path, capsys) -> None:
         images=root,
         classes=classes,
         class_map=mapping,
-        background="prompt",
+        background_from="prompt",
         dtype="float16",
         batch=2,
         tile=8,
@@ -444,7 +444,7 @@ def test_options_reach_the_job(
     monkeypatch.setattr(foundation, "load", load)
     monkeypatch.setattr(sys.modules["cpseg.jobs.predict"], "predict", job)
     wanted = {"revision": "v2", "tile": 8, "overlap": 3, "batch": 4, "dtype": "float16"}
-    words = options(model="m", images=root, background="none", amp="float16", **wanted)
+    words = options(model="m", images=root, background_from="none", amp="float16", **wanted)
     done(command(capsys, "predict", *words, "-o", tmp_path / "out"))
     wanted |= {"amp": torch.float16, "background": None, "evidence": False, "device": "cpu"}
     assert {name: asked[name] for name in wanted} == wanted
@@ -454,7 +454,7 @@ def test_bad_input(root: Path, model: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
 
     def said(**changed: object) -> tuple:
-        words = {"model": model, "images": root, "background": "none", **changed}
+        words = {"model": model, "images": root, "background_from": "none", **changed}
         return command(capsys, "predict", *options(**words), "-o", out)
 
     def listed(text: str) -> tuple:
@@ -472,7 +472,7 @@ def test_bad_input(root: Path, model: Path, tmp_path: Path, capsys) -> None:
     refused(said(images=root / "ids.txt"), "--images: expected a folder", "--root and --ids")
     refused(said(images=tmp_path / "nowhere"), "--images: expected a folder")
     refused(said(device="cuda:77"), "--device: expected cpu, or a device of this machine")
-    refused(said(background=0), "argument --background: invalid choice: '0'")
+    refused(said(background_from=0), "argument --background-from: invalid choice: '0'")
     refused(said(evidence=4), "predict: expected background in 0..3 or None, got 4")
     refused(said(evidence="x"), "expected a class index or 'none', got 'x'")
     refused(said(model="./nowhere"), "expected a folder with a model, got './nowhere'")

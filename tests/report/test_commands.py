@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> DataSet:
 
 def report(data: DataSet, capsys: pytest.CaptureFixture[str], *more: object) -> dict[str, Any]:
     asked = data.options(background="1", folds=2, max_error="0.9", recalibrate="none,dirichlet")
-    asked += ["--images", "0", "--context", "none", "--prior-powers", "0,0.5"]
+    asked += ["--show", "0", "--context", "none", "--prior-powers", "0,0.5"]
     facts = data.root / "facts.json"
     ran = command(capsys, "report", *asked, *more, "-o", data.root / "r.html", "--json", facts)
     assert ran.code == 0, ran.err

@@ -48,7 +48,7 @@ def test_the_same_rule_and_labels_as_by_the_commands(
     options: dict[str, Any] = {"context": (), "folds": 2, "prior_powers": (0.0,)}
     options |= {"methods": methods.split(","), "models": ["probs"]}
     found = recommend(scores[:10], masks[:10], **options)
-    asked = data.options(background="none", folds=2, recalibrate=methods, images=0)
+    asked = data.options(background="none", folds=2, recalibrate=methods, show=0)
     asked += ["--prior-powers", "0", "--max-error", "none"]
     asked += ["--context", "none"] if "dirichlet" in methods else []
     facts = tmp_path / "facts.json"

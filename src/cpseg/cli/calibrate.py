@@ -77,7 +77,8 @@ def add(commands: Commands) -> None:
     add("--seed", type=whole(0), default=0, help="seed of all draws (default 0)")
     add("--per-class", action="store_true", help="separate thresholds for every class")
     add(
-        "--score",
+        "--nonconformity",
+        dest="score",
         default="lac",
         help="nonconformity score: lac (default), or for prediction sets alone aps, raps, "
         "raps:PENALTY:FREE, margin",

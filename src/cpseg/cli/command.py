@@ -26,8 +26,11 @@ from cpseg.cli import (
     compact,
     demo,
     evaluate,
+    export,
     folds,
+    import_,
     label,
+    patch,
     predict,
     report,
     run,
@@ -35,6 +38,7 @@ from cpseg.cli import (
 )
 from cpseg.cli.help_texts import HELP_TEXTS
 from cpseg.cli.options import Parser
+from cpseg.cli.renamed import with_new_names
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
 SUBCOMMANDS = (
@@ -51,6 +55,9 @@ SUBCOMMANDS = (
     folds,
     compact,
     predict,
+    export,
+    import_,
+    patch,
 )
 
 
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     resumes = False
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser().parse_args(with_new_names(words))
         resumes = arguments.resumes(arguments)
         with _Ranks():
             code: int | None = arguments.run(arguments)

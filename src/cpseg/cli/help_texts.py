@@ -87,6 +87,22 @@ HELP_TEXTS = {
     "predict": HelpText(
         "Writes score files with a model of transformers, from the hub or a folder.",
         "cpseg predict --model facebook/sam3 --images data/images --classes classes.txt "
-        "--background complement -o scores",
+        "--background-from complement -o scores",
+    ),
+    "export": HelpText(
+        "Writes the labels of a folder for an annotation tool, where people correct them, or as "
+        "GeoTIFF with the place of the images. Void pixels stay void.",
+        "cpseg export labels --to cvat --names classes.txt --draw 40 -o labels.zip",
+    ),
+    "import": HelpText(
+        "Reads masks that people corrected in an annotation tool into a folder with a list that "
+        "cpseg calibrate --ids takes.",
+        "cpseg import corrected.zip --from cvat --labels labels --names classes.txt -o corrected",
+    ),
+    "patch": HelpText(
+        "Prints a patch for a client's training code: Stage I and II of ConformalSAM, or a "
+        "conformal threshold, in UniMatch, UniMatch-V2 or AllSpark. Stages need no cpseg in the "
+        "client's environment.",
+        "cpseg patch unimatch-stage2",
     ),
 }

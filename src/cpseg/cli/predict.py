@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     add("--classes", type=Path, help="file: 'name' or 'name: prompt, prompt' per line")
     add("--class-map", type=Path, help="JSON file: from the model's classes to those wanted")
     add(
-        "--background",
+        "--background-from",
         choices=("prompt", "complement", "none"),
         required=True,
         help="prompt: it is class 0; complement: class 0 is added, 1 - the largest of the others",
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> None:
     model = foundation.load(
         arguments.model,
         arguments.classes,
-        background=None if arguments.background == "none" else arguments.background,
+        background=None if arguments.background_from == "none" else arguments.background_from,
         class_map=arguments.class_map,
         device=device,
         amp=arguments.amp and AMP[arguments.amp],

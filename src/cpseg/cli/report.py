@@ -68,13 +68,20 @@ def add(commands: Commands) -> None:
         help="to try with labels for every pixel (default 0,0.25,0.5)",
     )
     add(
+        "--subsets",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with several sources, also try maps over each model alone and over all but one "
+        "(default)",
+    )
+    add(
         "--recalibrate-share",
         type=share,
         default=argparse.SUPPRESS,
         help="share of a fold's training images on which recalibrations are fitted and the "
         "thresholds of certified rules are set (default 0.3)",
     )
-    add("--images", type=whole(0), default=4, help="number of images to show (default 4)")
+    add("--show", type=whole(0), default=4, help="number of images to show (default 4)")
     add("--names", type=Path, help="file of class names, one per line")
     add("--json", type=Path, help="file for the findings, with the commands that make every rule")
     add("-o", "--output", type=Path, required=True, help=".html file to write")
@@ -100,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments,
         max_errors=tuple(arguments.max_error) if certifies else (),
         methods=tuple(arguments.recalibrate),
-        samples=arguments.images,
+        samples=arguments.show,
         names=None if arguments.names is None else read_classes(arguments.names).names,
         **_share(arguments),
     )

@@ -38,7 +38,11 @@ def add(commands: Commands) -> None:
     add = command.add_argument
     add("--unlabelled", type=Path, required=True, help="id list of the images to label")
     add("-o", "--output", type=Path, required=True, help="folder to write")
-    add("--fast", action="store_true", help="try less: 3 folds, no certificates, no trees")
+    add(
+        "--fast",
+        action="store_true",
+        help="try less: 3 folds, no certificates, no trees, no maps over a part of the sources",
+    )
     add("--names", type=Path, help="file of class names, one per line")
     choice = command.add_argument_group("choices, which are made by cross-validation otherwise")
     choose = choice.add_argument
@@ -158,6 +162,7 @@ def _report(arguments: argparse.Namespace, page: Path, facts: Path) -> list[str]
             text = value if isinstance(value, str) else ",".join(value) or "none"
             asked += [f"--{name}", text]
     asked += ["--colour"] if arguments.colour else []
+    asked += ["--no-subsets"] if arguments.fast else []
     asked += [] if arguments.names is None else ["--names", str(arguments.names)]
     return [*asked, "-o", str(page), "--json", str(facts)]
 

@@ -59,11 +59,13 @@ def labellings_to_try(
     features: bool,
     methods: Sequence[str],
     prior_powers: Sequence[float],
+    subsets: bool = True,
 ) -> list[Labelling]:
     """What there is to choose from, from the simplest to the largest.
 
-    Every model as it is; with several sources a map over each model, and with three or more over
-    all sources but one; a map over all with every prior power.
+    Every model as it is; a map over all sources with every prior power; and maps over a part of
+    the sources, by the first method alone: what a source gives hardly depends on the method, and
+    every map costs a fit per fold.
 
     Args:
         classes: number of classes of every model; those with other classes than the data set have
@@ -73,6 +75,8 @@ def labellings_to_try(
         methods: of recalibration; ``"none"`` is left out, and ``"temperature"``, which changes no
             label of a single model.
         prior_powers: to try with the map over all sources.
+        subsets: with several sources, also a map over each model, and with three or more over all
+            sources but one.
     """
     models = range(len(classes))
     everything = tuple(range(len(classes) + features))
@@ -82,15 +86,16 @@ def labellings_to_try(
         if method in (OWN, "temperature") or (method == "vector" and not same):
             continue
         parts: list[tuple[int, ...]] = []
-        if len(everything) > 1:
+        if subsets and len(everything) > 1:
             parts += [(model,) for model in models]
-        if len(everything) > 2:
+        if subsets and len(everything) > 2:
             parts += [
                 tuple(source for source in everything if source != left)
                 for left in reversed(everything)
                 if any(model != left for model in models)
             ]
         tried += [Labelling(method, part) for part in parts]
+        subsets = False
         tried += [Labelling(method, everything, float(power)) for power in prior_powers]
     return list(dict.fromkeys(tried))
 

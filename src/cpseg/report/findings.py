@@ -48,6 +48,7 @@ class Plan:
         per: what certificates bound, ``"labels"`` or ``"image"``, see :class:`cpseg.Certifier`.
         methods: methods of recalibration; ``"none"`` is always measured.
         prior_powers: to try with labels for every pixel.
+        subsets: whether maps over a part of the sources are tried, where there are several.
         context: ``"auto"`` or parts of the context, see :class:`cpseg.Recalibrator`.
         scores: the model's, ``"softmax"`` or ``"sigmoid"``.
         share: share of a fold's training images on which recalibrations are fitted and the
@@ -68,6 +69,7 @@ class Plan:
     per: str = "labels"
     methods: tuple[str, ...] = (RAW, "dirichlet")
     prior_powers: tuple[float, ...] = (0.0, 0.25, 0.5)
+    subsets: bool = True
     context: str | tuple[str, ...] = "auto"
     scores: str = "softmax"
     share: float = 0.3

@@ -195,6 +195,7 @@ def _trial(plan: Plan, names: list[str], images: LabelledImages) -> Trial:
                 features=images.source.features is not None,
                 methods=plan.methods,
                 prior_powers=plan.prior_powers,
+                subsets=plan.subsets,
             )
             if labelling != Labelling(OWN, (0,))  # the raw argmax, measured anyway
         ],
