@@ -153,7 +153,17 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     ),
     cpseg.TaskPrompt: (["num_tasks", "dim"], []),
     cpseg.TaskPrompt.forward: (["self", "image_embedding", "tasks"], []),
-    cpseg.PseudoLabelled: (["images", "scores", "calibration"], ["transform="]),
+    cpseg.PseudoLabelled: (
+        ["images", "scores", "calibration"],
+        ["transform=", "labelled=", "mean=", "std="],
+    ),
+    cpseg.PseudoLabelled.from_folders: (
+        ["root", "ids", "probs", "calibration"],
+        [
+            *("labelled=", "repeat_labelled=", "masks=", "features=", "transform=", "mean="),
+            *("std=", "as_dict="),
+        ],
+    ),
     cpseg.WeakAugmentation.__call__: (
         ["self", "image", "labels", "certainty="],
         ["generator="],

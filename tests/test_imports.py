@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": CORE,
     "calibration": TENSORS - {"calibration"},
     "certification": TENSORS,
-    "training": TENSORS,
+    "training": {*TENSORS, "files", "jobs.sources"},  # data on disk, read as the command does
     "jobs": JOBS,
     "report": {*JOBS, "jobs"},
     "demo": {*JOBS, "jobs"},

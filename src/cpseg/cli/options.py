@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cpseg._internal.words import CONTEXTS, RECALIBRATIONS, SCORE_KINDS
+from cpseg._internal.words import CONTEXTS, OUTPUT_LAYOUTS, RECALIBRATIONS, SCORE_KINDS
 
 Commands = Any  # what add_subparsers returns has no public name
 
@@ -120,6 +120,15 @@ def _kinds(text: str) -> str:
     return text
 
 
+def _score_layout(text: str) -> str:
+    if text in OUTPUT_LAYOUTS:
+        raise argparse.ArgumentTypeError(
+            f"expected the axes of scores, chw or hwc, got {text!r}; how the folder of labels is "
+            "laid out is --output-layout"
+        )
+    return text
+
+
 def _path_or_none(text: str) -> Path | None:
     return None if text == "none" else Path(text)
 
@@ -173,6 +182,7 @@ def _reading(options: argparse.ArgumentParser) -> None:
     add = titled.add_argument
     add(
         "--layout",
+        type=_score_layout,
         choices=("chw", "hwc"),
         action="append",
         help="axes of an image's scores: chw, classes first (default), or hwc, classes last",

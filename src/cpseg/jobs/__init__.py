@@ -6,8 +6,10 @@ from cpseg.jobs.certify import certify
 from cpseg.jobs.check import check
 from cpseg.jobs.compact import compact
 from cpseg.jobs.evaluate import evaluate
+from cpseg.jobs.exchange import ExportOptions, export_labels, import_labels
 from cpseg.jobs.folds import deal_folds, join_folds
 from cpseg.jobs.label import label
+from cpseg.jobs.label_layout import OutputLayout
 from cpseg.jobs.predict import predict
 from cpseg.jobs.recalibrate import RecalibrationOptions
 from cpseg.jobs.settings import (
@@ -23,7 +25,9 @@ __all__ = [
     "AuditSettings",
     "CalibrationSettings",
     "CertificationSettings",
+    "ExportOptions",
     "Grouping",
+    "OutputLayout",
     "RecalibrationOptions",
     "SweepSettings",
     "audit_by_truth",
@@ -33,6 +37,8 @@ __all__ = [
     "compact",
     "deal_folds",
     "evaluate",
+    "export_labels",
+    "import_labels",
     "join_folds",
     "label",
     "open_audit",

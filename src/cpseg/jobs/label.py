@@ -5,25 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cpseg._internal.checks import message, name_file_in_errors, shape
+from cpseg._internal.checks import check_count, message, name_file_in_errors
 from cpseg._internal.distributed import barrier, rank, shard
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import write_text
 from cpseg.calibration.calibration import Calibration
-from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, write_ids
-from cpseg.files.masks import VOID, image_size, read_mask, size_fix, write_mask
+from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
+from cpseg.jobs.label_layout import OutputLayout, check_masks, lay_out, plan_layout
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
-from cpseg.jobs.sources import as_calibrated
+from cpseg.jobs.sources import as_calibrated, scores_of_image
 
 _SPACES = (
     "ids.txt and stage1.txt are separated by tabs where paths have spaces: training code that "
@@ -38,6 +38,9 @@ def label(
     out: str | Path,
     *,
     labelled: str | Path | None = None,
+    repeat_labelled: int = 1,
+    relative: bool = False,
+    layout: OutputLayout | None = None,
     progress: Progress = quiet,
     tell: Tell = silent,
 ) -> float:
@@ -49,14 +52,20 @@ def label(
     ``stage1.txt``: both lists in one. Where a mask map or another void value was used for
     calibration, ``true/`` gets the labelled masks in the form in which training code reads
     pseudo-labels. A mask is made again if its scores or its image have changed, or if it is not
-    the one that was written.
+    the one that was written. With ``layout`` there are also images, masks and lists as other
+    training code expects them; :class:`OutputLayout`.
 
     Args:
         source: the data set and the scores, maps or evidence.
         ids: id list of unlabelled images; a second column is not read.
         calibration: selects the labels.
         out: the folder to write.
-        labelled: the labelled id list, for ``stage1.txt``.
+        labelled: the labelled id list, for ``stage1.txt`` and the layout.
+        repeat_labelled: how often ``stage1.txt`` and the list of a layout name a labelled image.
+        relative: write paths of masks relative to the root also where they lie outside of it, and
+            links of a layout relative to their folder, so that root and ``out`` may be moved
+            together. By default they are absolute where a mask lies outside of the root.
+        layout: for which other training code the folder is laid out too, or None.
         progress: wraps the loop over images.
         tell: takes a warning where the images are not like those that calibrated, by two tests
             with a false-alarm rate of 1 in 1,000 together, and a remark where the labels are those
@@ -66,20 +75,26 @@ def label(
         The share of pixels that carry a label.
 
     Raises:
-        ValueError: bad settings or files, or a folder that holds another run or is in use.
+        ValueError: bad settings or files, or a folder that holds another run or another layout or
+            is in use.
         OSError: a file that cannot be read or written.
     """
     out = Path(out)
+    _check_repeats(repeat_labelled, labelled)
     if calibration.num_classes is not None and calibration.num_classes > VOID:
         got, fix = f"{calibration.num_classes} classes", "8-bit masks hold no more: map the classes"
         raise ValueError(message("label", f"at most {VOID} classes", got, fix))
     pairs = source.read_ids(ids, columns=1)
     masks = output_paths("label", out / "masks", pairs, ".png", kind="masks")
     known = [] if labelled is None else source.read_ids(labelled)
-    listed = [(pair.image, _listed(masks[pair], source.root)) for pair in pairs]
+    check_masks(source, known, str(labelled))
+    listed = [(pair.image, _listed(masks[pair], source.root, relative)) for pair in pairs]
     spaces = check_ids(out, listed)  # before the work, not after it
     source = as_calibrated("label", source, calibration)
     paths = source.locate(pairs)
+    plan = None
+    if layout is not None:
+        plan = plan_layout(layout, out, source, calibration, known, pairs, repeat_labelled)
     run = _fingerprint(source, calibration, pairs)
     facts = {"root": str(source.root.resolve()), **source.identity()}
     chosen = replace(calibration, ignore_index=VOID).to(source.device)
@@ -93,9 +108,12 @@ def label(
         notices = _notices(folder, masks, chosen, pixels)
         calibration.save(out / "calibration.safetensors")
         if labelled is not None:
-            lines = dict(_true_masks(folder, source, known, calibration))
-            more = [line for line in listed if line[0] not in lines]
-            write_ids(out / "stage1.txt", [*lines.items(), *more])
+            lines = _true_masks(folder, source, known, calibration, relative)
+            true = {image for image, _ in lines}
+            more = [line for line in listed if line[0] not in true]
+            write_ids(out / "stage1.txt", [*lines * repeat_labelled, *more])
+        if plan is not None:
+            lay_out(plan, folder, source, masks, repeat_labelled, relative=relative)
         write_ids(out / "ids.txt", listed)
     if spaces or check_ids(out, [(pair.image, str(pair.mask)) for pair in known]):
         notices.append(Notice(_SPACES, is_warning=True))
@@ -117,14 +135,7 @@ def _label_image(
     if folder.is_up_to_date(mask, *inputs, sound=lambda: _fits(mask, image, calibration)):
         return
     stamps = folder.stamps(*inputs)
-    size = image_size(image)
-    scores = source.scores(files)
-    plane = scores.best if isinstance(scores, Evidence) else scores[0]
-    if size != tuple(plane.shape):
-        expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
-        if isinstance(scores, Tensor):
-            fix = size_fix(size, tuple(plane.shape), len(scores), otherwise=fix)
-        raise ValueError(message(str(path), expected, shape(plane), fix))
+    scores = scores_of_image(source, files, image)
     with name_file_in_errors(path):
         labels, seen = look(calibration, scores)
     write_mask(mask, labels)
@@ -142,7 +153,11 @@ def _fits(mask: Path, image: Path, calibration: Calibration) -> bool:
 
 
 def _true_masks(
-    folder: RunFolder, source: Source, pairs: Sequence[Pair], calibration: Calibration
+    folder: RunFolder,
+    source: Source,
+    pairs: Sequence[Pair],
+    calibration: Calibration,
+    relative: bool,
 ) -> list[tuple[str, str]]:
     """Lines of ``stage1.txt`` for labelled images.
 
@@ -151,7 +166,10 @@ def _true_masks(
     """
     stored = calibration.provenance.masks
     if stored is None:
-        return [(pair.image, pair.mask or "") for pair in pairs]
+        masks = [str(pair.mask) for pair in pairs]
+        if relative:
+            masks = [_from_root(mask, source.root) for mask in masks]
+        return [(pair.image, mask) for pair, mask in zip(pairs, masks, strict=True)]
     source = source.with_mask_format(stored)
     source = replace(source, device="cpu")
     lines = []
@@ -163,14 +181,43 @@ def _true_masks(
             size = image_size(source.root / pair.image)
             write_mask(path, source.labels(pair, calibration.num_classes or VOID, size))
             folder.record(path, inputs, stamps)
-        lines.append((pair.image, _listed(path, source.root)))
+        lines.append((pair.image, _listed(path, source.root, relative)))
     return lines
 
 
-def _listed(mask: Path, root: Path) -> str:
-    """A mask's path as training code joins it to the root: absolute where it lies outside."""
-    mask, root = mask.resolve(), root.resolve()
-    return str(mask.relative_to(root) if mask.is_relative_to(root) else mask)
+def _listed(mask: Path, root: Path, relative: bool) -> str:
+    """A mask's path as training code joins it to the root.
+
+    Where it lies outside of the root it is absolute, or relative to the root with ``..``.
+    """
+    mask, base = mask.resolve(), root.resolve()
+    if mask.is_relative_to(base):
+        return str(mask.relative_to(base))
+    return _from_root(str(mask), root) if relative else str(mask)
+
+
+def _from_root(path: str, root: Path) -> str:
+    """An absolute path relative to the root; others are relative to it already.
+
+    Raises:
+        ValueError: they lie on different drives.
+    """
+    if not os.path.isabs(path):
+        return path
+    try:
+        return os.path.relpath(path, root.resolve())
+    except ValueError as error:
+        expected, got = f"masks on the drive of --root {root}", path
+        fix = "choose -o there, or leave --relative out"
+        raise ValueError(message("--relative", expected, got, fix)) from error
+
+
+def _check_repeats(repeat_labelled: int, labelled: str | Path | None) -> None:
+    fix = "1 names every labelled image once"
+    check_count("label", repeat_labelled, name="repeat_labelled", fix=fix, most=10_000)
+    if repeat_labelled > 1 and labelled is None:
+        expected, got = "a list of labelled images", "none"
+        raise ValueError(message("--repeat-labelled", expected, got, "pass --labelled LIST"))
 
 
 def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from cpseg._internal.checks import message
+from torch import Tensor
+
+from cpseg._internal.checks import message, shape
 from cpseg.calibration.calibration import Calibration
 from cpseg.calibration.provenance import SourcesRead
-from cpseg.files.dataset import Source
+from cpseg.core.selection import Evidence
+from cpseg.files.dataset import Files, Source
+from cpseg.files.masks import image_size, size_fix
 
 
 def as_calibrated(where: str, source: Source, calibration: Calibration) -> Source:
@@ -48,6 +53,23 @@ def as_calibrated(where: str, source: Source, calibration: Calibration) -> Sourc
         colour=recorded.colour,
         classes=None if recalibration is None else recalibration.sources,
     )
+
+
+def scores_of_image(source: Source, files: Files, image: Path) -> Tensor | Evidence:
+    """The scores of an image, which have its size.
+
+    Raises:
+        ValueError: another size. The message names what the scores look like instead.
+    """
+    size = image_size(image)
+    scores = source.scores(files)
+    plane = scores.best if isinstance(scores, Evidence) else scores[0]
+    if size != tuple(plane.shape):
+        expected, fix = f"scores of the image's size {list(size)}", "resize and write them anew"
+        if isinstance(scores, Tensor):
+            fix = size_fix(size, tuple(plane.shape), len(scores), otherwise=fix)
+        raise ValueError(message(str(files[0]), expected, shape(plane), fix))
+    return scores
 
 
 def _with_masks(source: Source, calibration: Calibration) -> Source:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from cpseg._internal.checks import (
     check_count,
+    check_flag,
     check_float,
     check_generator,
     check_ignore_index,
@@ -162,7 +164,8 @@ class PseudoLabelled(Dataset[Row]):
 
     Labels are made at the full size of the image and transformed together with it. Probabilities
     are not kept: with :class:`Evidence` on disk, or a model that is called in the loop, no map of
-    K channels stays in memory.
+    K channels stays in memory. Labelled images may come first, with certainty 1. For data on disk
+    see :meth:`from_folders`.
 
     Args:
         images: a data set or list of float images ``[C, H, W]``.
@@ -171,10 +174,15 @@ class PseudoLabelled(Dataset[Row]):
         calibration: selects the labels.
         transform: from image, labels int64 ``[H, W]`` and certainty ``[H, W]`` to the same three,
             transformed alike: a :class:`WeakAugmentation`, or your own function.
+        labelled: a data set or list of float images ``[C, H, W]`` with their labels, integer
+            ``[H, W]``. These rows come first; their certainty is 1, and 0 where the label is the
+            ``ignore_index`` of the calibration.
+        mean: of every channel, subtracted after ``transform``; with ``std``.
+        std: of every channel, by which is then divided.
 
     Raises:
-        ValueError: probabilities of another size than their image, or what
-            :meth:`Calibration.pseudo_labels` raises.
+        ValueError: probabilities or labels of another size than their image, one of ``mean`` and
+            ``std`` alone, or what :meth:`Calibration.pseudo_labels` raises.
         TypeError: ``calibration`` is none, or images that are not floating point.
 
     Example:
@@ -194,28 +202,208 @@ class PseudoLabelled(Dataset[Row]):
         calibration: Calibration,
         *,
         transform: Callable[[Tensor, Tensor, Tensor], Row] | None = None,
+        labelled: Rows[tuple[Tensor, Tensor]] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(calibration, Calibration):
             got, fix = type(calibration).__name__, "pass the result of Calibrator.compute"
             raise TypeError(message("PseudoLabelled", "a Calibration", got, fix))
         self.images, self.scores, self.calibration = images, scores, calibration
-        self.transform = transform
+        self.transform, self.labelled = transform, labelled
+        self._mean_and_std = _mean_and_std(mean, std)
+
+    @overload
+    @classmethod
+    def from_folders(
+        cls,
+        root: str | Path,
+        ids: str | Path,
+        probs: str | Path | Sequence[str | Path],
+        calibration: Calibration | str | Path,
+        *,
+        labelled: str | Path | None = ...,
+        repeat_labelled: int = ...,
+        masks: str | Path | None = ...,
+        features: str | Path | None = ...,
+        transform: Callable[[Tensor, Tensor, Tensor], Row] | None = ...,
+        mean: Sequence[float] | None = ...,
+        std: Sequence[float] | None = ...,
+        as_dict: Literal[False] = ...,
+    ) -> PseudoLabelled: ...
+
+    @overload
+    @classmethod
+    def from_folders(
+        cls,
+        root: str | Path,
+        ids: str | Path,
+        probs: str | Path | Sequence[str | Path],
+        calibration: Calibration | str | Path,
+        *,
+        labelled: str | Path | None = ...,
+        repeat_labelled: int = ...,
+        masks: str | Path | None = ...,
+        features: str | Path | None = ...,
+        transform: Callable[[Tensor, Tensor, Tensor], Row] | None = ...,
+        mean: Sequence[float] | None = ...,
+        std: Sequence[float] | None = ...,
+        as_dict: Literal[True],
+    ) -> Dataset[dict[str, Tensor]]: ...
+
+    @classmethod
+    def from_folders(
+        cls,
+        root: str | Path,
+        ids: str | Path,
+        probs: str | Path | Sequence[str | Path],
+        calibration: Calibration | str | Path,
+        *,
+        labelled: str | Path | None = None,
+        repeat_labelled: int = 1,
+        masks: str | Path | None = None,
+        features: str | Path | None = None,
+        transform: Callable[[Tensor, Tensor, Tensor], Row] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        as_dict: bool = False,
+    ) -> PseudoLabelled | Dataset[dict[str, Tensor]]:
+        """The images of id lists with score files, as the command ``cpseg label`` takes them.
+
+        Images are read as float32 RGB in [0, 1]. Score files are found and read as by the command:
+        by the image's path or name, of any of its formats, as probabilities, logits or evidence,
+        with the class map and the reading that the calibration recorded. An image in both lists
+        is labelled. Rows have the size of their image: to batch them, crop in ``transform``.
+
+        Args:
+            root: the folder that id lists are relative to.
+            ids: id list of the unlabelled images, or a folder of images.
+            probs: the folder of score files, or one file with those of all images; of several
+                models a list of them, in the order of the calibration.
+            calibration: a calibration or its file.
+            labelled: id list of labelled images, with masks as they were for the calibration.
+            repeat_labelled: how often every labelled image occurs; 1 weighs it like a
+                pseudo-labelled one.
+            masks: a folder with the masks of ``labelled``, where that list names none.
+            features: a folder of an encoder's features, if the calibration takes them.
+            transform: see :class:`PseudoLabelled`.
+            mean: see :class:`PseudoLabelled`; for images in [0, 1].
+            std: see :class:`PseudoLabelled`.
+            as_dict: whether rows are dictionaries as the Trainer of Hugging Face takes them:
+                ``pixel_values``, ``labels`` and ``weights``, the certainty.
+
+        Raises:
+            ValueError: bad lists, files or settings, or scores of another size than their image.
+            FileNotFoundError: an image has no score file, or a labelled one no mask.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> import numpy as np
+            >>> from PIL import Image
+            >>> root = Path(mkdtemp())
+            >>> Image.fromarray(np.full((1, 2, 3), 255, np.uint8)).save(root / "x.png")
+            >>> np.save(root / "x.npy", np.array([[[0.9, 0.4]], [[0.1, 0.6]]], np.float32))
+            >>> _ = (root / "ids.txt").write_text("x.png")
+            >>> calibration = Calibration(torch.tensor([[0.3]]), torch.tensor([[99]]),
+            ...                           alpha=0.1, num_images=99, num_classes=2)
+            >>> rows = PseudoLabelled.from_folders(
+            ...     root, root / "ids.txt", root, calibration, as_dict=True)
+            >>> rows[0]["labels"], rows[0]["weights"]
+            (tensor([[  0, 255]]), tensor([[0.6667, 0.0000]]))
+        """
+        from cpseg.training.folders import open_folders
+
+        check_flag("PseudoLabelled.from_folders", as_dict, name="as_dict")
+        if isinstance(calibration, (str, Path)):
+            calibration = Calibration.load(calibration)
+        found = open_folders(
+            root,
+            ids,
+            [probs] if isinstance(probs, (str, Path)) else probs,
+            calibration,
+            labelled=labelled,
+            repeat_labelled=repeat_labelled,
+            masks=masks,
+            features=features,
+        )
+        rows = cls(
+            found.images,
+            found.scores,
+            calibration,
+            transform=transform,
+            labelled=found.labelled,
+            mean=mean,
+            std=std,
+        )
+        return _Dictionaries(rows) if as_dict else rows
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labelled) + len(self.images)
 
     @torch.no_grad()
     def __getitem__(self, index: int) -> Row:
         """The image at ``index``, its labels int64 and their certainty, see :func:`certainty`."""
-        image, probs = self.images[index], self.scores(index)
-        labels = self.calibration.pseudo_labels(probs)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"PseudoLabelled has {len(self)} rows, asked for row {index}")
+        index %= len(self)
+        place = index - len(self.labelled)
+        if place < 0:
+            image, labels = self.labelled[index]
+            check_integer("PseudoLabelled", labels)
+            labels = labels.to(torch.int64)
+            weight = (labels != self.calibration.ignore_index).to(torch.float32)
+        else:
+            image, probs = self.images[place], self.scores(place)
+            labels = self.calibration.pseudo_labels(probs)
         check_float("PseudoLabelled", image, name=f"image {index}")
         if image.ndim != 3 or labels.shape != image.shape[1:]:
-            expected = f"probabilities at the size of image {index}"
+            kind = "labels" if place < 0 else "probabilities"
+            expected = f"{kind} at the size of image {index}"
             got = f"image {shape(image)}, labels {shape(labels)}"
-            fix = "resize the probabilities to the image"
+            fix = f"resize the {kind} to the image"
             raise ValueError(message("PseudoLabelled", expected, got, fix))
-        weight = certainty(probs, self.calibration)
-        if self.transform is None:
+        if place >= 0:
+            weight = certainty(probs, self.calibration)
+        row = image, labels, weight
+        return self._normalised(*(row if self.transform is None else self.transform(*row)))
+
+    def _normalised(self, image: Tensor, labels: Tensor, weight: Tensor) -> Row:
+        if self._mean_and_std is None:
             return image, labels, weight
-        return self.transform(image, labels, weight)
+        mean, std = (each.to(image.dtype).to(image.device) for each in self._mean_and_std)
+        if len(mean) not in (1, len(image)):
+            expected, got = f"mean and std of {len(image)} channels", f"{len(mean)} numbers"
+            raise ValueError(message("PseudoLabelled", expected, got, "pass one per channel"))
+        return (image - mean) / std, labels, weight
+
+
+class _Dictionaries(Dataset[dict[str, Tensor]]):
+    """The rows of a data set under the names that models of transformers take."""
+
+    def __init__(self, rows: PseudoLabelled) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image, labels, weight = self.rows[index]
+        return {"pixel_values": image, "labels": labels, "weights": weight}
+
+
+def _mean_and_std(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Tensor, Tensor] | None:
+    """Both as ``[C, 1, 1]``, or None."""
+    if mean is None and std is None:
+        return None
+    where, fix = "PseudoLabelled", "pass both, one number per channel"
+    if mean is None or std is None:
+        raise ValueError(message(where, "mean and std", "one of them", fix))
+    for name, numbers in (("mean", mean), ("std", std)):
+        least = 1e-9 if name == "std" else -1e9
+        good = isinstance(numbers, (tuple, list)) and len(numbers) == len(mean) > 0
+        if not good or not all(is_number(each, least, 1e9) for each in numbers):
+            wanted = "positive numbers" if name == "std" else "numbers"
+            raise ValueError(message(where, f"{name} as {wanted}", short(numbers), fix))
+    return tuple(torch.tensor(each).reshape(-1, 1, 1) for each in (mean, std))  # type: ignore[return-value]
