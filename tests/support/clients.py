@@ -22,7 +22,6 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 import cpseg
-from cpseg import self_reliance_weight
 
 K = 4
 Config = dict[str, Any]
@@ -213,9 +212,10 @@ def supervised(
         losses = []
         for img, mask in loader(trainset, cfg, epoch):
             pred = model(img)
-            loss = criterion(pred, mask)
             if patched:
-                loss = cpseg.pseudo_label_loss(pred, mask)
+                loss = criterion(pred, mask) if (mask != 255).any() else 0 * pred.sum()
+            else:
+                loss = criterion(pred, mask)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -269,7 +269,7 @@ def unimatch(
             pred_x, pred_u_w = preds.split([len(img_x), len(img_u_w)])
             pred_u_w_fp = preds_fp[len(img_x) :]
             if cal is not None:
-                cfg["conf_thresh"] = cal.update(pred_x, mask_x).threshold()
+                cfg["conf_thresh"] = cal.update(pred_x, mask_x).sync().threshold()
             strong_views = (
                 mixed(img_u_s1, img_u_s1_mix, cutmix_box1),
                 mixed(img_u_s2, img_u_s2_mix, cutmix_box2),
@@ -300,7 +300,8 @@ def unimatch(
             else:
                 w = weight
                 if weight == "schedule":
-                    w = self_reliance_weight(epoch, cfg["epochs"], start=60)
+                    start = 3 * cfg["epochs"] // 4
+                    w = 0.01 * math.exp(-5 * max(0, (epoch - start) / (cfg["epochs"] - start)))
                 loss = (1 - w) * loss_x + w * loss_u
             optimizer.zero_grad()
             loss.backward()
@@ -371,7 +372,7 @@ def unimatch_v2(
             ]
             pred_x = model(img_x)
             if cal is not None:
-                cfg["conf_thresh"] = cal.update(model_ema(img_x), mask_x).threshold()
+                cfg["conf_thresh"] = cal.update(model_ema(img_x), mask_x).sync().threshold()
             preds = model(torch.cat(views), comp_drop=True).chunk(2)
             losses = []
             for pred, cutmix_box in zip(preds, (cutmix_box1, cutmix_box2), strict=True):
@@ -387,7 +388,8 @@ def unimatch_v2(
             else:
                 w = weight
                 if weight == "schedule":
-                    w = self_reliance_weight(epoch, cfg["epochs"], start=45)
+                    start = 3 * cfg["epochs"] // 4
+                    w = 0.01 * math.exp(-5 * max(0, (epoch - start) / (cfg["epochs"] - start)))
                 loss = (1 - w) * loss_x + w * loss_u_s
             optimizer.zero_grad()
             loss.backward()
@@ -446,11 +448,12 @@ def allspark(
             pred_x, pred_u = preds.split([len(img_x), len(img_u_s)])
             loss_x = criterion_l(pred_x, mask_x)
             if mask_u is not None:
-                loss_u = cpseg.pseudo_label_loss(pred_u, mask_u.to(pred_u.device))
+                loss_u = criterion_u(pred_u, mask_u) if (mask_u != 255).any() else 0 * pred_u.sum()
             elif cal is not None:
-                cal.update(pred_x, mask_x)
-                pseudo_label[~cal.gate(pred_u_pseudo)] = 255
-                loss_u = cpseg.pseudo_label_loss(pred_u, pseudo_label)
+                cal.update(pred_x, mask_x).sync()
+                pseudo_label = pseudo_label.masked_fill(~cal.gate(pred_u_pseudo), 255)
+                kept = pseudo_label != 255
+                loss_u = criterion_u(pred_u, pseudo_label) if kept.any() else 0 * pred_u.sum()
             else:
                 loss_u = criterion_u(pred_u, pseudo_label)
             if weight is None:
@@ -458,7 +461,8 @@ def allspark(
             else:
                 w = weight
                 if weight == "schedule":
-                    w = self_reliance_weight(epoch, cfg["epochs"], start=60)
+                    start = 3 * cfg["epochs"] // 4
+                    w = 0.01 * math.exp(-5 * max(0, (epoch - start) / (cfg["epochs"] - start)))
                 loss = (1 - w) * loss_x + w * loss_u
             optimizer.zero_grad()
             loss.backward()
