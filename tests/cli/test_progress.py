@@ -89,7 +89,7 @@ def test_words_about_the_command_import_no_torch(words: list[str]) -> None:
 
 @pytest.mark.parametrize("module", SUBCOMMANDS, ids=lambda module: module.__name__)
 def test_every_option_has_a_help_text(module: object) -> None:
-    name = module.__name__.removeprefix("cpseg.cli.")  # type: ignore[attr-defined]
+    name = module.__name__.removeprefix("cpseg.cli.").rstrip("_")  # type: ignore[attr-defined]
     from cpseg.cli.command import parser
 
     (commands,) = (a for a in parser()._actions if a.__class__.__name__ == "_SubParsersAction")

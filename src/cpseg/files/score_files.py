@@ -25,6 +25,7 @@ from cpseg._internal.safe_files import (
 from cpseg.core.argmax import class_dtype
 from cpseg.core.score_reading import ScoreReading
 from cpseg.core.selection import Evidence
+from cpseg.files.geotiff import RASTERS, scores_shape, stored_scores
 from cpseg.files.image_folders import places_of
 from cpseg.files.score_arrays import (
     TORCH,
@@ -36,6 +37,7 @@ from cpseg.files.score_arrays import (
 )
 
 SUFFIXES = (".npy", ".npz", ".safetensors", *TORCH)
+_READABLE = (*SUFFIXES, *RASTERS)
 PLAIN = ScoreReading()
 
 
@@ -51,7 +53,7 @@ def find_scores(folder: str | Path, image: str, *, kind: str = "probabilities") 
     """
     whole, *shorter = places_of(image)
     for places in ([whole], shorter):
-        found = [Path(folder) / f"{place}{suffix}" for place in places for suffix in SUFFIXES]
+        found = [Path(folder) / f"{place}{suffix}" for place in places for suffix in _READABLE]
         files = [path for path in found if path.is_file()]
         if len(files) > 1:
             same = len({path.with_suffix("") for path in files}) == 1
@@ -62,7 +64,7 @@ def find_scores(folder: str | Path, image: str, *, kind: str = "probabilities") 
             raise ValueError(message(str(where), expected, got, "remove all but one"))
         if files:
             return files[0]
-    expected = f"{whole}{' | '.join(SUFFIXES)}"
+    expected = f"{whole}{' | '.join(_READABLE)}"
     if shorter:
         expected += f", or {' or '.join(shorter)}"
     fix = f"write the {kind} of every listed image"
@@ -82,7 +84,8 @@ def read_scores(
     Args:
         path: ``.npy``, ``.npz`` (key ``probs``, or its only array), ``.safetensors`` (key
             ``probs``, or an evidence file), ``.pt`` or ``.pth`` (a tensor, or a dictionary with
-            one): uint8 (p = u/255), float16, bfloat16, float32 or float64.
+            one), ``.tif`` or ``.tiff`` (one band per class; ``cpseg[geo]``): uint8 (p = u/255),
+            float16, bfloat16, float32 or float64.
         device: where the tensors lie.
         reading: layout, logits and resolution of the scores in the file.
         size: the image's height and width, which ``reading.upsample`` needs.
@@ -134,6 +137,8 @@ def read_stored(
     """
     if path.suffix in TORCH:
         return from_torch(path, "probs", entry)
+    if path.suffix in RASTERS:
+        return stored_scores(path)
     if path.suffix != ".safetensors":
         return from_numpy(path, "probs", entry)
     if entry is not None:
@@ -207,6 +212,8 @@ def read_shape(
     path = Path(path)
     if path.suffix in TORCH:
         stored: Sequence[int] = tuple(from_torch(path, "probs", entry).shape)
+    elif path.suffix in RASTERS:
+        stored = scores_shape(path)
     elif path.suffix != ".safetensors":
         stored = shape_from_numpy(path, entry)
     elif entry is not None:
