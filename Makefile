@@ -1,11 +1,16 @@
 # Every target works from a clean clone: the first one that needs it makes the environment.
-# Python 3.11 or newer for the pinned versions in constraints.txt; the package itself takes 3.10.
+# Python 3.11 or newer.
 PYTHON ?= python3
+# The newest Python for which the lowest torch has wheels.
+PYTHON_LOWEST ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 CPSEG_DEMO ?= demo_out
+LOWEST := .venv-lowest
+BUILD := .venv-build
+WHEEL := .venv-wheel
 
-.PHONY: demo test test-all fuzz check format lint types docs bench clean
+.PHONY: demo test test-all test-lowest fuzz check format lint types docs bench dist test-dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cpseg demo -o $(CPSEG_DEMO)
@@ -17,6 +22,10 @@ test: $(VENV)/.dev
 # Continuous integration sets CI and leaves out those marked nightly.
 test-all: $(VENV)/.dev
 	CI=true NIGHTLY=true $(BIN)/python -m pytest -n 2 -q
+
+# The tests with the lowest versions that pyproject.toml allows, and without what only developers have.
+test-lowest: $(LOWEST)/.done
+	$(LOWEST)/bin/python -m pytest -n 2
 
 # Random calls of every public function; the tests make 3,000 of them.
 FUZZ_CALLS ?= 100000
@@ -40,6 +49,27 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
 
+# dist/ holds one version: what `twine upload dist/*` would send.
+dist: $(BUILD)/.done
+	rm -rf dist
+	$(BUILD)/bin/python -m build --outdir dist .
+	$(BUILD)/bin/twine check --strict dist/*
+
+# The wheel as a user has it: installed in an environment without extras, away from the repository.
+# The tests are those of the sdist, whose src is removed so that only the wheel can be imported.
+DIST_TESTS ?= tests/core tests/groups tests/calibration tests/certification tests/files \
+	tests/test_api.py tests/test_imports.py tests/laws/test_guarantee.py
+test-dist: dist
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[test]"
+	mkdir $(WHEEL)/sdist
+	tar -xzf dist/*.tar.gz --strip-components=1 -C $(WHEEL)/sdist
+	rm -r $(WHEEL)/sdist/src
+	$(WHEEL)/bin/cpseg --version
+	cd $(WHEEL)/sdist && ../bin/python -m pytest -n 2 $(DIST_TESTS)
+
 # torch alone and first: asked for by another package, a bare "torch" may bring another build.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +86,17 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt torchcp
 	touch $@ $(VENV)/.demo
 
+$(LOWEST)/.done: constraints-lowest.txt pyproject.toml
+	$(PYTHON_LOWEST) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt \
+		--editable ".[completion,hf,report,test,trees]"
+	touch $@
+
+$(BUILD)/.done: constraints.txt
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --constraint constraints.txt build twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(CPSEG_DEMO) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(BUILD) $(WHEEL) dist $(CPSEG_DEMO) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

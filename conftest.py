@@ -1,13 +1,31 @@
-"""Names that docstring examples use without importing them."""
+"""Names that docstring examples use without importing them; the versions of a test run."""
 
 from __future__ import annotations
 
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import cpseg
+
+VERSIONS = (
+    *("torch", "numpy", "scipy", "einops", "safetensors", "pillow", "tqdm"),
+    *("transformers", "scikit-learn", "matplotlib"),
+)
+
+
+def pytest_report_header() -> list[str]:
+    """Which cpseg is tested, and with what."""
+    found = []
+    for name in VERSIONS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return [f"cpseg {cpseg.__version__} in {Path(cpseg.__file__).parent}", ", ".join(found)]
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,8 @@ def jpeg(pixels: Array) -> str:
 
 def dotted(paper: Array) -> Array:
     """No label: the picture made pale, with dark dots."""
-    down, across = np.indices(paper.shape[:2])
+    grid = np.indices(paper.shape[:2])
+    down, across = grid[0], grid[1]
     pale = 0.3 * paper + 0.7 * _DOTS[0]
     dots = (down % 8 < 2) & ((across + 4 * (down // 8 % 2)) % 8 < 2)
     return np.where(dots[..., None], _DOTS[1], pale)
