@@ -405,3 +405,33 @@ def test_the_weight_of_the_pages_is_ours_to_the_bit(name: str) -> None:
             exec(f"{start}\n{weight}", here)
             assert here["w"] == self_reliance_weight(epoch, epochs, start=here["start"])
     assert here["start"] == 180
+
+
+@pytest.mark.parametrize("name", ["unimatch", "unimatch-v2"])
+def test_comparisons_per_class_take_the_class_of_the_mixed_mask(name: str) -> None:
+    """The lines of the page, run on three views, against a loop over pixels."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(2, clients.K, 6, 6)))
+    labels = torch.from_numpy(rng.integers(0, clients.K, (2, 6, 6)))
+    threshold = OnlineThreshold(clients.K, alpha=0.6, per_class=True, stride=1)
+    limits = threshold.update(logits, labels).threshold()
+    assert len(limits.unique()) == clients.K
+    here: dict[str, Any] = {"cfg": {"conf_thresh": limits}}
+    for view in ("", "_cutmixed1", "_cutmixed2"):
+        here[f"mask_u_w{view}"] = torch.from_numpy(rng.integers(0, clients.K, (2, 6, 6)))
+        here[f"conf_u_w{view}"] = torch.from_numpy(rng.random((2, 6, 6)))
+        here[f"ignore_mask{view}"] = torch.from_numpy(255 * rng.integers(0, 2, (2, 6, 6)))
+    views = {"loss_u_s1": "_cutmixed1", "loss_u_s2": "_cutmixed2", "loss_u_w_fp": ""}
+    lines = [line.strip() for line in added(DOCS / f"{name}.md") if "conf_thresh'][" in line]
+    losses = [line for line in lines if line.startswith("loss_u_")]
+    assert len(losses) == len(lines) - 1 == (3 if name == "unimatch" else 2)
+    for line in losses:
+        loss = line.split(" ")[0]
+        here[loss] = torch.ones(2, 6, 6)
+        exec(line, here)
+        mask, conf, ignored = (
+            here[f"{part}{views[loss]}"] for part in ("mask_u_w", "conf_u_w", "ignore_mask")
+        )
+        for at in np.ndindex(2, 6, 6):
+            kept = conf[at] >= limits[mask[at]] and ignored[at] != 255
+            assert here[loss][at] == float(kept)
