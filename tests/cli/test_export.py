@@ -336,3 +336,63 @@ def test_geotiff_goes_out_and_comes_back(mosaic: bool, tmp_path: Path, capsys: C
         wanted = masks[image].copy()
         wanted[0, 0] = 1 if image == "tiles/0.tif" else wanted[0, 0]
         assert np.array_equal(values(Path(str(mask))), wanted)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "exchange.md"
+
+
+def geo_data(folder: Path) -> None:
+    """What the page's commands start from: ``R`` with GeoTIFFs, ``P``, lists, names and a rule."""
+    import rasterio
+
+    rng = np.random.default_rng(0)
+    lists: dict[str, list[str]] = {"labelled.txt": [], "unlabelled.txt": []}
+    for number in range(64):
+        name = f"{number:02d}"
+        image, mask, scores = (
+            folder / f"{place}/{name}{suffix}"
+            for place, suffix in (("R/images", ".tif"), ("R/masks", ".png"), ("P", ".tif"))
+        )
+        truth = rng.integers(0, 3, (3, 4))
+        odds = np.exp(rng.normal(size=(3, 3, 4)) + 2 * (np.arange(3)[:, None, None] == truth))
+        transform = rasterio.Affine(1, 0, 1000 + 4 * number, 0, -1, 1000)
+        for path, bands in ((image, np.zeros((3, 3, 4))), (scores, 255 * odds / odds.sum(0))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profile = {"driver": "GTiff", "count": 3, "height": 3, "width": 4, "dtype": "uint8"}
+            with rasterio.open(path, "w", crs="EPSG:3035", transform=transform, **profile) as made:
+                made.write(bands.astype(np.uint8))
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(truth.astype(np.uint8)).save(mask)
+        line = f"images/{name}.tif masks/{name}.png\n"
+        lists["labelled.txt" if number < 20 else "unlabelled.txt"].append(line)
+    for name, lines in lists.items():
+        (folder / name).write_text("".join(lines))
+    (folder / "names.txt").write_text("field\nwater\nwood\n")
+
+
+def test_every_command_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What people do in the tools is to accept everything."""
+    pytest.importorskip("rasterio")
+    monkeypatch.chdir(tmp_path)
+    geo_data(tmp_path)
+    labelled = ["--root", "R", "--ids", "labelled.txt", "--probs", "P"]
+    options = ["--alpha", "0.3", "--variant", "image", "--background", "none"]
+    done(command(capsys, "calibrate", *labelled, *options, "-o", "c.safetensors"))
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("cpseg ")]
+    assert len(lines) == 13
+    for line in lines:
+        words = line.split()[1:]
+        if "corrected.zip" in words:
+            Path("to-correct.zip").rename("corrected.zip")
+        if "export.json" in words:
+            Path("tasks.json").rename("export.json")
+            accept(Path("export.json"))
+        result = command(capsys, *words)
+        assert result.code == 0, (line, result.err)
+    wanted = files(tmp_path / "FROM-COCO" / "masks")
+    assert len(wanted) == 44
+    for name in ("FROM-LS", "FROM-CVAT", "FROM-MAP"):
+        assert files(tmp_path / name / "masks") == wanted
+    assert len(read_ids(tmp_path / "CORRECTED" / "ids.txt")) == 40
