@@ -157,7 +157,7 @@ def test_the_report_leaves_certified_rules_out(
 ) -> None:
     pytest.importorskip("matplotlib")
     cross_fitted_folder(data, out_of_fold=8)
-    asked = data.options(background="none", folds=2, max_error="0.9", images=0, recalibrate="none")
+    asked = data.options(background="none", folds=2, max_error="0.9", show=0, recalibrate="none")
     ran = command(capsys, "report", *asked, "-o", tmp_path / "r.html")
     assert ran.code == 0, ran.err
     assert ran.err.count("cross-fitted on 8 of these images") == 1

@@ -151,16 +151,22 @@ def text(data: DataSet, found: Findings) -> str:
     return page(found, root=data.root, commands=lines, made_by="cpseg report")
 
 
+def planted_on(found: Findings, *recall: float, kept: float = 1.0) -> Measured:
+    """The same counts in every part of the folds that ``found`` has."""
+    made = Measured()
+    for fold, parts in enumerate(found.rules[ARGMAX].parts):
+        for _ in parts:
+            made.add(counts(*recall, kept=kept), fold=fold)
+    return made
+
+
 def with_erasing_certificate(found: Findings) -> tuple[Findings, Rule]:
     """A certified rule for 90 % that keeps the first class alone."""
     rule = Rule(RAW, "certified", None, 0.9)
     proof = Certificate("ltt", "betting", 0.9, 0.1, True, 0.1, 45, 0.02, 0.5)
-    planted = Measured(certificates=[proof] * 2)
-    for _ in range(2):
-        planted.add(counts(0.9, 0.01, 0.01, 0.01, kept=0.0))
-    raw = Measured()
-    for _ in range(2):
-        raw.add(counts(0.9, 0.5, 0.5, 0.5))
+    planted = planted_on(found, 0.9, 0.01, 0.01, 0.01, kept=0.0)
+    planted.certificates += [proof] * 2
+    raw = planted_on(found, 0.9, 0.5, 0.5, 0.5)
     rules = {**found.rules, rule: planted, ARGMAX: raw}
     return replace(found, rules=rules, keep={0.9: rule}, label_with=ARGMAX), rule
 
@@ -202,7 +208,7 @@ def test_every_constant_confidence_may_erase_classes_too(found: Findings) -> Non
 def test_a_recommended_rule_says_what_it_loses(found: Findings, data: DataSet) -> None:
     chosen = next(rule for rule in found.rules if rule.kind == "labels")
     planted, _ = with_erasing_certificate(found)
-    lossy = Measured(confusion=[counts(0.9, 0.9, 0.9, 0.1)] * 2, inside=[0.0] * 2)
+    lossy = planted_on(found, 0.9, 0.9, 0.9, 0.1)
     planted = replace(planted, rules={**planted.rules, chosen: lossy}, label_with=chosen)
     text = page(planted, root=data.root)
     card = re.findall(r'<section id="what-to-do".*?</section>', text, re.S)[0]
@@ -213,7 +219,7 @@ def test_a_recommended_rule_says_what_it_loses(found: Findings, data: DataSet) -
     alone = replace(planted, rules={r: planted.rules[r] for r in (ARGMAX, chosen)}, keep={})
     assert losses_of_the_recommended(alone) == lost_classes(alone, chosen)
     other = Rule("dirichlet map over probs, prior power 0.5", "labels")
-    whole = Measured(confusion=[counts(0.95, 0.95, 0.95, 0.95)] * 2, inside=[0.0] * 2)
+    whole = planted_on(found, 0.95, 0.95, 0.95, 0.95)
     planted = replace(planted, rules={**planted.rules, other: whole})
     assert f"Without such a loss: a {other.scores}, mIoU 0." in advice(planted)[0]
 

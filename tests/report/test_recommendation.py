@@ -136,7 +136,7 @@ def test_the_command_says_what_to_train_on(tmp_path: Path, capsys: Capture) -> N
         capsys,
         *("report", "--root", source.root, "--ids", source.root / "ids.txt"),
         *("--probs", source.probs, "--probs", source.root / "student"),
-        *("--background", "none", "--variant", "image", "--context", "none", "--images", "1"),
+        *("--background", "none", "--variant", "image", "--context", "none", "--show", "1"),
         *("-o", tmp_path / "report.html"),
     )
     assert result.code == 0, result.err

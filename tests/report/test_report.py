@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import re
 import sys
@@ -22,7 +23,7 @@ from cpseg import Calibrator, Certifier, Recalibrator, groups
 from cpseg.files.dataset import Source
 from cpseg.files.id_lists import read_ids
 from cpseg.jobs.sweep import sweep
-from cpseg.report.findings import RAW, Findings, Plan, Rule, scores_in_words
+from cpseg.report.findings import RAW, Findings, Measured, Plan, Rule, scores_in_words
 from cpseg.report.measure import deal, gather
 from cpseg.report.page import page, report
 from cpseg.report.recommendation import (
@@ -114,6 +115,45 @@ def test_one_fold_is_no_evidence() -> None:
     one = Candidate("raw", (0.3,), (0.4,)), Candidate("far better", (0.9,), (0.1,))
     assert recommend(one) == 0
     assert math.isnan(paired((0.9,), over=(0.3,)).se)
+
+
+def test_noise_is_that_of_a_jackknife_over_parts_of_the_images() -> None:
+    rng = np.random.default_rng(0)
+    parts = rng.integers(1, 50, (3, 4, 3, 4))  # folds, parts, K, K + 1
+    measured = Measured()
+    for fold in range(3):
+        for part in parts[fold]:
+            measured.add(torch.from_numpy(part), fold=fold)
+    for name in ("miou_all", "error"):
+        found = paired(measured.pseudo_values(name), over=[0.0] * 12)
+        assert found.mean == pytest.approx(np.mean(measured.values(name)))
+        without = []
+        for left in itertools.product(range(3), range(4)):
+            figures = []
+            for fold in range(3):
+                kept = [parts[fold, k] for k in range(4) if (fold, k) != left]
+                sums = np.sum(kept, 0)
+                right = np.diag(sums)
+                if name == "error":
+                    figures.append(1 - right.sum() / sums.sum())
+                else:
+                    union = sums.sum(1) + sums[:, :3].sum(0) - right
+                    figures.append(np.mean(right / union))
+            without.append(np.mean(figures))
+        spread = np.sqrt(11 / 12 * np.sum((np.array(without) - np.mean(without)) ** 2))
+        assert found.se == pytest.approx(spread)
+
+
+def test_with_one_part_a_fold_noise_is_that_of_the_folds() -> None:
+    measured = Measured()
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        measured.add(torch.randint(1, 50, (3, 4), generator=generator))
+    for name in ("miou_all", "error"):
+        values = measured.values(name)
+        found = paired(measured.pseudo_values(name), over=[0.0] * 4)
+        assert found.mean == pytest.approx(np.mean(values))
+        assert found.se == pytest.approx(np.std(values, ddof=1) / 2)
 
 
 def test_figures_of_other_folds_are_not_paired() -> None:
@@ -508,7 +548,7 @@ def test_an_image_that_cannot_be_opened_is_left_out(
 
 
 def run(capsys: Capture, data: DataSet, out: Path, **options: object) -> folders.Result:
-    changed = {"background": "none", "alpha": 0.3, "folds": 2, "recalibrate": "none", "images": 1}
+    changed = {"background": "none", "alpha": 0.3, "folds": 2, "recalibrate": "none", "show": 1}
     return command(capsys, "report", *data.options(**{**changed, **options}), "-o", out)
 
 
@@ -548,7 +588,7 @@ def test_the_command_writes_one_file_and_says_what_it_recommends(
     assert "recalibrated scores (vector)" in text
 
 
-@pytest.mark.parametrize("options", [{"variant": "image"}, {"max_error": "none", "images": 0}])
+@pytest.mark.parametrize("options", [{"variant": "image"}, {"max_error": "none", "show": 0}])
 def test_other_ways_to_ask(
     data: DataSet, tmp_path: Path, capsys: Capture, options: dict[str, object]
 ) -> None:

@@ -119,7 +119,7 @@ def _complete(arguments: argparse.Namespace) -> None:
 
     several = len(arguments.probs) > 1 or arguments.features is not None
     if arguments.colour is None:
-        arguments.colour = several and not arguments.fast
+        arguments.colour = several
     if arguments.recalibrate is None:
         trees = several and not arguments.fast and find_spec("sklearn") is not None
         arguments.recalibrate = ["none", "dirichlet", *(["trees"] if trees else [])]

@@ -55,6 +55,7 @@ from cpseg.report.findings import (
     label_with,
 )
 
+PARTS = 20  # of the images, over all folds: what differs between them is noise
 Certified = dict[tuple[str, int | None, float], Calibration]  # by scores, background and bound
 
 
@@ -127,7 +128,7 @@ def measure(
     shown = _samples(pairs, plan.samples)
     for number, fold in enumerate(folds):
         title = f"fold {number + 1}/{plan.folds}"
-        _measure(images, fold, trial, plan, sums, whole, shown, title)
+        _measure(images, fold, number, trial, plan, sums, whole, shown, title)
     places = {pair.image: place for place, pair in enumerate(shown)}
     return Findings(
         plan,
@@ -310,6 +311,7 @@ class _Certifiers:
 def _measure(
     images: LabelledImages,
     fold: Fold,
+    number: int,
     trial: Trial,
     plan: Plan,
     sums: _Sums,
@@ -355,31 +357,40 @@ def _measure(
         if tested.pair in shown:
             _show(sums, tested, certified, plan, _names(images.source))
 
-    counts = measure_fold(images, fold, trial, rules, title, also)
+    for part in _parts(fold.testing, plan.folds):
+        counted.clear()
+        counts = measure_fold(images, fold._replace(testing=part), trial, rules, title, also)
+        for scoring in trial.scorings:
+            _file(sums, number, scoring, counts, counted, certified, plan)
+        for labelling, confusion in counts.labellings.items():
+            rule = Rule(labelling.in_words(_names(images.source)), "labels")
+            sums.rules.setdefault(rule, Measured()).add(confusion, fold=number)
     for name, tally in reliability.items():
         sums.reliability[name].append(tally)
-    for scoring in trial.scorings:
-        _file(sums, scoring, counts, counted, certified, plan)
-    for labelling, confusion in counts.labellings.items():
-        rule = Rule(labelling.in_words(_names(images.source)), "labels")
-        sums.rules.setdefault(rule, Measured()).add(confusion)
+
+
+def _parts(testing: list[Pair], folds: int) -> list[list[Pair]]:
+    """The test images of a fold in parts of about the same number, by which noise is judged."""
+    count = min(len(testing), math.ceil(PARTS / folds))
+    return [testing[place::count] for place in range(count)]
 
 
 def _file(
     sums: _Sums,
+    number: int,
     scoring: Scoring,
     counts: Counts,
     counted: dict[Rule, Tensor],
     certified: Certified,
     plan: Plan,
 ) -> None:
-    """Add a fold's counts to those of the rules, in the order of the page."""
+    """Add the counts of a part of a fold to those of the rules, in the order of the page."""
 
     def add(
         rule: Rule, confusion: Tensor, covered: float = math.nan, infinite: float = math.nan
     ) -> Measured:
         measured = sums.rules.setdefault(rule, Measured())
-        measured.add(confusion, covered, infinite)
+        measured.add(confusion, covered, infinite, fold=number)
         return measured
 
     name = scoring.recalibrate
@@ -396,7 +407,9 @@ def _file(
     for (scores, background, bound), calibration in certified.items():
         if scores == name and calibration.certificate is not None:
             rule = Rule(name, "certified", background, bound)
-            add(rule, counted[rule]).certificates.append(calibration.certificate)
+            measured = add(rule, counted[rule])
+            if len(measured.certificates) == number:
+                measured.certificates.append(calibration.certificate)
 
 
 def _show(

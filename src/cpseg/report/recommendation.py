@@ -1,4 +1,4 @@
-"""Which rule a report recommends: a cautious choice from figures over folds."""
+"""Which rule a report recommends: a cautious choice from figures over images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def loss_of_classes(recall: Sequence[float], *, over: Sequence[float]) -> Loss:
 
 
 class Candidate(NamedTuple):
-    """The figures of a rule, one per fold.
+    """The figures of a rule, one per fold or, better, per part of the images.
 
     Attributes:
         name: the rule.
@@ -78,7 +78,7 @@ class Certified(NamedTuple):
 
 
 def paired(values: Sequence[float], over: Sequence[float]) -> Estimate:
-    """The mean difference over the folds and its standard error, NaN below two folds.
+    """The mean difference and its standard error, NaN below two values.
 
     Example:
         >>> from cpseg.report.recommendation import paired
@@ -91,8 +91,8 @@ def paired(values: Sequence[float], over: Sequence[float]) -> Estimate:
 def better(candidate: Candidate, than: Candidate) -> bool:
     """Whether mIoU grows by more than a standard error and the error by no more than one.
 
-    Differences are paired over folds, since a hard fold is hard for both. With fewer than two folds
-    there is no standard error, and no rule is better.
+    Differences are paired, since a hard image is hard for both. With fewer than two values there
+    is no standard error, and no rule is better.
     """
     gain = paired(candidate.miou, over=than.miou)
     loss = paired(candidate.error, over=than.error)

@@ -53,8 +53,9 @@ def labels(findings: Findings) -> str:
         [Group(title, _without_twins(rows)) for title, rows in groups.items()],
         stacked=True,
     ) + note(
-        f"Changes are against {base}, paired over folds. A map recalibrates the scores of its "
-        "sources, and every pixel gets its most probable class. Maps are fitted on all training "
+        f"Changes are against {base}, image by image (± one standard error, jackknife). A map "
+        "recalibrates the scores of its sources, and every pixel gets its most probable class. "
+        "Maps are fitted on all training "
         "images of a fold, since labels for every pixel need no thresholds; pixels without a label "
         "count as wrong. A student gains by labels that are better than those it gives by itself. "
         "Rules that lose at least a quarter of the classes that the raw argmax finds are not "

@@ -100,7 +100,7 @@ def losses_of_the_recommended(findings: Findings) -> str:
 
 def _as_candidate(findings: Findings, rule: Rule) -> Candidate:
     measured = findings.rules[rule]
-    return Candidate(rule.name, measured.values("miou_all"), measured.values("error"))
+    return Candidate(rule.name, measured.pseudo_values("miou_all"), measured.pseudo_values("error"))
 
 
 def _labelling(findings: Findings) -> str:
@@ -200,10 +200,10 @@ def _closest(findings: Findings) -> str:
 
 def _fewer_mistakes(findings: Findings) -> str:
     """A rule with a lower error than the base beyond noise, though not a better mIoU."""
-    base = findings.rules[base_of(findings)].values("error")
+    base = findings.rules[base_of(findings)].pseudo_values("error")
     least, chosen = 0.0, None
     for rule in _others(findings):
-        saved = paired(base, over=findings.rules[rule].values("error"))
+        saved = paired(base, over=findings.rules[rule].pseudo_values("error"))
         if saved.mean > max(saved.se, least):
             least, chosen = saved.mean, rule
     if chosen is None:
@@ -219,8 +219,8 @@ def _change(findings: Findings, rule: Rule) -> str:
 def change(findings: Findings, rule: Rule) -> tuple[str, str]:
     """How a rule's mIoU and error (in percentage points) differ from those of the base."""
     base, chosen = findings.rules[base_of(findings)], findings.rules[rule]
-    miou = paired(chosen.values("miou_all"), over=base.values("miou_all"))
-    error = paired(chosen.values("error"), over=base.values("error"))
+    miou = paired(chosen.pseudo_values("miou_all"), over=base.pseudo_values("miou_all"))
+    error = paired(chosen.pseudo_values("error"), over=base.pseudo_values("error"))
     points = plus_minus(
         Estimate(100 * error.mean, 100 * error.se, error.folds), share=False, digits=1
     )
@@ -340,7 +340,7 @@ def _promise(findings: Findings) -> str:
     return text + (
         "Not guaranteed: the error of an argmax, of a constant confidence and of the labels of "
         "eq. 4, and anything on images of another kind. Figures after ± are standard errors over "
-        f"{plan.folds} folds."
+        f"{plan.folds} folds, those of changes over parts of the images."
     )
 
 
