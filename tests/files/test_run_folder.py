@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -15,6 +14,8 @@ from tests.support.folders import complains, files
 
 from cpseg.files.manifest import merge_logs
 from cpseg.files.run_folder import RunFolder, open_run_folder
+
+fcntl = pytest.importorskip("fcntl", reason="locks and signals of POSIX")
 
 SOURCES = ("a.bin", "b.bin")
 

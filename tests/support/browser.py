@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -219,6 +218,8 @@ class Page:
 
 def _pipe() -> tuple[int, int]:
     """A pipe whose ends lie above the file descriptors that the browser is given."""
+    import fcntl  # not on Windows
+
     ends = os.pipe()
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in ends]
     for each in ends:
