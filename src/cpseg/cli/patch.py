@@ -1,4 +1,9 @@
-"""``cpseg patch``: the edits of docs/integrations in training code, for ``git apply``."""
+"""``cpseg patch``: the edits of docs/integrations in training code, for ``git apply``.
+
+A patch is a file in ``patches``: lines that say what it does and for which commit of which client,
+a blank line, and the output of ``git diff --full-index``, without which ``git apply --3way`` cannot
+find the client's file. Its page shows the same edits.
+"""
 
 from __future__ import annotations
 
