@@ -123,7 +123,10 @@ def test_scores_of_nothing_are_refused(tmp_path: Path, shape: tuple[int, ...], d
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.bool_, np.complex64])
 def test_other_dtypes_are_refused(tmp_path: Path, suffix: str, dtype: type) -> None:
-    path = write(tmp_path / f"a{suffix}", probs=np.ones((3, 4, 5), dtype))
+    try:
+        path = write(tmp_path / f"a{suffix}", probs=np.ones((3, 4, 5), dtype))
+    except KeyError as error:
+        pytest.skip(f"this version of safetensors cannot write {error}")
     with pytest.raises(ValueError, match="convert") as caught:
         read_scores(path)
     complains(caught.value, path, "uint8, float16 or float32", f"got torch.{np.dtype(dtype).name}")

@@ -508,7 +508,7 @@ def test_images_that_are_none(root: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(path)
     with pytest.raises(ValueError, match="8 bits") as caught:
         read_image(path)
-    complains(caught.value, path, "8 bits per channel, got mode I;16; convert it to RGB")
+    complains(caught.value, path, "8 bits per channel, got mode I", "; convert it to RGB")
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "nowhere.png")
 
