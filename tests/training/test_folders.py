@@ -162,6 +162,16 @@ def test_labelled_images_are_repeated_and_win(data: DataSet) -> None:
     assert all(np.array_equal(found[index][1], each) for index, each in enumerate(truth))
 
 
+def test_labelled_images_alone_for_validation(data: DataSet) -> None:
+    labelled = data.root / "labelled.txt"
+    found = PseudoLabelled.from_folders(
+        data.root, None, data.probs, thresholds(data), labelled=labelled
+    )
+    assert [row[1].tolist() for row in found] == [data.labels[x].tolist() for x in data.images[:2]]
+    with pytest.raises(ValueError, match="neither ids nor labelled"):
+        PseudoLabelled.from_folders(data.root, None, data.probs, thresholds(data))
+
+
 def test_workers_load_batches(data: DataSet) -> None:
     augment = WeakAugmentation(8)
     found = rows(data, thresholds(data), transform=augment, as_dict=True)

@@ -218,7 +218,7 @@ class PseudoLabelled(Dataset[Row]):
     def from_folders(
         cls,
         root: str | Path,
-        ids: str | Path,
+        ids: str | Path | None,
         probs: str | Path | Sequence[str | Path],
         calibration: Calibration | str | Path,
         *,
@@ -237,7 +237,7 @@ class PseudoLabelled(Dataset[Row]):
     def from_folders(
         cls,
         root: str | Path,
-        ids: str | Path,
+        ids: str | Path | None,
         probs: str | Path | Sequence[str | Path],
         calibration: Calibration | str | Path,
         *,
@@ -255,7 +255,7 @@ class PseudoLabelled(Dataset[Row]):
     def from_folders(
         cls,
         root: str | Path,
-        ids: str | Path,
+        ids: str | Path | None,
         probs: str | Path | Sequence[str | Path],
         calibration: Calibration | str | Path,
         *,
@@ -277,7 +277,8 @@ class PseudoLabelled(Dataset[Row]):
 
         Args:
             root: the folder that id lists are relative to.
-            ids: id list of the unlabelled images, or a folder of images.
+            ids: id list of the unlabelled images, or a folder of images; None takes the labelled
+                images alone, as for validation.
             probs: the folder of score files, or one file with those of all images; of several
                 models a list of them, in the order of the calibration.
             calibration: a calibration or its file.

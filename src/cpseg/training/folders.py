@@ -88,7 +88,7 @@ class Folders:
 
 def open_folders(
     root: str | Path,
-    ids: str | Path,
+    ids: str | Path | None,
     probs: Sequence[str | Path],
     calibration: Calibration,
     *,
@@ -108,6 +108,8 @@ def open_folders(
     if labelled is None and (repeat_labelled > 1 or masks is not None):
         got = "repeat_labelled or masks without it"
         raise ValueError(message(_WHERE, "a list of labelled images", got, "pass labelled=LIST"))
+    if ids is None and labelled is None:
+        raise ValueError(message(_WHERE, "an id list", "neither ids nor labelled", "pass one"))
     if not probs:
         raise ValueError(message(_WHERE, "folders of scores", "none", "pass probs"))
     for name, folder in (("root", root), *(("probs", each) for each in probs)):
@@ -131,7 +133,8 @@ def open_folders(
             got = f"{path}, which is no file"
             raise FileNotFoundError(message(str(labelled), expected, got, fix))
     true = {pair.image for pair in known}
-    pairs = [pair for pair in source.read_ids(ids, columns=1) if pair.image not in true]
+    listed = [] if ids is None else source.read_ids(ids, columns=1)
+    pairs = [pair for pair in listed if pair.image not in true]
     located = source.locate(pairs)
     for image in (pair.image for pair in (*known, *pairs)):
         if not (source.root / image).is_file():
