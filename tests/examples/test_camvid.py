@@ -142,7 +142,7 @@ def test_lists_split_the_drive(example, converted):
 
 def test_the_class_map_is_that_of_the_results(converted):
     found = json.loads((converted / "map.json").read_text())
-    text = (EXAMPLES.parent / "docs" / "results-in-detail.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "results" / "camvid.md").read_text()
     assert found == json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
 
 
