@@ -201,7 +201,9 @@ def test_images_are_found_by_what_tools_call_them(data: DataSet, capsys: Capture
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("images/99.png", "expected names of the known images, got images/99.png, which is none"),
+        ("images/99.png", "expected names of the known images, got 'images/99.png', which is none"),
+        ("", "expected names of the known images, got '', which is none"),
+        ("../..", "expected names of the known images, got '../..', which is none"),
         ("images/00.jpg", "every image once, got images/00.png and images/00.jpg for images/00"),
     ],
 )
@@ -218,7 +220,7 @@ def test_a_name_that_several_images_have(data: DataSet, capsys: Capture) -> None
     content["images"][0]["file_name"] = "00.png"  # type: ignore[index]
     (base / "both.txt").write_text("a/00.png\nb/00.png\nimages/01.png\n")
     words = ["--root", data.root, "--ids", base / "both.txt", "--names", base / "names.txt"]
-    refused(back(data, capsys, content, *words), "00.png, which is a/00.png and b/00.png")
+    refused(back(data, capsys, content, *words), "'00.png', which is a/00.png and b/00.png")
 
 
 def test_a_mask_of_another_size_than_its_image(data: DataSet, capsys: Capture) -> None:
@@ -370,6 +372,7 @@ def geo_data(folder: Path) -> None:
     (folder / "names.txt").write_text("field\nwater\nwood\n")
 
 
+@pytest.mark.ci
 def test_every_command_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -391,6 +394,11 @@ def test_every_command_of_the_page_runs(
             accept(Path("export.json"))
         result = command(capsys, *words)
         assert result.code == 0, (line, result.err)
+    code = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "scores.tif").write_bytes((tmp_path / "P" / "30.tif").read_bytes())
+    exec(compile(code, str(PAGE), "exec"), {})
+    labels = [Image.open(path) for path in ("labels.tif", "OUT/masks/images/30.png")]
+    assert np.array_equal(*map(np.array, labels))
     wanted = files(tmp_path / "FROM-COCO" / "masks")
     assert len(wanted) == 44
     for name in ("FROM-LS", "FROM-CVAT", "FROM-MAP"):

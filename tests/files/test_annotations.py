@@ -35,7 +35,7 @@ NAMES = ["background", "road", "sky & sea", "rêve"]
 VOID = 255
 Masks = list[tuple[str, Tensor]]
 KEPT = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -190,7 +190,7 @@ def cvat_masks(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-@settings(KEPT, max_examples=20)
+@settings(KEPT, max_examples=12)
 @given(label_maps(), st.sampled_from([NAMES, ["a", "b", "c", "d"]]))
 def test_an_archive_for_cvat_names_every_pixel(
     tmp_path: Path, masks: Masks, names: list[str]
@@ -300,6 +300,7 @@ def test_void_in_coco_is_void_and_an_image_without_annotations_too(tmp_path: Pat
         ({"images": []}, "got a file without a list of annotations"),
         ({**coco(), "categories": None}, "without a list of categories"),
         (coco(image_id=8), "annotations of listed images, got one of image 8"),
+        (coco(category_id=[9]), "a class among background, road"),
         (coco(category_id=9), "a class among background, road, sky & sea, rêve, got None"),
         (coco(segmentation=None), "an RLE or polygons as segmentation, got None"),
         (coco(segmentation=[[1, 2]]), "polygons with x and y of three points or more"),
@@ -314,6 +315,10 @@ def test_void_in_coco_is_void_and_an_image_without_annotations_too(tmp_path: Pat
         (
             {**coco(), "images": [{**coco()["images"][0], "width": 0}]},
             "height and width of an image, got 2 and 0",
+        ),
+        (
+            {**coco(), "images": [{**coco()["images"][0], "width": 10**12}]},
+            "at most 2147483647 pixels, got 2x1000000000000",
         ),
     ],
 )

@@ -30,7 +30,7 @@ rasterio = pytest.importorskip("rasterio")
 VOID = 255
 ORIGIN = (500_000.0, 5_400_000.0)
 KEPT = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -13,6 +13,7 @@ from cpseg._internal import words
 from cpseg._internal.checks import check_choice, message, short
 from cpseg._internal.safe_files import damaged
 from cpseg.core.mask_format import VOID
+from cpseg.files.masks import MOST_PIXELS
 
 VOID_NAME = "void"  # in tools that must name every pixel
 OVERLAPS = words.OVERLAPS
@@ -111,6 +112,9 @@ class Painter:
     def __init__(
         self, where: str, size: tuple[int, int], overlap: str, names: Sequence[str]
     ) -> None:
+        if size[0] * size[1] > MOST_PIXELS:
+            got, fix = f"{size[0]}x{size[1]}", "export the file anew"
+            raise ValueError(message(where, f"at most {MOST_PIXELS} pixels", got, fix))
         self.where = where
         self.overlap = overlap
         self.names = [*names]

@@ -152,10 +152,14 @@ def read_coco(
         where = f"{path}, {image['file_name']}"
         painter = Painter(where, _size(where, image), overlap, names)
         for entry in of_image[image["id"]]:
-            name = called.get(entry.get("category_id"))
-            label = class_of(where, name, names)
+            label = class_of(where, _called(called, entry.get("category_id")), names)
             painter.paint(_mask(where, entry.get("segmentation"), painter.labels), label)
         yield Annotated(str(image["file_name"]), painter.labels)
+
+
+def _called(names: Mapping[Any, object], category: Any) -> object:
+    """The name of a category, which may be anything in a damaged file."""
+    return names.get(category) if isinstance(category, (int, str)) else None
 
 
 def _size(where: str, image: Mapping[str, Any]) -> tuple[int, int]:

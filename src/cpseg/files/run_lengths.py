@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpseg._internal.checks import message, short
+from cpseg.files.masks import MOST_PIXELS
 
 Bits = NDArray[np.bool_]
 _FIX = "export the file anew"
@@ -221,6 +222,9 @@ def _size_of(where: str, rle: Mapping[str, Any]) -> tuple[int, int]:
     if not sides or not all(type(side) is int and side > 0 for side in size):  # type: ignore[union-attr]
         raise ValueError(message(where, "an RLE with its size [H, W]", short(size), _FIX))
     height, width = size  # type: ignore[misc]
+    if height * width > MOST_PIXELS:
+        expected = f"an RLE of at most {MOST_PIXELS} pixels"
+        raise ValueError(message(where, expected, f"{height}x{width}", _FIX))
     return height, width
 
 

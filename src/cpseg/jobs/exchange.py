@@ -294,13 +294,14 @@ class _Known:
         Raises:
             ValueError: none, or several, or one that another name had.
         """
-        found = [name] if name in self._of_place.get(places_of(name)[0], ()) else []
-        for place in places_of(name) if not found else ():
+        places = places_of(name) if name.strip("./") else []
+        found = [name] if places and name in self._of_place.get(places[0], ()) else []
+        for place in places if not found else ():
             found = self._of_place.get(place, [])
             if found:
                 break
         if len(found) != 1:
-            got = f"{name}, which is {' and '.join(found[:3]) if found else 'none of them'}"
+            got = f"{name!r}, which is {' and '.join(found[:3]) if found else 'none of them'}"
             fix = "list the image, or annotate under the images' own paths"
             expected = "names of the known images"
             raise ValueError(message(str(self.path), expected, got, fix))
