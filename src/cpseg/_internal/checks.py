@@ -332,7 +332,11 @@ def check_unit_interval(
         return
     if not bool(in_unit_interval(values)):
         low, high = float(values.amin()), float(values.amax())
-        got = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
+        got = f"values from {low:.4g} to {high:.4g}"
+        if low != low:
+            got, fix = "NaN", "find what made it, such as half precision or a division by zero"
+        elif low >= 0 and high > 1 and interval == "[0, 1]":
+            fix = f"divide by 100 if these are percentages; {fix}"
         if interval != "[0, 1]":
             got = "values outside"
         raise ValueError(message(where, f"{name} in {interval}", got, fix))

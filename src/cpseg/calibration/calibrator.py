@@ -402,7 +402,7 @@ class Calibrator:
             threshold = torch.where(missing, other, threshold)
         if not bool(count.any()):
             got = f"only void pixels in {self.num_images} images"
-            fix = f"check ignore_index ({self.ignore_index})"
+            fix = f"check ignore_index ({self.ignore_index}), which is --void of the command"
             raise ValueError(message(where, "at least one labelled pixel", got, fix))
         return Calibration(
             threshold,

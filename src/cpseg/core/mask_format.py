@@ -85,8 +85,10 @@ class MaskFormat:
             classes[self.void] = VOID
             return classes
         if self.map.num_classes != num_classes:
-            expected, got = f"{num_classes} classes as in the scores", str(self.map.num_classes)
-            raise ValueError(message("mask map", expected, got, "map to the same classes"))
+            last = self.map.num_classes - 1
+            expected = f"classes up to {num_classes - 1}, as in the scores"
+            fix = "map a value to every class of the scores, or map these with --class-map"
+            raise ValueError(message("mask map", expected, f"{last} as the largest", fix))
         classes[self.void] = VOID
         targets = [VOID if target is None else target for target in self.map.target]
         classes[:count] = torch.tensor(targets)

@@ -238,6 +238,8 @@ def _three(path: Path, size: Sequence[int], reading: ScoreReading = PLAIN) -> tu
         first = reading.layout == "chw"
         expected = f"probabilities {'[K, H, W]' if first else '[H, W, K]'}"
         fix = f"write one image per file, classes {'first' if first else 'last'}"
+        if len(size) == 2:
+            fix += "; labels are not enough, the scores of every class are needed"
         raise ValueError(message(str(path), expected, str(list(size)), fix))
     return reading.shape(size)
 
