@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
@@ -247,6 +247,13 @@ def sample_of(labels: Tensor, number: int, quota: int, classes: int) -> reservoi
     return reservoir.Sample(name, count, labels[chosen], chosen[:, None].float())
 
 
+class Backwards:
+    """Shuffles by turning round."""
+
+    def shuffle(self, values: list[Any]) -> None:
+        values.reverse()
+
+
 counts = st.lists(hnp.arrays(np.int64, 4, elements=st.integers(0, 40)), min_size=1, max_size=6)
 
 
@@ -258,7 +265,7 @@ def test_a_reservoir_is_bounded_balanced_and_true_to_frequencies(
     images = [count for count in images if count.sum() > 0]
     for number, count in enumerate(images):
         labels = labels_of(count.tolist(), number)
-        held.add([sample_of(labels, number, held.quota, 4)])
+        held.add([sample_of(labels, number, held.quota, 4)], held.quota)
     least = sum(int((count > 0).sum()) for count in images)
     assert sum(len(s.labels) for s in held.samples) <= max(budget, least)
     for count, sample in zip(images, held.samples, strict=True):
@@ -272,6 +279,8 @@ def test_a_reservoir_is_bounded_balanced_and_true_to_frequencies(
         np.testing.assert_allclose(weights, count / count.sum(), atol=1e-12)
 
 
+# Large images, thinned by themselves, are merged into small ones that needed no thinning.
+@example([np.full(4, 1)] * 3 + [np.full(4, 40)] * 3, 70, Backwards())
 @given(counts, st.integers(4, 60), st.randoms())
 def test_a_reservoir_is_the_same_in_any_order(
     images: list[np.ndarray], budget: int, random: Any
@@ -280,12 +289,12 @@ def test_a_reservoir_is_the_same_in_any_order(
     images = [count for count in images if count.sum() > 0]
     samples = [sample_of(labels_of(c.tolist(), n), n, budget, 4) for n, c in enumerate(images)]
     first, second, part = (reservoir.PixelSample(budget) for _ in range(3))
-    first.add(samples)
+    first.add(samples, budget)
     shuffled = list(samples)
     random.shuffle(shuffled)
-    part.add(shuffled[: len(shuffled) // 2])
-    second.add(shuffled[len(shuffled) // 2 :])
-    second.add(part.samples)
+    part.add(shuffled[: len(shuffled) // 2], budget)
+    second.add(shuffled[len(shuffled) // 2 :], budget)
+    second.add(part.samples, part.quota)
     assert first.quota == second.quota
     found = [sorted(r.samples, key=lambda s: s.digest) for r in (first, second)]
     for one, other in zip(*found, strict=True):

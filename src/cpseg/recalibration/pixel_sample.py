@@ -54,8 +54,15 @@ class PixelSample:
         self.budget = self.quota = budget
         self.samples: list[Sample] = []
 
-    def add(self, samples: Iterable[Sample]) -> None:
-        """Take samples drawn with this quota or a larger one."""
+    def add(self, samples: Iterable[Sample], quota: int) -> None:
+        """Take samples that were drawn with a quota, so that all of their pixels say how many.
+
+        A smaller quota than this one trims the samples here: those that it trimmed are not as
+        many pixels as they would be, and the sum would not exceed the budget where it should.
+        """
+        if quota < self.quota:
+            self.quota = quota
+            self.samples = [kept.trim(quota) for kept in self.samples]
         for sample in samples:
             self.samples.append(sample.trim(self.quota))
             while sum(len(kept.labels) for kept in self.samples) > self.budget and self.quota > 1:

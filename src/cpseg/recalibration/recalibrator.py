@@ -53,6 +53,8 @@ from cpseg.recalibration.trees import MOST_PIXELS, Trees
 
 _CV_PIXELS = 30_000  # what cross-validation fits on: it compares maps, the final fit takes all
 _BAND = 2**18  # probabilities whose window means are made at once
+# What another recalibrator takes: settings, samples and their quota, names of images, sources.
+_State = tuple[dict[str, Any], list[Sample], int, set[str], Sources | None]
 
 
 class Recalibrator:
@@ -245,7 +247,7 @@ class Recalibrator:
         for image, truth in zip(probs, labels, strict=True):
             sample = self._draw(image, truth.to("cpu", torch.int64))
             if len(sample.labels):
-                self._reservoir.add([sample])
+                self._reservoir.add([sample], self._reservoir.quota)
 
     def merge(self, other: Recalibrator) -> None:
         """Take all that another recalibrator of the same settings has seen; it stays as it is.
@@ -499,27 +501,28 @@ class Recalibrator:
             "ignore_index": self.ignore_index,
         }
 
-    def _state(self) -> tuple[dict[str, Any], list[Sample], set[str], Sources | None]:
+    def _state(self) -> _State:
         """What another recalibrator takes of this one."""
-        return self._settings(), self._reservoir.samples, self.ids, self._sources
+        reservoir = self._reservoir
+        return self._settings(), reservoir.samples, reservoir.quota, self.ids, self._sources
 
     def _take(
         self,
         where: str,
-        others: Sequence[tuple[dict[str, Any], list[Sample], set[str], Sources | None]],
+        others: Sequence[_State],
     ) -> None:
         """The samples of recalibrators of the same settings."""
         own = self._settings()
-        for theirs, _, _, _ in others:
+        for theirs, *_ in others:
             if own["sources"] is None:
                 own["sources"] = theirs["sources"]
             if theirs["sources"] is None:  # nothing seen yet
                 theirs = {**theirs, "sources": own["sources"]}
             check_alike(where, own, theirs)
         self._sources = self._sources or next((each for *_, each in others if each), None)
-        for _, samples, ids, _ in others:
+        for _, samples, quota, ids, _ in others:
             self.ids.update(check_image_ids(where, sorted(ids), len(ids), self.ids) or ())
-            self._reservoir.add(samples)
+            self._reservoir.add(samples, quota)
 
 
 def _numbers(where: str, sources: Sequence[int]) -> tuple[int, ...]:
