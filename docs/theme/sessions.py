@@ -1,4 +1,4 @@
-"""Python sessions are coloured as sessions: a ``python`` block that begins with ``>>>``."""
+"""Blocks of code get their colours: Python sessions, and commands in blocks without a language."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 _SESSION = re.compile(r"^( *```)python\n(?= *>>> )", re.MULTILINE)
+_BLOCK = re.compile(r"^( *```)(\w*)\n(.*?^ *```)$", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Called once per page."""
-    return _SESSION.sub(r"\1pycon\n", markdown)
+    markdown = _SESSION.sub(r"\1pycon\n", markdown)
+    return _BLOCK.sub(lambda found: f"{found[1]}{found[2] or 'bash'}\n{found[3]}", markdown)
