@@ -522,7 +522,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     out, whole = tmp_path / "out", tmp_path / "whole"
     calibration = thresholds(data)
     calibration.save(tmp_path / "c.safetensors")
-    words = run_of(data, tmp_path / "c.safetensors", out)
+    words = [*run_of(data, tmp_path / "c.safetensors", out), "--workers", "1"]
     killed = finish(start(*words, code=KILLED))
     assert killed.code == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}

@@ -222,7 +222,7 @@ def test_an_image_is_predicted_again_only_if_its_content_changes(
 def test_a_killed_command_goes_on(
     root: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = options(model=model, images=root, background_from="complement")
+    words = options(model=model, images=root, background_from="complement", workers=1)
     code = """
 import os, sys
 from cpseg.cli import main

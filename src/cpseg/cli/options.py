@@ -172,6 +172,7 @@ def data(ids: str = "--ids") -> Parser:
     )
     add("--features", type=Path, help="folder with an image encoder's features of every image")
     add("--device", default="cpu", help="cpu or cuda (default cpu)")
+    workers(options)
     _reading(options)
     return options
 
@@ -203,6 +204,16 @@ def _reading(options: argparse.ArgumentParser) -> None:
         const="yes",
         action="append",
         help="scores of a lower resolution are resized to the image's size, bilinear (default no)",
+    )
+
+
+def workers(options: argparse.ArgumentParser) -> None:
+    """How many threads read and write files."""
+    options.add_argument(
+        "--workers",
+        type=whole(1),
+        default=2,
+        help="threads that read files, and write them; results are the same (default 2)",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpseg._internal.words import AMP_DTYPES, SCORE_DTYPES
-from cpseg.cli.options import Commands, background, whole
+from cpseg.cli.options import Commands, background, whole, workers
 from cpseg.cli.progress import Progress
 from cpseg.cli.shared import check_device, say
 
@@ -46,6 +46,7 @@ def add(commands: Commands) -> None:
     add("--amp", choices=AMP_DTYPES, help="dtype of mixed precision")
     add("--revision", help="branch, tag or commit on the hub")
     add("--device", default="cpu", help="cpu or cuda (default cpu)")
+    workers(command)
     add("-o", "--output", type=Path, required=True, help="folder to write")
     command.set_defaults(run=_run, resumes=lambda arguments: True)
 
@@ -85,6 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
             background=arguments.evidence if evidence else None,
             batch=arguments.batch,
             device=device,
+            workers=arguments.workers,
             progress=progress,
         )
     what = "evidence" if evidence else "score"

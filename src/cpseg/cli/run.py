@@ -87,7 +87,8 @@ def _run(arguments: argparse.Namespace) -> int:
     _complete(arguments)
     out = arguments.output
     state = _Steps(out, arguments)
-    if code := _alone(_check(arguments)):
+    workers = _workers(arguments)
+    if code := _alone([*_check(arguments), *workers]):
         return code
     page, facts = out / "report.html", out / "report.json"
     state.step("report", _report(arguments, page, facts), made=[page, facts], alone=True)
@@ -104,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if code:
         return code
     labelling[labelling.index("--ids") + 1] = str(arguments.unlabelled)
-    _do(_within(labelling, out)[1:])
+    _do([*_within(labelling, out)[1:], *workers])
     barrier()
     say("")
     say_paragraph(_summary(found, rule, out))
@@ -167,6 +168,11 @@ def _report(arguments: argparse.Namespace, page: Path, facts: Path) -> list[str]
     return [*asked, "-o", str(page), "--json", str(facts)]
 
 
+def _workers(arguments: argparse.Namespace) -> list[str]:
+    """Said where it is not the default; no step depends on it."""
+    return [] if arguments.workers == 2 else ["--workers", str(arguments.workers)]
+
+
 def _seed(arguments: argparse.Namespace) -> list[str]:
     return ["--seed", str(arguments.seed)] if arguments.seed else []
 
@@ -196,6 +202,7 @@ class _Steps:
 
     def __init__(self, out: Path, arguments: argparse.Namespace) -> None:
         self._record = out / "steps.json"
+        self._workers = _workers(arguments)
         self._inputs = _inputs(arguments)
 
     def step(
@@ -219,7 +226,8 @@ class _Steps:
         if done.get(name) == now and all(path.is_file() for path in made):
             say(f"$ {shlex.join(['cpseg', *words])}\n(done before)")
             return 0
-        code = _alone(words) if alone else _do(words)
+        asked = [*words, *self._workers]
+        code = _alone(asked) if alone else _do(asked)
         if code == 0 and rank() == 0:
             write_text(self._record, json.dumps(done | {name: now}, indent=1) + "\n")
         barrier()

@@ -90,9 +90,8 @@ def source_of(arguments: argparse.Namespace) -> Source:
     empty = [None] * len(arguments.probs)
     readings = readings_of(arguments)
     first, *others = map(ScoreFolder, arguments.probs, maps or empty, readings)
-    names = {"void", "masks", "first_class", "unlabelled", "components", "colour"} & set(
-        vars(arguments)
-    )
+    names = {"void", "masks", "first_class", "unlabelled", "components", "colour", "workers"}
+    names &= set(vars(arguments))
     more: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if getattr(arguments, "mask_map", None) is not None:
         more["mask_map"] = _class_map(arguments.mask_map)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from cpseg._internal.checks import message, name_file_in_errors
 from cpseg._internal.distributed import shard
 from cpseg._internal.hashing import digest
+from cpseg._internal.threads import in_order
 from cpseg.core.channels import join_channels
 from cpseg.core.class_map import ClassMap
 from cpseg.core.feature_projection import FeatureProjection
@@ -78,6 +80,7 @@ class Source:
         palette: the colours of the values in masks, or None for masks that hold values.
         first_class: the value of class 0 in masks; smaller values are void.
         reading: layout, logits and resolution of the scores in ``probs``.
+        workers: how many threads read files, and write them; with 1 the calling thread does.
     """
 
     root: Path
@@ -97,6 +100,7 @@ class Source:
     palette: Palette | None = None
     first_class: int = 0
     reading: ScoreReading = PLAIN
+    workers: int = 1
 
     def read_ids(self, path: str | Path, *, columns: int = 2) -> list[Pair]:
         """The images of an id list or a folder of this data set; see :func:`cpseg.files.read_ids`.
@@ -443,10 +447,12 @@ class LabelledImages:
             every_rank: every rank reads all of these images; by default each reads its shard.
         """
         mine, count = (pairs, len(pairs)) if every_rank else shard(pairs)
-        for pair in self.progress(mine, count, title) if pairs else ():
-            probs, labels = self.read(pair)
-            with name_file_in_errors(self.paths[pair][0]):
-                update(pair, probs, labels)
+        if not pairs:
+            return
+        with closing(in_order(self.read, mine, self.source.workers)) as read:
+            for pair, (probs, labels) in zip(self.progress(mine, count, title), read, strict=True):
+                with name_file_in_errors(self.paths[pair][0]):
+                    update(pair, probs, labels)
 
 
 def check_distinct(root: Path, pairs: Sequence[Pair]) -> None:

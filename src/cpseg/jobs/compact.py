@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from cpseg._internal.checks import name_file_in_errors
 from cpseg._internal.distributed import rank, shard
 from cpseg._internal.hashing import digest
+from cpseg._internal.threads import in_order
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import evidence
 from cpseg.files.dataset import Progress, Source, as_json, fingerprint, quiet
+from cpseg.files.id_lists import Pair
 from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.files.score_folder import carry_record
@@ -54,23 +57,28 @@ def compact(
         settings["recalibration"] = recalibration.fingerprint
     files = source.locate(pairs)
     outputs = output_paths("compact", out, pairs, ".safetensors", kind="evidence")
-    written = 0
     run = digest({**settings, **source.identity()})
     with open_run_folder(out, run) as folder:
         if rank() == 0:
             carry_record(source.folders, out)
-        for pair in progress(*shard(pairs), "compact"):
+
+        def make(pair: Pair) -> bool:
             inputs, output = files[pair], outputs[pair]
             if folder.is_up_to_date(output, *inputs):
-                continue
+                return False
             stamps = folder.stamps(*inputs)
             probs = source.probabilities(inputs)
             with name_file_in_errors(inputs[0]):
                 if recalibration is not None:
-                    made = recalibration.evidence(probs, background=background)
+                    found = recalibration.evidence(probs, background=background)
                 else:
-                    made = evidence(probs, background=background)
-            write_evidence(output, replace(made, class_map=fingerprint(source.class_map)))
+                    found = evidence(probs, background=background)
+            write_evidence(output, replace(found, class_map=fingerprint(source.class_map)))
             folder.record(output, inputs, stamps)
-            written += 1
+            return True
+
+        mine, count = shard(pairs)
+        with closing(in_order(make, mine, source.workers)) as made:
+            counted = zip(progress(mine, count, "compact"), made, strict=True)
+            written = sum(is_new for _, is_new in counted)
     return written

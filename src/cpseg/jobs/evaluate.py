@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cpseg._internal.checks import name_file_in_errors
 from cpseg._internal.distributed import broadcast_first, shard
+from cpseg._internal.threads import in_order
 from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import Evidence, evidence, pseudo_labels
 from cpseg.files.dataset import Progress, Source, check_distinct, quiet
@@ -82,30 +84,31 @@ def evaluate(
     names = [folder.name for folder in source.folders]
     tallies: list[tuple[Rule, Tally]] = []
     watch = Watch(calibration)
-    for pair in progress(*shard(pairs), "evaluate"):
-        scores = source.scores(paths[pair])
-        with name_file_in_errors(paths[pair][0]):
-            mapped = scores
-            if isinstance(scores, Tensor) and calibration.recalibration is not None:
-                mapped = calibration.recalibration(scores)
-            if not tallies:
-                num_classes = _num_classes(mapped)
-                tallies = [
-                    (rule, Tally(rule.name, num_classes, device=source.device))
-                    for rule in _rules(calibration, scores, constant, names)
-                ]
-            labels = [rule.labels(scores, mapped) for rule, _ in tallies]
-        size = mapped.best.shape if isinstance(mapped, Evidence) else mapped.shape[-2:]
-        truth = source.labels(pair, _num_classes(mapped), (size[0], size[1]))
-        sets = applied.prediction_set(mapped) if isinstance(mapped, Tensor) else None
-        for (rule, tally), predictions in zip(tallies, labels, strict=True):
-            if predictions is not None:
-                tally.update(predictions, truth)
-            if rule.has_sets and sets is not None:
-                tally.update_sets(sets, truth)
-        named = {rule.name: each for (rule, _), each in zip(tallies, labels, strict=True)}
-        argmax = named.get("recalibrated argmax", named.get("raw argmax"))
-        watch.update(pair, truth, named[_name(calibration)], sets, argmax)
+    mine, count = shard(pairs)
+    with closing(in_order(lambda pair: source.scores(paths[pair]), mine, source.workers)) as read:
+        for pair, scores in zip(progress(mine, count, "evaluate"), read, strict=True):
+            with name_file_in_errors(paths[pair][0]):
+                mapped = scores
+                if isinstance(scores, Tensor) and calibration.recalibration is not None:
+                    mapped = calibration.recalibration(scores)
+                if not tallies:
+                    num_classes = _num_classes(mapped)
+                    tallies = [
+                        (rule, Tally(rule.name, num_classes, device=source.device))
+                        for rule in _rules(calibration, scores, constant, names)
+                    ]
+                labels = [rule.labels(scores, mapped) for rule, _ in tallies]
+            size = mapped.best.shape if isinstance(mapped, Evidence) else mapped.shape[-2:]
+            truth = source.labels(pair, _num_classes(mapped), (size[0], size[1]))
+            sets = applied.prediction_set(mapped) if isinstance(mapped, Tensor) else None
+            for (rule, tally), predictions in zip(tallies, labels, strict=True):
+                if predictions is not None:
+                    tally.update(predictions, truth)
+                if rule.has_sets and sets is not None:
+                    tally.update_sets(sets, truth)
+            named = {rule.name: each for (rule, _), each in zip(tallies, labels, strict=True)}
+            argmax = named.get("recalibrated argmax", named.get("raw argmax"))
+            watch.update(pair, truth, named[_name(calibration)], sets, argmax)
     rows = _rows([tally for _, tally in tallies], source.device)
     for notice in watch.notices():
         tell(notice)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cpseg._internal.checks import check_count, message, name_file_in_errors
 from cpseg._internal.distributed import barrier, rank, shard
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import write_text
+from cpseg._internal.threads import in_order
 from cpseg.calibration.calibration import Calibration
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
 from cpseg.files.id_lists import Pair, check_ids, write_ids
@@ -99,8 +101,15 @@ def label(
     facts = {"root": str(source.root.resolve()), **source.identity()}
     chosen = replace(calibration, ignore_index=VOID).to(source.device)
     with open_run_folder(out, run, facts=facts, digest_files=True) as folder:
-        for pair in progress(*shard(pairs), "label"):
-            _label_image(folder, source, chosen, source.root / pair.image, paths[pair], masks[pair])
+
+        def make(pair: Pair) -> None:
+            image = source.root / pair.image
+            _label_image(folder, source, chosen, image, paths[pair], masks[pair])
+
+        mine, count = shard(pairs)
+        with closing(in_order(make, mine, source.workers)) as made:
+            for _ in zip(progress(mine, count, "label"), made, strict=True):
+                pass
         barrier()
         if rank() > 0:
             return float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,14 @@ from cpseg._internal.checks import (
 from cpseg._internal.distributed import broadcast_from_rank0, rank, shard
 from cpseg._internal.hashing import digest
 from cpseg._internal.safe_files import atomic, write_text
+from cpseg._internal.threads import in_order
 from cpseg.core.selection import Evidence
 from cpseg.core.selection import evidence as evidence_of
 from cpseg.files.dataset import Progress, quiet
 from cpseg.files.id_lists import Pair, check_ids
 from cpseg.files.manifest import Stamp
 from cpseg.files.masks import image_size, read_image
-from cpseg.files.run_folder import RunFolder, open_run_folder, output_paths
+from cpseg.files.run_folder import open_run_folder, output_paths
 from cpseg.files.score_files import write_evidence
 from cpseg.foundation.foundation import Segmenter
 
@@ -51,6 +53,7 @@ def predict(
     background: int | None = None,
     batch: int = 1,
     device: torch.device | str = "cpu",
+    workers: int = 1,
     progress: Progress = quiet,
 ) -> int:
     """Write the probabilities of images, except those already written; ranks share the images.
@@ -73,6 +76,8 @@ def predict(
             1, images are processed in the order of their sizes, and results may differ in the
             last digits.
         device: the device of the segmenter.
+        workers: how many threads read images, and as many write files, beside the model; with 1
+            the calling thread does all.
         progress: wraps the loop over images.
 
     Returns:
@@ -122,25 +127,42 @@ def predict(
         mine = list(shard(left)[0])
         if batch > 1:
             mine.sort(key=lambda pair: image_size(root / pair.image))
-        for group in _batches(progress(mine, len(mine), "predict"), folder, root, batch):
-            images = torch.stack([item.pixels for item in group])
-            images = images.to(device).to(torch.float32) / 255
-            probs = segmenter(images)
-            wanted = [len(group), len(names), *images.shape[-2:]]
-            if list(probs.shape) != wanted:
-                fix = "return one score per class and pixel, and name every class"
-                raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
-            for item, scores in zip(group, probs, strict=True):
-                image, path = root / item.pair.image, paths[item.pair]
-                with name_file_in_errors(image):
-                    kept = _kept(scores, dtype)
-                    compact = _evidence_of(kept, background) if evidence else None
-                if compact is not None:
-                    write_evidence(path, compact)
-                else:
-                    with atomic(path) as file:
-                        np.savez_compressed(file, probs=kept.cpu().numpy())
-                folder.record(path, [image], item.stamps)
+
+        def read(pair: Pair) -> _Item:
+            stamps = folder.stamps(root / pair.image)
+            return _Item(pair, read_image(root / pair.image), stamps)
+
+        def predicted(items: Iterable[_Item]) -> Iterator[tuple[_Item, Tensor | Evidence]]:
+            for group in _batches(items, batch):
+                images = torch.stack([item.pixels for item in group])
+                images = images.to(device).to(torch.float32) / 255
+                probs = segmenter(images)
+                wanted = [len(group), len(names), *images.shape[-2:]]
+                if list(probs.shape) != wanted:
+                    fix = "return one score per class and pixel, and name every class"
+                    raise ValueError(message("predict", f"scores {wanted}", shape(probs), fix))
+                for item, scores in zip(group, probs, strict=True):
+                    with name_file_in_errors(root / item.pair.image):
+                        kept = _kept(scores, dtype)
+                        found = _evidence_of(kept, background) if evidence else kept
+                    yield item, found
+
+        def write(result: tuple[_Item, Tensor | Evidence]) -> None:
+            item, made = result
+            path = paths[item.pair]
+            if isinstance(made, Evidence):
+                write_evidence(path, made)
+            else:
+                with atomic(path) as file:
+                    np.savez_compressed(file, probs=made.cpu().numpy())
+            folder.record(path, [root / item.pair.image], item.stamps)
+
+        with (
+            closing(in_order(read, progress(mine, len(mine), "predict"), workers)) as images,
+            closing(in_order(write, predicted(images), workers)) as written,
+        ):
+            for _ in written:
+                pass
     return len(mine)
 
 
@@ -167,14 +189,10 @@ class _Item(NamedTuple):
     stamps: list[Stamp]
 
 
-def _batches(
-    pairs: Iterable[Pair], folder: RunFolder, root: Path, most: int
-) -> Iterator[list[_Item]]:
+def _batches(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
     """Groups of at most ``most`` images of one size."""
     group: list[_Item] = []
-    for pair in pairs:
-        stamps = folder.stamps(root / pair.image)
-        item = _Item(pair, read_image(root / pair.image), stamps)
+    for item in items:
         if group and group[0].pixels.shape != item.pixels.shape:
             yield group
             group = []
