@@ -95,6 +95,7 @@ def yes_no(bits: tuple[int, ...] | np.ndarray) -> dict[int, str]:
 # --- what is certified falsely, over every order of the draw ---
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("looking", ["any", "planned", "fixed"])
 @pytest.mark.parametrize("unsure", ["wrong", "skip"])
 def test_uniform_bounds_hold_over_every_order(looking: str, unsure: str, cached: None) -> None:
@@ -290,6 +291,7 @@ def test_only_answers_without_a_gap_count(options: dict[str, Any]) -> None:
     assert plan.result(with_gap) == expected
 
 
+@pytest.mark.nightly
 @settings(max_examples=4)
 @given(st.data())
 @pytest.mark.parametrize("options", PLANS)
@@ -497,6 +499,7 @@ def kept_pixels() -> list[tuple[str, int, int, int]]:
     ]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("design", ["uniform", "by-class", "focus"])
 def test_pixels_are_drawn_by_their_probability(design: str) -> None:
     """Chi-square of the first draw (of each class) over 1,500 seeds; false alarm 1e-6."""
@@ -602,6 +605,7 @@ def test_expected_error_sets_the_number_of_answers() -> None:
     assert len(sampled(50, answers=77).draws) == 50
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [1, 20, 43])
 @pytest.mark.parametrize("design", ["uniform", "by-class"])
 @pytest.mark.parametrize("looking", ["planned", "fixed", "any"])

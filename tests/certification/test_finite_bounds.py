@@ -171,6 +171,7 @@ def fewest(size: int, max_error: float, delta: float, expected: float, slack: fl
     return size
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [1, 2, 5, 20, 21, 60, 250])
 @pytest.mark.parametrize("max_error", [0.05, 0.1, 0.3, 0.999])
 def test_fixed_number_is_the_fewest(size: int, max_error: float) -> None:
@@ -192,6 +193,7 @@ def test_numbers_of_answers_are_those_known() -> None:
         assert rough_number(HUGE, max_error, 0.1, error) == pytest.approx(fixed, rel=0.35)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [1, 3, 19, 60, 1000, HUGE])
 @pytest.mark.parametrize("delta", [0.5, 0.1, 1e-6])
 @pytest.mark.parametrize("max_error", [0.01, 0.05, 0.999])

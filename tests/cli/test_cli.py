@@ -822,6 +822,7 @@ class Waiting:
         self._process.communicate(timeout=60)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("other", ["the same", "another"])
 def test_of_two_runs_at_once_one_is_refused_and_the_folder_is_of_the_other(
     other: str, data: DataSet, calibration: Path, tmp_path: Path, capsys: Capture

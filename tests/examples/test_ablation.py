@@ -64,7 +64,7 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_table_is_written_and_goes_on(
     example, data, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -351,6 +351,7 @@ def cells(text: str) -> list[list[str]]:
     return [row for row in rows if row[0] and not set(row[0]) <= set("-: ")]
 
 
+@pytest.mark.nightly
 def test_the_first_table(tabled):
     rows = cells((tabled / "results" / "eleven" / "table.md").read_text())
     titles = ["rule", "α", "coverage", "set size", "kept", "wrong", "mIoU kept", "mIoU all"]

@@ -494,6 +494,7 @@ def tables(example: SimpleNamespace, data: Path, out: Path, *more: object) -> in
     return code
 
 
+@pytest.mark.nightly
 def test_the_whole_table(
     example: SimpleNamespace,
     data: Path,
@@ -555,6 +556,7 @@ def test_the_whole_table(
     assert not [line for line in capsys.readouterr().err.splitlines() if "_labels" in line]
 
 
+@pytest.mark.nightly
 def test_another_rule_makes_only_its_own_rows_again(
     example: SimpleNamespace,
     data: Path,

@@ -150,6 +150,7 @@ def test_tiny_segformer_trains(example, tmp_path: Path) -> None:
     assert 0 <= found.result["miou"] <= 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["self-training", "foundation+cp+sr"])
 @pytest.mark.parametrize("kill", [1, 3, 5, 7])
 def test_a_run_that_is_killed_ends_with_the_same_weights(

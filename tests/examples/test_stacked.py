@@ -242,7 +242,7 @@ def test_the_map_raises_rare_classes_and_keeps_every_pixel(stacked, whole) -> No
     )
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_stage_two_starts_where_the_same_labels_ended_stage_one(
     example, data, stacked, whole, tmp_path: Path
 ) -> None:
@@ -367,6 +367,7 @@ def test_features_are_a_third_source(data, whole) -> None:
     assert made.provenance.sources_read.features == "features"
 
 
+@pytest.mark.nightly
 def test_alpha_chooses_labels_by_equation_four(whole) -> None:
     found = whole("stacked", "--labels-only", "--rounds", "1", "--alpha", "0.3", "--folds", "6")
     made = Calibration.load(found.out / "round-1" / "labels.safetensors")

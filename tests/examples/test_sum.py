@@ -114,6 +114,7 @@ def test_only_prompt_encoder_and_decoder_learn_to_refine(tiny, finished):
     assert {"vision_encoder", "prompt_encoder", "mask_decoder"} == {n.split(".")[0] for n in moved}
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("unmeasured")
 def test_a_stopped_run_ends_the_same(example, finished, tmp_path):
     out = tmp_path / "out"
@@ -296,7 +297,7 @@ def test_nms_is_a_share(example, tmp_path, capsys, share):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 @pytest.mark.usefixtures("unmeasured")
 def test_every_uncertainty_and_no_task_prompt(example, finished, tmp_path):
     ends = {"sum": weights(finished.out / "finetune-sum.pt")}

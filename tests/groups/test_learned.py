@@ -275,6 +275,7 @@ def test_classes_count_side_by_side() -> None:
 # --- annuli ------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [(24, 30), (90, 100)])
 def test_planted_annuli_are_found(size: tuple[int, int]) -> None:
     scale = size[0] / 24
@@ -337,6 +338,7 @@ def test_cells_without_a_score_belong_where_they_lie(size: tuple[int, int]) -> N
     assert (got != planted).double().mean() < 0.015
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [(1, 6), (6, 1), (3, 3), (1, 1), (20, 20)])
 def test_every_annulus_is_used(size: tuple[int, int]) -> None:
     cells = size[0] * size[1]

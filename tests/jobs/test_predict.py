@@ -219,6 +219,7 @@ def test_an_image_is_predicted_again_only_if_its_content_changes(
     assert changed == {str(Path(pairs[0].image).with_suffix(".npz")), "manifest.jsonl"}
 
 
+@pytest.mark.nightly
 def test_a_killed_command_goes_on(
     root: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def scores_of(world: str, rng: np.random.Generator, images: int) -> np.ndarray:
     return cells + 10 * (rng.random((images, 1)) < 0.08) * own  # a few are strange altogether
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("world", ["one number per image", "mixed", "a few strange images"])
 @pytest.mark.parametrize(("calibrating", "images"), [(19, 5), (20, 40), (100, 100)])
 def test_the_luck_of_a_calibration_is_no_shift(world: str, calibrating: int, images: int) -> None:
@@ -191,6 +192,7 @@ def test_where_nothing_is_promised_nothing_is_broken() -> None:
     assert watched(calibrator.compute(), draw(60, 1, shift=0.5)) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["pixel", "image"])
 def test_like_images_are_rarely_told_from_the_promise(variant: str) -> None:
     """Over calibration and new images together, and not at 1 in 1000 but never here."""
@@ -284,6 +286,7 @@ def recorded(rng: np.random.Generator, images: int, *, in_sample: bool = False) 
     return ImageProfile(tuple(kept), tuple(largest), in_sample)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("in_sample", [False, True])
 def test_images_alike_are_rarely_told_from_each_other(in_sample: bool) -> None:
     rng = np.random.default_rng(3)

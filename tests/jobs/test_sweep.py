@@ -346,6 +346,7 @@ def stop_at(title: str, place: int) -> Any:
     return progress
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("title", "finished"),
     [

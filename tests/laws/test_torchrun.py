@@ -43,7 +43,7 @@ def alone(
     return "".join(result.out for result in results), left
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_torchrun_gives_the_bytes_of_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

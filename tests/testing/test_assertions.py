@@ -359,6 +359,7 @@ def test_the_betting_bound_keeps_its_false_alarm_rate(cells: int, chance: float)
     assert binom.sf(above - 1, times, chance) > 1e-6
 
 
+@pytest.mark.nightly
 def test_the_betting_bound_is_a_bound_with_void() -> None:
     """Weights that go with the shares, at the edge of the promise: E[x] = 0.2 E[weight]."""
     random = np.random.default_rng(0)
