@@ -684,3 +684,16 @@ def test_an_error_while_an_image_is_counted_names_its_file(
         gather(Source(data.root, data.probs), data.ids, Plan(None, folds=3))
     path = Path(str(caught.value).partition(": here: ")[0])
     assert path in [data.score_file(image) for image in data.images]
+
+
+def test_names_beside_the_scores_are_those_of_the_classes(data: DataSet, tmp_path: Path) -> None:
+    source = Source(data.root, data.probs)
+    plan = Plan(None, "0.3", folds=2, max_errors=(), methods=(RAW,), samples=0, variant="image")
+    beside = data.probs / "classes.txt"
+    try:
+        beside.write_text("sky\nroad\ntree\ncar\n")
+        assert gather(source, data.ids, plan).names == ["sky", "road", "tree", "car"]
+        beside.write_text("of\nanother\nmodel\n")
+        assert gather(source, data.ids, plan).names[0] == "class 0"
+    finally:
+        beside.unlink()

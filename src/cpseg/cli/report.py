@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
         "thresholds of certified rules are set (default 0.3)",
     )
     add("--show", type=whole(0), default=4, help="number of images to show (default 4)")
-    add("--names", type=Path, help="file of class names, one per line")
+    add("--names", type=Path, help="file of class names, one per line (default: classes.txt of P)")
     add("--json", type=Path, help="file for the findings, with the commands that make every rule")
     add("-o", "--output", type=Path, required=True, help=".html file to write")
     command.set_defaults(run=_run)

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="try less: 3 folds, no certificates, no trees, no maps over a part of the sources",
     )
-    add("--names", type=Path, help="file of class names, one per line")
+    add("--names", type=Path, help="file of class names, one per line (default: classes.txt of P)")
     choice = command.add_argument_group("choices, which are made by cross-validation otherwise")
     choose = choice.add_argument
     choose(

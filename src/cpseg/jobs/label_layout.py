@@ -29,6 +29,7 @@ from cpseg.files.layouts import (
 from cpseg.files.masks import image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder
 from cpseg.foundation.classes import read_classes
+from cpseg.jobs.sources import names_beside
 
 _RECORD = "layout.json"
 
@@ -213,12 +214,7 @@ def _class_names(
 ) -> tuple[str, ...]:
     """The names that were given, those beside the scores, or numbers."""
     count = calibration.num_classes
-    beside = source.probs / "classes.txt"
-    of_scores: tuple[str, ...] = ()
-    if source.is_single and source.class_map is None and beside.is_file():
-        of_scores = read_classes(beside).names
-        if count is not None and len(of_scores) != count:  # a recalibration maps the classes
-            of_scores = ()
+    of_scores = names_beside(source, count)
     if settings.names is None:
         if not of_scores and count is None:
             expected, got = "class names, since the calibration has no number of them", "none"
@@ -230,7 +226,9 @@ def _class_names(
         raise ValueError(message(str(settings.names), expected, got, "pass one name per class"))
     if of_scores and names != of_scores:
         index = next(k for k, name in enumerate(names) if name != of_scores[k])
-        expected = f"the names in {beside}: class {index} is {of_scores[index]!r}"
+        expected = (
+            f"the names in {source.probs / 'classes.txt'}: class {index} is {of_scores[index]!r}"
+        )
         fix = "leave --names out, or correct the wrong file"
         raise ValueError(message(str(settings.names), expected, repr(names[index]), fix))
     return names

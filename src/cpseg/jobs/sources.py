@@ -13,6 +13,7 @@ from cpseg.calibration.provenance import SourcesRead
 from cpseg.core.selection import Evidence
 from cpseg.files.dataset import Files, Source
 from cpseg.files.masks import image_size, size_fix
+from cpseg.foundation.classes import read_classes
 
 
 def as_calibrated(where: str, source: Source, calibration: Calibration) -> Source:
@@ -104,3 +105,19 @@ def _check_folders(
 def _said(source: Source) -> str:
     said = f"{len(source.folders)} folders of scores"
     return said if source.features is None else f"{said} and features"
+
+
+def names_beside(source: Source, num_classes: int | None) -> tuple[str, ...]:
+    """The names in ``classes.txt`` beside the scores, as ``cpseg predict`` writes it.
+
+    None where the scores are not one model's of the data set's own classes.
+
+    Args:
+        source: the data set and the scores.
+        num_classes: of the data set, if it is known.
+    """
+    path = source.probs / "classes.txt"
+    if not source.is_single or source.class_map is not None or not path.is_file():
+        return ()
+    names = read_classes(path).names
+    return names if num_classes in (None, len(names)) else ()

@@ -41,6 +41,7 @@ from cpseg.jobs.cross_validation import (
 )
 from cpseg.jobs.labellings import OWN, Labelling, labellings_to_try
 from cpseg.jobs.seen_images import check_unseen, cross_fitted
+from cpseg.jobs.sources import names_beside
 from cpseg.jobs.variants import FIXED, fixed_partition
 from cpseg.recalibration.fit import METHODS
 from cpseg.report.findings import (
@@ -90,6 +91,8 @@ def gather(source: Source, ids: str | Path, plan: Plan, *, progress: Progress = 
     first_seen = cross_fitted(replace(source, others=()), pairs)  # eq. 4 on all images reads it
     student = next((n for n, f in enumerate(source.folders) if f.name in fitted), None)
     images = LabelledImages.open(source, pairs, progress=progress)
+    if plan.names is None:
+        plan = replace(plan, names=names_beside(source, images.num_classes) or None)
     return measure(images, plan, student=student, first_seen=first_seen)
 
 
