@@ -476,6 +476,64 @@ print(seconds, peak * 1024 / 1e9)
 """
 
 
+def label_command() -> Iterator[Row]:
+    """``cpseg label`` from files to files, beside reading and writing them without it."""
+    import shutil
+    import tempfile
+
+    import numpy as np
+    from PIL import Image
+
+    from cpseg.files.dataset import Source
+    from cpseg.jobs.label import label
+
+    images, side, classes = 16, 512, 21
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "images").mkdir()
+        (root / "probs").mkdir()
+        for number in range(images):
+            coarse = 3 * torch.randn(1, classes, side // 16, side // 16)
+            smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+            noisy = (smooth + 0.3 * torch.randn(1, classes, side, side))[0].softmax(0)
+            stored = (255 * noisy).round().to(torch.uint8).numpy()
+            np.savez_compressed(root / f"probs/{number:02d}.npz", probs=stored)
+            Image.new("RGB", (side, side)).save(root / f"images/{number:02d}.png")
+        names = [f"images/{number:02d}.png" for number in range(images)]
+        (root / "ids.txt").write_text("".join(f"{name}\n" for name in names))
+        calibration = cpseg.Calibration(
+            torch.full((side, side), 0.9),
+            torch.full((side, side), 1000),
+            alpha=0.05,
+            num_images=1000,
+            background=0,
+            num_classes=classes,
+        )
+
+        def files_alone() -> None:
+            for number in range(images):
+                with np.load(root / f"probs/{number:02d}.npz") as stored:
+                    best = stored["probs"][0]
+                Image.fromarray((best > 12).astype(np.uint8)).save(root / f"{number:02d}.png")
+
+        def labelled(workers: int) -> Callable[[], None]:
+            def run() -> None:
+                shutil.rmtree(root / "out", ignore_errors=True)
+                source = Source(root, root / "probs", workers=workers)
+                label(source, root / "ids.txt", calibration, root / "out")
+
+            return run
+
+        torch.set_num_threads(1)
+        name = f"cpseg label, {images} maps of {classes}x{side}x{side}, uint8"
+        yield at_most(name, "reading and writing alone", 1.5, labelled(1), files_alone, rounds=7)
+        median, low, high, base = ratios(labelled(1), labelled(2), rounds=7)
+        note = f"with two workers {base / images:.0f} ms an image"
+        yield Row(name, "two workers", ">= 1.8x faster", median, low, high, median >= 1.8, note)
+    torch.set_num_threads(threads)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("word", nargs="?", default="", help="only benchmarks named so")
@@ -489,6 +547,7 @@ def main() -> None:
         "recalibration": recalibration,
         "sum": sum_training,
         "online": online_threshold,
+        "label": label_command,
         "memory": lambda: memory(10582 if arguments.full else 700),
         "import": importing,
     }
