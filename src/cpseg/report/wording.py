@@ -162,7 +162,7 @@ def _figures_of(findings: Findings) -> str:
         against.append(f"{miou} and {error} for {name}")
     than = "" if findings.student is None else " against the student's own labels"
     return (
-        f"{text}{', '.join(against)}. Paired over {findings.plan.folds} folds it "
+        f"{text}{', '.join(against)}. Image by image it "
         f"{_change(findings, rule)}{than}."
     )
 
