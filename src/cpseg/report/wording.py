@@ -161,10 +161,7 @@ def _figures_of(findings: Findings) -> str:
         miou, error = _miou_and_error(findings, base)
         against.append(f"{miou} and {error} for {name}")
     than = "" if findings.student is None else " against the student's own labels"
-    return (
-        f"{text}{', '.join(against)}. Image by image it "
-        f"{_change(findings, rule)}{than}."
-    )
+    return f"{text}{', '.join(against)}. Image by image it {_change(findings, rule)}{than}."
 
 
 def base_of(findings: Findings) -> Rule:
