@@ -24,7 +24,7 @@ from cpseg.calibration.calibration import Calibration
 from cpseg.core.selection import pseudo_labels
 from cpseg.demo.network import Network, class_scores, train_foundation
 from cpseg.demo.pictures import IGNORED, draw_panels
-from cpseg.demo.scenes import F32, NUM_CLASSES, U8, VOID, scenes
+from cpseg.demo.scenes import CLASS_NAMES, F32, NUM_CLASSES, U8, VOID, scenes
 from cpseg.demo.student import (
     ALONE,
     BOTH,
@@ -220,6 +220,7 @@ def _write(root: Path, images: U8, labels: U8, probs: F32) -> Source:
             Image.fromarray(image).save(file, format="PNG")
         write_mask(root / pair[1], torch.from_numpy(mask))
     write_scores(root / "probs", [name for name, _ in pairs], probs)
+    write_text(root / "probs" / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
     ends = np.cumsum([0, LABELLED, UNLABELLED, HELDOUT])
     for name, start, stop in zip(_LISTS, ends, ends[1:], strict=False):
         write_ids(root / f"{name}.txt", pairs[start:stop])

@@ -110,14 +110,14 @@ def _said(source: Source) -> str:
 def names_beside(source: Source, num_classes: int | None) -> tuple[str, ...]:
     """The names in ``classes.txt`` beside the scores, as ``cpseg predict`` writes it.
 
-    None where the scores are not one model's of the data set's own classes.
+    None where the first model's classes are not those of the data set.
 
     Args:
         source: the data set and the scores.
         num_classes: of the data set, if it is known.
     """
     path = source.probs / "classes.txt"
-    if not source.is_single or source.class_map is not None or not path.is_file():
+    if source.class_map is not None or not path.is_file():
         return ()
     names = read_classes(path).names
     return names if num_classes in (None, len(names)) else ()
