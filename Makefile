@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 BUILD := .venv-build
 WHEEL := .venv-wheel
 
-.PHONY: demo test test-all test-lowest fuzz check format lint types docs bench dist test-dist clean
+.PHONY: demo test test-all test-lowest fuzz check format lint types docs tutorials bench dist test-dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cpseg demo -o $(CPSEG_DEMO)
@@ -45,6 +45,10 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict --site-dir site
+
+# Runs the tutorials' scripts and writes their notebooks, or those of NAMES.
+tutorials: $(VENV)/.dev
+	$(BIN)/python docs/tutorials/make.py $(NAMES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py

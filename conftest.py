@@ -13,6 +13,7 @@ import cpseg
 
 # Of the documentation's environment, which users and `make test-lowest` do not have.
 collect_ignore = [] if util.find_spec("griffe") else ["docs/theme/docstrings.py"]
+collect_ignore_glob = ["docs/tutorials/*.py"]  # scripts, which run when they are imported
 
 VERSIONS = (
     *("torch", "numpy", "scipy", "einops", "safetensors", "pillow", "tqdm"),
