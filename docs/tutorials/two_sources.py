@@ -3,7 +3,8 @@
 #
 # A foundation model has seen many images, but not yours. A student that was trained on your few
 # labelled images knows your classes, but has seen little. This tutorial makes labels from both with
-# one map, and compares what students learn from different labels.
+# one map, and compares what students learn from different labels. It needs `pip install
+# "cpseg[report]"`.
 
 # %%
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 # # Your training loop
 #
 # This tutorial trains a network with pseudo-labels in a plain PyTorch loop, in the two stages of
-# ConformalSAM. Only four names of cpseg are called in the loop: `pseudo_label_loss`,
-# `OnlineThreshold`, `self_reliance_weight` and `self_reliance_loss`.
+# ConformalSAM. Five names of cpseg are called in the loop: `pseudo_label_loss`, `OnlineThreshold`,
+# `self_reliance_weight`, `self_reliance_loss` and `poly_lr`. It needs `pip install
+# "cpseg[report]"`.
 
 # %%
 import matplotlib.pyplot as plt
