@@ -49,6 +49,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def folder(kind: str, count: int = 4) -> Path:
         if kind == "sam3" and not hasattr(transformers, "Sam3Model"):
             pytest.skip("transformers before 5")
+        if kind in ("eomt", "eomt_dinov3") and not hasattr(transformers, "EomtDinov3Config"):
+            pytest.skip("transformers without EoMT on DINOv3")
         if (kind, count) not in made:
             labels = NAMES if count == 4 else [f"class {number}" for number in range(count)]
             path = tmp_path_factory.mktemp(kind)
@@ -139,6 +141,8 @@ def plain(kind: str, path: Path):
         "mask2former": "Mask2FormerForUniversalSegmentation",
         "maskformer": "MaskFormerForInstanceSegmentation",
         "oneformer": "OneFormerForUniversalSegmentation",
+        "eomt": "EomtForUniversalSegmentation",
+        "eomt_dinov3": "EomtDinov3ForUniversalSegmentation",
     }[kind]
     return getattr(transformers, name).from_pretrained(path).eval()
 
@@ -322,6 +326,52 @@ def test_queries_are_summed_and_bounded(kind: str, folders: Folders) -> None:
     gap = np.sort(claims, 1)[:, -1] - np.sort(claims, 1)[:, -2]
     same = probs.numpy().argmax(1) == claims.argmax(1)
     assert same[gap > 1e-4].all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("eomt", (64, 40)),
+        ("eomt", (50, 64)),
+        ("eomt", (64, 64)),
+        ("eomt_dinov3", (64, 64)),
+        ("eomt_dinov3", (64, 83)),
+        ("eomt_dinov3", (150, 64)),
+    ],
+)
+def test_eomt_equals_its_own_postprocessing(
+    kind: str, size: tuple[int, int], folders: Folders
+) -> None:
+    """Images that need no resizing, so that only cutting or padding is compared."""
+    path, images = folders(kind), picture(2, *size)
+    images = (images * 255).round() / 255
+    processor = transformers.AutoImageProcessor.from_pretrained(path)
+    given = processor(list((images * 255).to(torch.uint8)), return_tensors="pt")
+    offsets = given.pop("patch_offsets", None)
+    with torch.no_grad():
+        output = plain(kind, path)(pixel_values=given["pixel_values"])
+    output["patch_offsets"] = offsets
+    sizes = [size] * 2
+    if offsets is None:  # padded: the scores of the square, cut to the image
+        sizes = [(64, 64)] * 2
+    found = processor.post_process_semantic_segmentation(
+        output, sizes, return_segmentation_scores=True
+    )
+    claims = torch.stack([each["segmentation_scores"] for each in found]).numpy()
+    claims = claims[..., : size[0], : size[1]]
+    close(open_model(path, kind)(images), claims / np.maximum(1, claims.sum(1, keepdims=True)))
+
+
+def test_an_eomt_whose_processor_makes_other_sizes_is_refused(
+    folders: Folders, tmp_path: Path
+) -> None:
+    path = tmp_path / "eomt"
+    shutil.copytree(folders("eomt"), path)
+    recorded = json.loads((path / "preprocessor_config.json").read_text())
+    recorded["size"] = {"shortest_edge": 32, "longest_edge": 32}
+    (path / "preprocessor_config.json").write_text(json.dumps(recorded))
+    with raises(ValueError, path, "images of 64 pixels a side", "correct 'size'"):
+        open_model(path, "eomt")
 
 
 def test_segformer_equals_the_softmax_of_resized_logits(folders: Folders) -> None:

@@ -149,6 +149,18 @@ def _names(labels: Sequence[str]) -> dict[str, Any]:
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
 _LARGE = {"shortest_edge": 64, "longest_edge": 107}
+_EOMT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+    "num_queries": 12,
+    "num_blocks": 1,
+    "num_upscale_blocks": 1,
+}
+_PADDED = {"shortest_edge": 64, "longest_edge": 64}
+_SHORTEST = {"shortest_edge": 64, "longest_edge": None}
 
 
 def _mask2former(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -168,6 +180,20 @@ def _mask2former(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
         **_names(labels),
     )
     return Mask2FormerForUniversalSegmentation(config), _recorded(_LARGE, size_divisor=32)
+
+
+def _eomt(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import EomtConfig, EomtForUniversalSegmentation
+
+    config = EomtConfig(**_EOMT, **_names(labels))
+    return EomtForUniversalSegmentation(config), _recorded(_PADDED, do_pad=True)
+
+
+def _eomt_dinov3(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
+
+    config = EomtDinov3Config(**_EOMT, intermediate_size=32, **_names(labels))
+    return EomtDinov3ForUniversalSegmentation(config), _recorded(_SHORTEST, do_split_image=True)
 
 
 def _maskformer(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -278,6 +304,8 @@ _MAKERS = {
     "sam3": _sam3,
     "mask2former": _mask2former,
     "maskformer": _maskformer,
+    "eomt": _eomt,
+    "eomt_dinov3": _eomt_dinov3,
     "oneformer": _oneformer,
     "segformer": _segformer,
     "beit": _beit,

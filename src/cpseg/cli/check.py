@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import textwrap
@@ -15,11 +14,11 @@ from cpseg.cli import options
 from cpseg.cli.options import Commands
 from cpseg.cli.progress import Progress
 from cpseg.cli.shared import say, source_of
+from cpseg.cli.terminal import coloured, is_coloured
 
 if TYPE_CHECKING:
     from cpseg.jobs.check_findings import Check, ClassShare
 
-_COLOURS = {"ok": "32", "warning": "33", "error": "31"}
 _WIDEST = 100  # columns
 _MOST_CLASSES = 25  # in the table
 
@@ -75,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if drawn:
             said = f"{arguments.output}: {counted(drawn, 'image')}, masks and argmax over them"
             found = replace(found, findings=(*found.findings, ok("picture", said)))
-    say(text(found, width=_width(), colour=_is_coloured()))
+    say(text(found, width=_width(), colour=is_coloured(sys.stdout)))
     return 0 if found.can_work else 2
 
 
@@ -85,9 +84,7 @@ def text(check: Check, *, width: int, colour: bool = False) -> str:
     for level in ("ok", "warning", "error"):
         for finding in check.at(level):
             block = _wrapped(str(finding), width)
-            if colour:
-                block = f"\x1b[{_COLOURS[level]}m{level}\x1b[0m{block[len(level) :]}"
-            blocks.append(block)
+            blocks.append(coloured(level, level, wanted=colour) + block[len(level) :])
         if level == "ok" and check.shares:
             blocks.append(_table(check.shares, width))
     return "\n".join([*blocks, _wrapped(check.verdict, width)])
@@ -126,7 +123,3 @@ def _wrapped(line: str, width: int, indent: str = "") -> str:
 
 def _width() -> int:
     return max(20, min(_WIDEST, shutil.get_terminal_size().columns or 80))
-
-
-def _is_coloured() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

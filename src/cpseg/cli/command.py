@@ -39,6 +39,7 @@ from cpseg.cli import (
 from cpseg.cli.help_texts import HELP_TEXTS
 from cpseg.cli.options import Parser
 from cpseg.cli.renamed import with_new_names
+from cpseg.cli.terminal import coloured, is_coloured
 
 # In the order of `cpseg --help`. A subcommand is a module with `add(commands)`.
 SUBCOMMANDS = (
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"cpseg: error: {_one_line(error)}", file=sys.stderr)
+        level = coloured("error", "error", wanted=is_coloured(sys.stderr))
+        print(f"cpseg: {level}: {_one_line(error)}", file=sys.stderr)
         return 2
     return code or 0
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cpseg.cli.options import Commands, whole
-from cpseg.cli.shared import say
+from cpseg.cli.shared import say, say_table
 
 
 def add(commands: Commands) -> None:
@@ -36,5 +36,5 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         steps=arguments.steps,
         student_steps=arguments.student_steps,
-        say=say,
+        say=lambda text: say_table(text) if text.startswith("| ") else say(text),
     )

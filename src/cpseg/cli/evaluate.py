@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cpseg.cli import options
 from cpseg.cli.options import Commands, share
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import say, source_of, tell, warn
+from cpseg.cli.shared import say, say_table, source_of, tell, warn
 
 if TYPE_CHECKING:
     from cpseg.jobs.tally import Row
@@ -56,9 +56,10 @@ def _run(arguments: argparse.Namespace) -> None:
         f"alpha {calibration.alpha:g}, calibrated on {calibration.num_images} images; "
         f"promised: {calibration.guarantee()}\n"
     )
-    say(table(rows))
+    say_table(table(rows))
     if arguments.per_class:
-        say("\nIoU over all pixels\n\n" + class_table(rows))
+        say("\nIoU over all pixels\n")
+        say_table(class_table(rows))
     if arguments.output is not None and rank() == 0:
         _write(arguments.output, rows)
     for notice in notices:

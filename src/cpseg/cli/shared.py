@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from cpseg.cli.terminal import coloured, fitted, is_coloured, width_of
 
 if TYPE_CHECKING:
     from cpseg.calibration.calibration import Calibration
@@ -39,10 +40,15 @@ def say(text: str) -> None:
 
 def say_paragraph(text: str) -> None:
     """Print a paragraph; on a terminal its lines end between words."""
-    if sys.stdout.isatty():
-        width = min(100, shutil.get_terminal_size().columns or 80)
-        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    width = width_of(sys.stdout)
+    if width is not None:
+        text = textwrap.fill(text, min(100, width), break_long_words=False, break_on_hyphens=False)
     say(text)
+
+
+def say_table(table: str) -> None:
+    """Print a Markdown table; on a terminal that is too narrow, a paragraph for each row."""
+    say(fitted(table, width_of(sys.stdout)))
 
 
 def warn(text: str) -> None:
@@ -50,7 +56,8 @@ def warn(text: str) -> None:
     from cpseg._internal.distributed import rank
 
     if rank() == 0:
-        print(f"cpseg: warning: {text}", file=sys.stderr)
+        level = coloured("warning", "warning", wanted=is_coloured(sys.stderr))
+        print(f"cpseg: {level}: {text}", file=sys.stderr)
 
 
 def tell(notice: Notice) -> None:

@@ -9,7 +9,15 @@ from cpseg._internal.words import ALPHAS, FIXED_VARIANTS, LEARNED_VARIANTS, RECA
 from cpseg.cli import options
 from cpseg.cli.options import Commands, backgrounds, share, shares, whole, words
 from cpseg.cli.progress import Progress
-from cpseg.cli.shared import refuse_unused, say, say_paragraph, settings_from, source_of, warn
+from cpseg.cli.shared import (
+    refuse_unused,
+    say,
+    say_paragraph,
+    say_table,
+    settings_from,
+    source_of,
+    warn,
+)
 
 
 def add(commands: Commands) -> None:
@@ -102,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     shown = rows if arguments.all else best_of_sweep(rows)
-    say(table_of_sweep(shown))
+    say_table(table_of_sweep(shown))
     if len(shown) < len(rows):
         where = "--all shows them all"
         if arguments.output is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from cpseg.foundation.preprocessing import Preparation, preparation, resized
 
 PROMPTED = ("clipseg", "groupvit", "sam3", "sam3_video")
 QUERIES = ("mask2former", "maskformer", "oneformer")
+SQUARES = ("eomt", "eomt_dinov3")  # queries too, but for square inputs alone
 _AT_ONCE = 32  # prompts that are encoded or decoded together
 
 Groups = Sequence[Sequence[str]]
@@ -229,6 +231,65 @@ def bounded(claims: Tensor) -> Tensor:
     return claims / claims.sum(1, keepdim=True).clamp(min=1)
 
 
+class Eomt:
+    """EoMT, on DINOv2 or DINOv3: queries as in :class:`Queries`, of square inputs.
+
+    As its image processor recorded it, an image is cut into squares along its longer side, whose
+    scores are averaged where they overlap, or padded with black. Scores are those of transformers'
+    ``post_process_semantic_segmentation``, scaled to sums of at most 1.
+
+    Args:
+        frame: the model.
+        side: of its input, in pixels.
+        splits: whether images are cut, not padded.
+
+    Reference:
+        Kerssies et al. (CVPR 2025), Your ViT is Secretly an Image Segmentation Model.
+    """
+
+    def __init__(self, frame: Frame, side: int, splits: bool) -> None:
+        self.frame, self.side, self.splits = frame, side, splits
+
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Class probabilities at ``size``."""
+        pixels = self.frame.prepare(images)
+        claims = self._split(pixels) if self.splits else self._padded(pixels)
+        return bounded(resized(claims, size))
+
+    def _padded(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        black = self.frame.prepare.black(pixels)
+        square = black.expand(len(pixels), -1, self.side, self.side).clone()
+        square[..., :height, :width] = pixels
+        return self._claims(square)[..., :height, :width]
+
+    def _split(self, pixels: Tensor) -> Tensor:
+        axis = -2 if pixels.shape[-2] > pixels.shape[-1] else -1
+        length = pixels.shape[axis]
+        count = math.ceil(length / self.side)
+        step = (length - self.side) / (count - 1) if count > 1 else 0.0
+        total: Tensor | None = None
+        covered = torch.zeros(length, device=pixels.device)
+        for number in range(count):
+            first = int(number * step)
+            part = self._claims(pixels.narrow(axis, first, self.side))
+            if total is None:
+                total = part.new_zeros(*part.shape[:2], *pixels.shape[-2:])
+            total.narrow(axis, first, self.side).add_(part)
+            covered[first : first + self.side] += 1
+        assert total is not None
+        return total / (covered[:, None] if axis == -2 else covered)
+
+    def _claims(self, squares: Tensor) -> Tensor:
+        """Sums over queries ``[B, K, side, side]``."""
+        with self.frame.amped(squares):
+            output = self.frame.model(pixel_values=squares)
+        classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
+        logits = output.masks_queries_logits.float()
+        masks = resized(logits, (self.side, self.side)).sigmoid()
+        return torch.einsum("bqc,bqhw->bchw", classes, masks)
+
+
 class Logits:
     """SegFormer, UPerNet, DPT, BEiT and others: softmax of the logits at the size of the image.
 
@@ -299,7 +360,23 @@ def load_model(
             ids = files.tokens(["the task is semantic"], model.config.task_seq_len, fill=True)
             task["task_inputs"] = (ids.input_ids * ids.attention_mask).to(device)
         return Loaded(Queries(frame, task), labels, f"{digest} {files.asked}")
+    if kind in SQUARES:
+        recorded = files.processor()
+        splits = bool(recorded.get("do_split_image", False))
+        side = _side(name, model.config.image_size, recorded)
+        return Loaded(Eomt(frame, side, splits), labels, f"{digest} splits {splits}")
     if len(labels) == 1 and kind != "segformer":
         fix = "write its probability maps yourself; see docs/foundation.md"
         raise ValueError(message(name, f"a {kind} of 2 classes or more", "1 class", fix))
     return Loaded(Logits(frame), labels, digest)
+
+
+def _side(name: str, image_size: Any, recorded: dict[str, Any]) -> int:
+    """The side of a model's square input, which its image processor must make."""
+    sides = image_size if isinstance(image_size, (list, tuple)) else [image_size]
+    size = recorded.get("size")
+    made = size.get("shortest_edge") if isinstance(size, dict) else size
+    if len(set(sides)) != 1 or made != sides[0]:
+        fix = "correct 'size' in the model's preprocessor_config.json"
+        raise ValueError(message(name, f"images of {sides[0]} pixels a side", f"{size}", fix))
+    return int(sides[0])

@@ -152,4 +152,6 @@ def _classes_of_models() -> dict[str, str]:
         "mask2former": "Mask2FormerForUniversalSegmentation",
         "maskformer": "MaskFormerForInstanceSegmentation",
         "oneformer": "OneFormerForUniversalSegmentation",
+        "eomt": "EomtForUniversalSegmentation",
+        "eomt_dinov3": "EomtDinov3ForUniversalSegmentation",
     }

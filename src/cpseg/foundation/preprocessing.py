@@ -72,6 +72,13 @@ class Preparation:
         mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
+    def black(self, like: Tensor) -> Tensor:
+        """What a black pixel becomes, ``[3, 1, 1]``."""
+        if self.mean is None or self.std is None:
+            return like.new_zeros(3, 1, 1)
+        mean, std = like.new_tensor(self.mean), like.new_tensor(self.std)
+        return (-mean / std)[:, None, None]
+
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the model's input for an image of ``size``."""
         height, width = size
