@@ -135,7 +135,7 @@ def test_figures_as_json_are_those_of_the_table(
         ({"background": 0, "alpha": 0.25}, {"alpha": 0.25}),
         ({"background": 0, "alpha": "1/4"}, {"alpha": 0.25}),
         ({"background": 0, "variant": "blocks", "block": 4}, {"variant": "blocks"}),
-        ({"background": 0, "score": "raps:0.1:2"}, {"score": "raps:0.1:2"}),
+        ({"background": 0, "nonconformity": "raps:0.1:2"}, {"score": "raps:0.1:2"}),
         ({"background": 0, "variant": "image", "unit": "image"}, {"unit": "image"}),
     ],
     ids=str,
@@ -444,7 +444,7 @@ def test_bad_files_are_refused_in_one_line_and_leave_nothing_half_written(
         pytest.skip("nothing there says how many classes there should be")
     before = files(tmp_path)
     out = tmp_path / "out"
-    refused(command(capsys, *job(name, data, calibration, out)), part)
+    refused(command(capsys, *job(name, data, calibration, out), "--workers", "1"), part)
     left = {path: content for path, content in files(tmp_path).items() if path not in before}
     if name in ("label", "compact"):  # what comes before the bad file is whole and stays
         suffix = "png" if name == "label" else "safetensors"
@@ -632,6 +632,7 @@ class Terminal:
         self._ours, theirs = os.openpty()
         self._file = os.fdopen(theirs, "w")
         monkeypatch.setattr(sys, "stderr", self._file)
+        monkeypatch.setenv("NO_COLOR", "1")
 
     def shown(self) -> str:
         self._file.close()

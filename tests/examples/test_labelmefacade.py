@@ -224,7 +224,7 @@ def test_the_class_map_takes_a_cityscapes_model(
     assert read_class_map(path).target.count(None) == 8
     model = folder("segformer", tmp_path / "model", labels=content["model_classes"])
     words = ("--root", converted, "--ids", converted / "labelled_4.txt", "-o", tmp_path / "probs")
-    more = ("--class-map", path, "--background", "none", "--dtype", "float16")
+    more = ("--class-map", path, "--background-from", "none", "--dtype", "float16")
     done(command(capsys, "predict", "--model", model, *words, *more))
     for name in names(converted / "labelled_4.txt"):
         [written] = (tmp_path / "probs" / "images").glob(f"{name}.*")

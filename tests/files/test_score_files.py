@@ -148,7 +148,7 @@ def test_values_outside_the_unit_interval_are_refused(
     with pytest.raises(ValueError, match=fix) as caught:
         read_scores(path)
     complains(caught.value, path, "probabilities in [0, 1]", got)
-    assert ("divide by 100" in str(caught.value)) == (value > 1)
+    assert ("divide percentages by 100" in str(caught.value)) == (value > 1)
 
 
 def test_the_next_float_above_one_is_refused_and_minus_zero_is_not(tmp_path: Path) -> None:

@@ -530,7 +530,7 @@ def test_names_that_would_share_a_file_are_refused_and_spaces_are_not(
 @pytest.mark.parametrize(
     ("segmenter", "said"),
     [
-        (lambda x: colours(x) * float("nan"), "probabilities in [0, 1], got NaN; find what"),
+        (lambda x: colours(x) * float("nan"), "probabilities in [0, 1], got NaN; return prob"),
         (lambda x: colours(x) * 7, "probabilities in [0, 1], got values from"),
         (lambda x: colours(x) - 1, "probabilities in [0, 1], got values from"),
         (lambda x: colours(x)[:, 1:], "scores [1, 4, 6, 9], got [1, 3, 6, 9]; return one"),

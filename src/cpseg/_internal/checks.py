@@ -334,9 +334,11 @@ def check_unit_interval(
         low, high = float(values.amin()), float(values.amax())
         got = f"values from {low:.4g} to {high:.4g}"
         if low != low:
-            got, fix = "NaN", "find what made it, such as half precision or a division by zero"
-        elif low >= 0 and high > 1 and interval == "[0, 1]":
-            fix = f"divide by 100 if these are percentages; {fix}"
+            got = "NaN"
+        if low != low and SCORES_FIX in fix:  # no matter of logits
+            fix = "find what made it, such as half precision or a division by zero"
+        elif low >= 0 and SCORES_FIX in fix:
+            fix = f"{fix}; divide percentages by 100"
         if interval != "[0, 1]":
             got = "values outside"
         raise ValueError(message(where, f"{name} in {interval}", got, fix))

@@ -94,7 +94,7 @@ def encode_brush_rle(mask: Tensor) -> list[int]:
 
     Example:
         >>> encode_brush_rle(torch.tensor([[True, False]]))
-        [0, 0, 0, 8, 57, 27, 252, 195, 252, 48, 0]
+        [0, 0, 0, 8, 57, 27, 252, 127, 241, 128, 0]
     """
     values = _bits("encode_brush_rle", mask)
     if values.size >= 2**30:
