@@ -167,6 +167,19 @@ def check_once(where: str, images: Iterable[str]) -> None:
         seen.add(image)
 
 
+def size_of(
+    where: str, height: object, width: object, *, expected: str, fix: str
+) -> tuple[int, int]:
+    """Height and width, which may be anything in a damaged file.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise ValueError(message(where, expected, f"{short(height)} and {short(width)}", fix))
+    return height, width
+
+
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file.
 

@@ -23,6 +23,7 @@ from cpseg.files.annotations import (
     check_overlap,
     class_of,
     read_json,
+    size_of,
 )
 from cpseg.files.run_lengths import decode_brush_rle, encode_brush_rle
 
@@ -199,11 +200,9 @@ def _labels(
         if kind != "brushlabels" or not isinstance(value, dict) or "rle" not in value:
             fix = "paint with the brush, or remove the region"
             raise ValueError(message(where, "regions of the kind brushlabels", short(kind), fix))
-        size = region.get("original_height"), region.get("original_width")
-        height, width = size
-        if type(height) is not int or type(width) is not int or min(height, width) < 1:
-            got = f"{short(height)} and {short(width)}"
-            raise ValueError(message(where, "original_height and original_width", got, _FIX))
+        height, width = region.get("original_height"), region.get("original_width")
+        expected = "original_height and original_width"
+        size = size_of(where, height, width, expected=expected, fix=_FIX)
         if region.get("image_rotation") not in (0, None):
             got, fix = short(region["image_rotation"]), "annotate the image as it is stored"
             raise ValueError(message(where, "image_rotation 0", got, fix))
@@ -211,7 +210,7 @@ def _labels(
         if not isinstance(chosen, list) or len(chosen) != 1:
             fix = "give every region one label"
             raise ValueError(message(where, "one label per region", short(chosen), fix))
-        painter = painter or Painter(where, (height, width), overlap, names)
-        mask = decode_brush_rle(value["rle"], (height, width), where=where)
+        painter = painter or Painter(where, size, overlap, names)
+        mask = decode_brush_rle(value["rle"], size, where=where)
         painter.paint(mask, class_of(where, chosen[0], names))
     return None if painter is None else painter.labels

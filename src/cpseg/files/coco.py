@@ -21,6 +21,7 @@ from cpseg.files.annotations import (
     check_overlap,
     class_of,
     read_json,
+    size_of,
 )
 from cpseg.files.run_lengths import decode_coco_rle, encode_coco_rle
 
@@ -150,7 +151,10 @@ def read_coco(
     check_once(str(path), known.values())
     for image in images:
         where = f"{path}, {image['file_name']}"
-        painter = Painter(where, _size(where, image), overlap, names)
+        height, width = image.get("height"), image.get("width")
+        expected = "height and width of an image"
+        size = size_of(where, height, width, expected=expected, fix=_FIX)
+        painter = Painter(where, size, overlap, names)
         for entry in of_image[image["id"]]:
             label = class_of(where, _called(called, entry.get("category_id")), names)
             painter.paint(_mask(where, entry.get("segmentation"), painter.labels), label)
@@ -160,15 +164,6 @@ def read_coco(
 def _called(names: Mapping[Any, object], category: Any) -> object:
     """The name of a category, which may be anything in a damaged file."""
     return names.get(category) if isinstance(category, (int, str)) else None
-
-
-def _size(where: str, image: Mapping[str, Any]) -> tuple[int, int]:
-    size = image.get("height"), image.get("width")
-    height, width = size
-    if type(height) is not int or type(width) is not int or min(height, width) < 1:
-        got = f"{short(height)} and {short(width)}"
-        raise ValueError(message(where, "height and width of an image", got, _FIX))
-    return height, width
 
 
 def _mask(where: str, segmentation: Any, like: Tensor) -> Tensor:

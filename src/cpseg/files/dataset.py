@@ -365,6 +365,18 @@ class Source:
         fitted = FeatureProjection.fit(features(), components=self.components)
         return replace(self, projection=fitted)
 
+    def check_masks(self, pairs: Sequence[Pair], where: str) -> None:
+        """Every labelled image has its mask.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        for pair in pairs:
+            path = self.root / str(pair.mask)
+            if not path.is_file():
+                expected, fix = f"a mask of {pair.image}", "check the list, or remove the line"
+                raise FileNotFoundError(message(where, expected, f"{path}, which is no file", fix))
+
     def labels(self, pair: Pair, num_classes: int, size: tuple[int, int]) -> Tensor:
         """The true labels of an image, void as 255."""
         assert pair.mask is not None

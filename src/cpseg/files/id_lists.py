@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cpseg._internal.checks import (
-    message,
-)
+from cpseg._internal.checks import message
 from cpseg._internal.safe_files import damaged, write_text
 from cpseg.files.image_folders import images_in, is_image_name, masks_in
 
@@ -224,6 +223,36 @@ def write_ids(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(pairs)
     write_text(path, text.getvalue())
+
+
+def path_in_list(mask: Path, root: Path, *, relative: bool = False) -> str:
+    """A mask's path as training code joins it to the root.
+
+    Where it lies outside of the root it is absolute, or relative to the root with ``..``.
+
+    Raises:
+        ValueError: it is to be relative, and lies on another drive.
+    """
+    mask, base = mask.resolve(), root.resolve()
+    if mask.is_relative_to(base):
+        return str(mask.relative_to(base))
+    return from_root(str(mask), root) if relative else str(mask)
+
+
+def from_root(path: str, root: Path) -> str:
+    """An absolute path relative to the root; others are relative to it already.
+
+    Raises:
+        ValueError: they lie on different drives.
+    """
+    if not os.path.isabs(path):
+        return path
+    try:
+        return os.path.relpath(path, root.resolve())
+    except ValueError as error:
+        expected, got = f"masks on the drive of --root {root}", path
+        fix = "choose -o there, or leave --relative out"
+        raise ValueError(message("--relative", expected, got, fix)) from error
 
 
 def check_ids(path: str | Path, pairs: Iterable[tuple[str, str]]) -> bool:

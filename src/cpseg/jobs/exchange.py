@@ -21,7 +21,7 @@ from cpseg.files.coco import read_coco, write_coco
 from cpseg.files.cvat import read_cvat, write_cvat
 from cpseg.files.dataset import Progress, quiet
 from cpseg.files.geotiff import RASTERS, read_mosaic, write_geotiff, write_mosaic
-from cpseg.files.id_lists import Pair, read_ids, write_ids
+from cpseg.files.id_lists import Pair, path_in_list, read_ids, write_ids
 from cpseg.files.image_folders import places_of
 from cpseg.files.masks import VOID, image_size, write_mask
 from cpseg.files.run_folder import output_path, output_paths
@@ -238,7 +238,7 @@ def import_labels(
             ]
         target = output_path(out / "masks", image, ".png")
         write_mask(target, mask)
-        listed.append((image, _listed(target, base)))
+        listed.append((image, path_in_list(target, base)))
     if not listed:
         got = f"{len(empty)} images without one" if empty else "no annotated image"
         fix = "annotate some, and export them anew"
@@ -335,9 +335,3 @@ def _compared(before: Tensor, after: Tensor) -> tuple[int, int, int]:
     both = (before != VOID) & (after != VOID)
     added = (before == VOID) & (after != VOID)
     return int(both.sum()), int((both & (before != after)).sum()), int(added.sum())
-
-
-def _listed(mask: Path, root: Path) -> str:
-    """A mask's path relative to the root: absolute where it lies outside."""
-    mask, root = mask.resolve(), root.resolve()
-    return str(mask.relative_to(root) if mask.is_relative_to(root) else mask)

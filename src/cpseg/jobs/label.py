@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -20,10 +19,10 @@ from cpseg._internal.safe_files import write_text
 from cpseg._internal.threads import in_order
 from cpseg.calibration.calibration import Calibration
 from cpseg.files.dataset import Files, Progress, Source, as_json, quiet
-from cpseg.files.id_lists import Pair, check_ids, write_ids
+from cpseg.files.id_lists import Pair, check_ids, from_root, path_in_list, write_ids
 from cpseg.files.masks import VOID, image_size, read_mask, write_mask
 from cpseg.files.run_folder import RunFolder, open_run_folder, output_path, output_paths
-from cpseg.jobs.label_layout import OutputLayout, check_masks, lay_out, plan_layout
+from cpseg.jobs.label_layout import OutputLayout, lay_out, plan_layout
 from cpseg.jobs.shift import Look, Notice, Tell, look, sameness, silent, unlike
 from cpseg.jobs.sources import as_calibrated, scores_of_image
 
@@ -89,8 +88,10 @@ def label(
     pairs = source.read_ids(ids, columns=1)
     masks = output_paths("label", out / "masks", pairs, ".png", kind="masks")
     known = [] if labelled is None else source.read_ids(labelled)
-    check_masks(source, known, str(labelled))
-    listed = [(pair.image, _listed(masks[pair], source.root, relative)) for pair in pairs]
+    source.check_masks(known, str(labelled))
+    listed = [
+        (pair.image, path_in_list(masks[pair], source.root, relative=relative)) for pair in pairs
+    ]
     spaces = check_ids(out, listed)  # before the work, not after it
     source = as_calibrated("label", source, calibration)
     paths = source.locate(pairs)
@@ -177,7 +178,7 @@ def _true_masks(
     if stored is None:
         masks = [str(pair.mask) for pair in pairs]
         if relative:
-            masks = [_from_root(mask, source.root) for mask in masks]
+            masks = [from_root(mask, source.root) for mask in masks]
         return [(pair.image, mask) for pair, mask in zip(pairs, masks, strict=True)]
     source = source.with_mask_format(stored)
     source = replace(source, device="cpu")
@@ -190,35 +191,8 @@ def _true_masks(
             size = image_size(source.root / pair.image)
             write_mask(path, source.labels(pair, calibration.num_classes or VOID, size))
             folder.record(path, inputs, stamps)
-        lines.append((pair.image, _listed(path, source.root, relative)))
+        lines.append((pair.image, path_in_list(path, source.root, relative=relative)))
     return lines
-
-
-def _listed(mask: Path, root: Path, relative: bool) -> str:
-    """A mask's path as training code joins it to the root.
-
-    Where it lies outside of the root it is absolute, or relative to the root with ``..``.
-    """
-    mask, base = mask.resolve(), root.resolve()
-    if mask.is_relative_to(base):
-        return str(mask.relative_to(base))
-    return _from_root(str(mask), root) if relative else str(mask)
-
-
-def _from_root(path: str, root: Path) -> str:
-    """An absolute path relative to the root; others are relative to it already.
-
-    Raises:
-        ValueError: they lie on different drives.
-    """
-    if not os.path.isabs(path):
-        return path
-    try:
-        return os.path.relpath(path, root.resolve())
-    except ValueError as error:
-        expected, got = f"masks on the drive of --root {root}", path
-        fix = "choose -o there, or leave --relative out"
-        raise ValueError(message("--relative", expected, got, fix)) from error
 
 
 def _check_repeats(repeat_labelled: int, labelled: str | Path | None) -> None:

@@ -117,7 +117,7 @@ def plan_layout(
     validation: list[Pair] = []
     if settings.validation is not None:
         validation = source.read_ids(settings.validation)
-        check_masks(source, validation, str(settings.validation))
+        source.check_masks(validation, str(settings.validation))
         trained = {pair.image for pair in train}
         for pair in validation:
             if pair.image in trained:
@@ -194,19 +194,6 @@ def _places(plan: Plan) -> dict[str, tuple[str, str]]:
             at = plan.layout.image_path(split, name, plan.suffixes[image])
             places[image] = (at, plan.layout.mask_path(split, name))
     return places
-
-
-def check_masks(source: Source, pairs: Sequence[Pair], where: str) -> None:
-    """Every labelled image has its mask.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    for pair in pairs:
-        path = source.root / str(pair.mask)
-        if not path.is_file():
-            expected, fix = f"a mask of {pair.image}", "check the list, or remove the line"
-            raise FileNotFoundError(message(where, expected, f"{path}, which is no file", fix))
 
 
 def _class_names(

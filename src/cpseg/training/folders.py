@@ -126,12 +126,7 @@ def open_folders(
     )
     source = as_calibrated(_WHERE, source, calibration)
     known = [] if labelled is None else source.read_ids(labelled)
-    for pair in known:
-        path = source.root / str(pair.mask)
-        if not path.is_file():
-            expected, fix = f"a mask of {pair.image}", "check the list, or remove the line"
-            got = f"{path}, which is no file"
-            raise FileNotFoundError(message(str(labelled), expected, got, fix))
+    source.check_masks(known, str(labelled))
     true = {pair.image for pair in known}
     listed = [] if ids is None else source.read_ids(ids, columns=1)
     pairs = [pair for pair in listed if pair.image not in true]
