@@ -511,11 +511,14 @@ def label_command() -> Iterator[Row]:
             num_classes=classes,
         )
 
+        label(Source(root, root / "probs"), root / "ids.txt", calibration, root / "made")
+        masks = [Image.open(root / "made" / "masks" / name).copy() for name in names]
+
         def files_alone() -> None:
-            for number in range(images):
+            for number, mask in enumerate(masks):
                 with np.load(root / f"probs/{number:02d}.npz") as stored:
-                    best = stored["probs"][0]
-                Image.fromarray((best > 12).astype(np.uint8)).save(root / f"{number:02d}.png")
+                    _ = stored["probs"]
+                mask.save(root / f"{number:02d}.png")
 
         def labelled(workers: int) -> Callable[[], None]:
             def run() -> None:

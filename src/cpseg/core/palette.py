@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def _text(colour: Colour) -> str:
     return f"#{_code(colour):06x}"
 
 
+@cache  # every mask that is written needs all of them
 def voc_colour(index: int) -> Colour:
     """The colour of a value in 0..255 in masks of PASCAL VOC.
 
