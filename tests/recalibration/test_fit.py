@@ -123,6 +123,24 @@ def test_the_start_and_the_dtype_do_not_change_the_optimum() -> None:
         torch.testing.assert_close(again.weight, first.weight, atol=within, rtol=0)
 
 
+def test_the_number_of_threads_changes_no_bit() -> None:
+    some, base = pixels(9000, 6, seed=4), Map(torch.eye(K, 6).double(), torch.zeros(K).double())
+
+    def fits() -> list[Tensor]:
+        chosen = list(refit.fold_losses(some, base, "dirichlet", (1e-1, 1e-2), own=6, folds=5))
+        return [*fit_map(some, base, "dirichlet", 1e-2, own=6), *(losses for _, losses in chosen)]
+
+    before = torch.get_num_threads()
+    try:
+        one, three = [
+            (torch.set_num_threads(n), fits(), torch.get_num_threads())[1:] for n in (1, 3)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    assert (one[1], three[1]) == (1, 3), "the setting is the caller's again"
+    assert all(torch.equal(a, b) for a, b in zip(one[0], three[0], strict=True))
+
+
 def test_weights_are_as_good_as_copies() -> None:
     some, base = pixels(50, K, 4), square_base()
     times = torch.arange(50) % 3 + 1

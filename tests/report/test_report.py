@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import math
 import re
+import shlex
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -600,6 +602,24 @@ def test_other_ways_to_ask(
     else:
         assert "No bound on the error" in text
         assert "certified at" not in text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"recalibrate": "none,vector", "max_error": "none", "subsets": False}], ids=str
+)
+def test_the_command_on_the_page_makes_the_page_again(
+    data: DataSet, tmp_path: Path, capsys: Capture, options: dict[str, object]
+) -> None:
+    flags = ["--no-subsets"] if options.pop("subsets", True) is False else []
+    out = tmp_path / "r.html"
+    given = {"background": "none", "alpha": 0.3, "folds": 2, "recalibrate": "none", "show": 1}
+    done(command(capsys, "report", *data.options(**{**given, **options}), *flags, "-o", out))
+    text = out.read_text()
+    (line,) = re.findall(r"<pre>(cpseg report [^<]*)</pre>", text)
+    words = shlex.split(html.unescape(line))
+    out.unlink()
+    done(command(capsys, *words[1:]))
+    assert out.read_text() == text
 
 
 def test_class_maps_and_void_are_those_of_calibrate(tmp_path: Path, capsys: Capture) -> None:

@@ -144,10 +144,18 @@ def _command(
     arguments: argparse.Namespace, context: str | tuple[str, ...], scores: str, share: float
 ) -> str:
     """The command with all its options, defaults too, so that the page can be made again."""
-    defaults = {"context": context, "scores": scores, "recalibrate_share": share}
+    defaults: dict[str, object] = {}  # those that the plan has; refused where they have no use
+    if recalibrates := set(arguments.recalibrate) != {"none"}:
+        defaults |= {"context": context, "scores": scores}
+    if recalibrates or arguments.max_error != ["none"]:
+        defaults["recalibrate_share"] = share
     words = ["cpseg", "report"]
     for name, value in (vars(arguments) | defaults).items():
-        if name in ("run", "resumes", "json") or (value is None and name != "background"):
+        if name in ("run", "resumes", "json", "debug") or (value is None and name != "background"):
+            continue
+        if isinstance(value, bool):
+            if value != (name == "subsets"):  # on by default, and off by --no-subsets
+                words.append(f"--{name}" if value else f"--no-{name}")
             continue
         if name in ("probs", "class_map"):  # once for each model
             for each in value:

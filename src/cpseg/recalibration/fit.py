@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cpseg._internal import words
+from cpseg._internal.threads import in_order, one_thread
 
 METHODS = words.RECALIBRATIONS
 
@@ -20,6 +21,7 @@ TEMPERATURE_STRENGTH = 1e-5  # one parameter: only keeps it finite where the sco
 # Lower bound on the standard deviation used for scaling: near-constant features would otherwise
 # get huge weights that extrapolate badly.
 _LEAST_SPREAD = 0.3
+_TILE = 4096  # pixels whose scores are made at once: they stay in the cache
 
 
 class Pixels(NamedTuple):
@@ -99,30 +101,61 @@ def fit_map(
     if method == "temperature":
         strength = TEMPERATURE_STRENGTH
     coordinates = _coordinates(method, origin, _free(base, own), x, shares, strength)
-    rows, labels = torch.arange(len(x)), pixels.labels
-    weights = shares.to(dtype).unsqueeze(1)
-
-    def objective(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        step = coordinates.apart(torch.from_numpy(theta))
-        log_p = torch.mm(x, (origin + step).to(dtype).T).log_softmax(1)
-        loss = -(log_p[rows, labels].to(torch.float64) @ shares)
-        slope = log_p.exp_()
-        slope[rows, labels] -= 1
-        gradient = torch.mm((slope * weights).T, x).to(torch.float64) + 2 * strength * step
-        value = loss + strength * step.square().sum()
-        return float(value), coordinates.gather(gradient).numpy()
-
+    objective = _Objective(x, pixels.labels, shares, origin, strength, coordinates)
     first = torch.zeros_like(origin) if start is None else _scaled(start, scale, mean) - origin
-    found = minimize(
-        objective,
-        coordinates.together(first).numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 1000, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7},
-    )
+    with one_thread():  # several would mostly wait for each other in products as small as these
+        found = minimize(
+            objective,
+            coordinates.together(first).numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 1000, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7},
+        )
     fitted = origin + coordinates.apart(torch.from_numpy(found.x))
     weight = fitted[:, :-1] / scale
     return Map(weight, fitted[:, -1] - weight @ mean)
+
+
+class _Objective:
+    """The penalised loss of a map, and its gradient, as a function of the coordinates.
+
+    The part of the loss that is linear in the map, and so its gradient, is summed once; for every
+    map a pass over tiles of pixels makes the rest. Probabilities are class first, so that sums over
+    classes run along pixels.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        shares: Tensor,
+        origin: Tensor,
+        strength: float,
+        coordinates: _Coordinates,
+    ) -> None:
+        self._dtype = x.dtype
+        tiles = zip(torch.split(x, _TILE), torch.split(shares, _TILE), strict=True)
+        self._tiles = [(tile, part, part.to(x.dtype)) for tile, part in tiles]
+        self._origin, self._strength, self._coordinates = origin, strength, coordinates
+        self._of_labels = torch.zeros_like(origin).index_add_(
+            0, labels, x.to(torch.float64) * shares.unsqueeze(1)
+        )
+
+    def __call__(self, theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        step = self._coordinates.apart(torch.from_numpy(theta))
+        scores = self._origin + step
+        loss = -(scores * self._of_labels).sum()
+        gradient = torch.zeros_like(scores)
+        weight = scores.to(self._dtype)
+        for x, shares, weights in self._tiles:
+            z = torch.mm(weight, x.T)
+            top = z.amax(0)
+            total = z.sub_(top).exp_().sum(0)
+            loss += total.log().add_(top).to(torch.float64) @ shares
+            gradient += torch.mm(z.mul_(weights / total), x)
+        gradient += 2 * self._strength * step - self._of_labels
+        value = loss + self._strength * step.square().sum()
+        return float(value), self._coordinates.gather(gradient).numpy()
 
 
 def _standardised(
@@ -154,18 +187,15 @@ class _Coordinates(NamedTuple):
     shape: torch.Size
     direction: Tensor | None  # temperature: D is a multiple of it
     mask: Tensor | None  # vector: which entries are free
-    factor: Tensor | None  # dirichlet: lower triangular, D = theta factor^-1
+    factors: tuple[Tensor, Tensor] | None  # dirichlet: L and its inverse, D = theta L^-1
 
     def apart(self, theta: Tensor) -> Tensor:
         """The step written as this vector."""
         if self.direction is not None:
             return theta * self.direction
         step = theta.reshape(self.shape)
-        if self.factor is not None:
-            found: Tensor = torch.linalg.solve_triangular(
-                self.factor, step, upper=False, left=False
-            )
-            return found
+        if self.factors is not None:
+            return step @ self.factors[1]
         assert self.mask is not None
         return step * self.mask
 
@@ -174,17 +204,14 @@ class _Coordinates(NamedTuple):
         if self.direction is not None:
             square = self.direction.square().sum()
             return ((step * self.direction).sum() / square).reshape(1)
-        return (step if self.factor is None else step @ self.factor).flatten()
+        return (step if self.factors is None else step @ self.factors[0]).flatten()
 
     def gather(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to the vector: the transpose of :meth:`apart`."""
         if self.direction is not None:
             return (gradient * self.direction).sum().reshape(1)
-        if self.factor is not None:
-            solved: Tensor = torch.linalg.solve_triangular(
-                self.factor.T, gradient, upper=True, left=False
-            )
-            return solved.flatten()
+        if self.factors is not None:
+            return (gradient @ self.factors[1].T).flatten()
         assert self.mask is not None
         return (gradient * self.mask).flatten()
 
@@ -199,8 +226,10 @@ def _coordinates(
     # Half the features' second moments bound the Hessian (Böhning 1992): in these coordinates it
     # lies between strength and about 1, and the search takes tens of steps, not thousands.
     moments = 0.5 * torch.mm((x * shares.to(x.dtype).unsqueeze(1)).T, x).to(torch.float64)
-    bound = moments + (2 * strength + 1e-6) * torch.eye(len(moments), dtype=torch.float64)
-    return _Coordinates(origin.shape, None, None, torch.linalg.cholesky(bound))
+    one = torch.eye(len(moments), dtype=torch.float64)
+    lower = torch.linalg.cholesky(moments + (2 * strength + 1e-6) * one)
+    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+    return _Coordinates(origin.shape, None, None, (lower, inverse))
 
 
 def fold_losses(
@@ -222,18 +251,21 @@ def fold_losses(
     fold = pixels.image % folds
     parts = [(pixels.where(fold != k), pixels.where(fold == k)) for k in range(folds)]
     fitted: list[Map | None] = [None] * folds
+
+    def loss(k: int) -> Tensor:
+        rest, held = parts[k]
+        fitted[k] = made = fit_map(
+            rest,
+            base,
+            method,
+            strength,
+            own=own,
+            start=fitted[k],
+            dtype=torch.float32,
+            tolerance=1e-5,
+        )
+        return made.losses(held) @ held.weights / held.weights.sum()
+
+    workers = min(folds, torch.get_num_threads())
     for strength in strengths:
-        losses = []
-        for k, (rest, held) in enumerate(parts):
-            fitted[k] = made = fit_map(
-                rest,
-                base,
-                method,
-                strength,
-                own=own,
-                start=fitted[k],
-                dtype=torch.float32,
-                tolerance=1e-5,
-            )
-            losses.append(made.losses(held) @ held.weights / held.weights.sum())
-        yield strength, torch.stack(losses)
+        yield strength, torch.stack(list(in_order(loss, range(folds), workers)))
