@@ -315,7 +315,7 @@ def test_tiles_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     threshold = torch.rand(5, 13, 7, generator=seeded(3))
     want = best._tiled(probs, 2, threshold)
     for tile in (1, 5 * 7, 3 * 5 * 7, 4 * 5 * 7 + 3):
-        monkeypatch.setattr(best, "_TILE", tile)
+        monkeypatch.setattr(best, "_CACHED", tile)
         got = best._tiled(probs, 2, threshold)
         assert same(got[0], want[0])
         assert same(got[1], want[1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,13 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.folders import DataSet, command, files, make, options, refused
 
-from cpseg._internal.threads import in_order
+from cpseg import pseudo_labels
+from cpseg._internal.threads import in_order, shared
 
 Capture = pytest.CaptureFixture[str]
 
 
 def running() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("cpseg")]
+    """Threads of ours, but for the helpers, which are kept."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("cpseg") and "helper" not in name]
 
 
 @settings(deadline=None)  # threads wait for each other on busy cores
@@ -153,3 +159,87 @@ def test_a_damaged_file_is_one_line_and_the_images_before_it_are_kept(
 def test_no_workers_are_refused(data: DataSet, capsys: Capture) -> None:
     words = data.options(background=0, workers=0)
     refused(command(capsys, "calibrate", *words, "-o", "x"), "--workers", ">= 1, got '0'")
+
+
+@given(st.integers(0, 30), st.integers(1, 9))
+def test_every_item_is_taken_once_by_some_thread(count: int, threads: int) -> None:
+    taken, settings_seen = [], set()
+
+    def work(items: Iterator[int]) -> None:
+        for item in items:
+            settings_seen.add(torch.get_num_threads())
+            taken.append(item)
+
+    shared(work, range(count), threads)
+    assert sorted(taken) == list(range(count))
+    assert settings_seen <= {1}, "operators do not divide what the threads divide"
+
+
+def test_a_helper_takes_what_the_caller_leaves() -> None:
+    names, both = set(), threading.Barrier(2, timeout=60)
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            both.wait()  # passes just where two threads are at work
+            names.add(threading.current_thread().name)
+
+    shared(work, range(2), 2)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_of_any_thread_is_raised(bad: int) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def work(items: Iterator[int]) -> None:
+        for item in items:
+            both.wait()
+            if item == bad:
+                raise ZeroDivisionError
+
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        shared(work, range(2), 2)
+    assert torch.get_num_threads() == before
+
+
+def test_helpers_share_the_callers_inference_mode() -> None:
+    both, seen = threading.Barrier(2, timeout=60), []
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            both.wait()
+            seen.append(torch.is_inference_mode_enabled())
+
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            shared(work, range(2), 2)
+    assert seen == [False, False, True, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    """As a data loader's workers do; with the parent's executor the child would wait for ever."""
+    probs = torch.rand(1, 4, 1024, 1024)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        want = pseudo_labels(probs, 0.3, background=0)
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+
+        def child() -> None:
+            torch.set_num_threads(2)
+            got = pseudo_labels(probs, 0.3, background=0)
+            torch.set_num_threads(1)
+            answers.put(bool(torch.equal(got, want)))
+
+        process = context.Process(target=child)
+        process.start()
+        process.join(60)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode == 0
+        assert answers.get()
+    finally:
+        torch.set_num_threads(threads)

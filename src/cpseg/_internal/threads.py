@@ -1,7 +1,8 @@
-"""Work on items in a few threads, with the results in order."""
+"""Work on items in a few threads: with the results in order, or shared out as they come."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+_MOST_HELPERS = 7  # the threads of a process share one interpreter
+_helpers: ThreadPoolExecutor | None = None
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,3 +61,51 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def shared(work: Callable[[Iterator[Item]], None], items: Iterable[Item], threads: int) -> None:
+    """``work(items)`` in the calling thread and in helpers, which take the items from each other.
+
+    Torch's operators use one thread in each, so that no thread waits for another inside of them: a
+    helper that gets no core takes fewer items. Helpers that have not begun when the items are used
+    up never do. An error of any thread is raised when all have ended.
+
+    Args:
+        work: takes items until there are none, whatever the order.
+        items: any number of them.
+        threads: at most, with the calling one; at most 8.
+    """
+    remaining = iter(list(items))  # a list's iterator is safe to share
+    inference = torch.is_inference_mode_enabled()  # a thread begins without it
+
+    def help_out() -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode(inference):
+            work(remaining)
+
+    with one_thread():
+        helping = [_pool().submit(help_out) for _ in range(min(threads - 1, _MOST_HELPERS))]
+        try:
+            work(remaining)
+        finally:
+            for helper in helping:
+                if not helper.cancel():
+                    helper.result()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Threads that are kept, since to start one takes longer than a small image."""
+    global _helpers
+    if _helpers is None:
+        _helpers = ThreadPoolExecutor(_MOST_HELPERS, "cpseg-helper")
+    return _helpers
+
+
+def _forget_helpers() -> None:
+    """In a forked process, which has the executor but none of its threads."""
+    global _helpers
+    _helpers = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)

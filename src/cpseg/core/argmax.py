@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cpseg._internal.checks import is_compiling
+from cpseg._internal.threads import shared
 
-_TILE = 2**21  # probabilities that a step on the CPU holds in cache
+_CACHED = 2**18  # probabilities that a step on the CPU reads, and then finds in the cache
+_BAND = 2**15  # pixels at least whose labels are made at once
+_LEAST_FOR_A_THREAD = 2**20  # probabilities; a thread for fewer is not worth waking
 
 
 def class_dtype(num_classes: int) -> torch.dtype:
@@ -61,39 +66,103 @@ def _masked(probs: Tensor, threshold: Tensor | None) -> Tensor:
     return torch.where(outside, -torch.inf, probs)
 
 
+class Tile(NamedTuple):
+    """Rows of an image whose best classes are found.
+
+    Attributes:
+        image: number of the image in the batch.
+        rows: of the image.
+        best: the largest score ``[h, W]``, float32 (float64 of float64); its memory is used again.
+        best_class: the lowest class that has it, as a float of the same kind; likewise.
+    """
+
+    image: int
+    rows: slice
+    best: Tensor
+    best_class: Tensor
+
+
+def for_each_tile(
+    probs: Tensor,
+    background: int | None,
+    threshold: Tensor | None,
+    take: Callable[[Tile], None],
+) -> None:
+    """On the CPU: :func:`best_of_classes` for tiles that stay in the cache, in some threads.
+
+    ``max`` with indices reads class after class without vector instructions, and so does a
+    comparison that writes bytes. One that writes floats does not: 1 where a score is the largest,
+    times a code that is larger the lower the class, has the lowest such class as its maximum.
+
+    Args:
+        probs: float ``[B, K, H, W]`` on the CPU.
+        background: a class to leave out, or None.
+        threshold: float32 ``[K, H, W]`` or None.
+        take: called once for every tile, in any order, in several threads at a time.
+    """
+    batch, num_classes, height, width = probs.shape
+    kind = torch.promote_types(probs.dtype, torch.float32)
+    step = max(1, _CACHED // (num_classes * width))
+    band = step * max(1, _BAND // (step * width))
+    step, band = min(step, height), min(band, height)
+    first, *others = _spans(num_classes, background)
+    if not others:  # the background is at an end, or there is none
+        probs = probs[:, first]
+    codes = torch.arange(num_classes, 0, -1, dtype=kind, device=probs.device).reshape(-1, 1, 1)
+    codes = codes if others else codes[first]
+    channels_last = probs.stride(1) == 1 and probs.stride(3) == num_classes > 1
+    as_it_is = probs.dtype == kind
+
+    def largest(values: Tensor, out: Tensor) -> None:
+        if not others:
+            torch.amax(values, 0, out=out)
+            return
+        torch.amax(values[first], 0, out=out)
+        for span in others:
+            torch.maximum(out, values[span].amax(0), out=out)
+
+    def work(places: Iterator[tuple[int, int]]) -> None:
+        if channels_last:
+            room = probs.new_empty(2, step, width, len(codes), dtype=kind).movedim(-1, 1)
+        else:
+            room = probs.new_empty(2, len(codes), step, width, dtype=kind)
+        scores, equal = room
+        found = probs.new_empty(2, band, width, dtype=kind)
+        for image, row in places:
+            rows = slice(row, min(row + band, height))
+            values, (best, code) = probs[image, :, rows], found[:, : rows.stop - row]
+            if threshold is not None:
+                limit = threshold[:, rows] if others else threshold[first, rows]
+                values = _masked(values, limit)
+            parts = values.split(step, 1), best.split(step), code.split(step)  # type: ignore[no-untyped-call]
+            for part, part_best, part_code in zip(*parts, strict=True):
+                lines = part.shape[1]
+                part_equal = equal if lines == step else equal[:, :lines]
+                if not as_it_is:
+                    part = (scores if lines == step else scores[:, :lines]).copy_(part)
+                largest(part, part_best)
+                torch.eq(part, part_best, out=part_equal)
+                largest(part_equal.mul_(codes), part_code)
+            # A NaN equals nothing, itself included: it has code 0.
+            take(Tile(image, rows, best, code.clamp_(min=1).neg_().add_(num_classes)))
+
+    threads = min(torch.get_num_threads(), probs.numel() // _LEAST_FOR_A_THREAD)
+    shared(work, itertools.product(range(batch), range(0, height, band)), threads)
+
+
 def _tiled(
     probs: Tensor, background: int | None, threshold: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """On the CPU: the largest value of a tile in cache, then where it stands.
-
-    ``max`` with indices reads class after class without vector instructions. A vectorised
-    ``amax``, an equality pass over the tile still in cache and an ``amax`` over bytes cost a third.
-    """
     batch, num_classes, height, width = probs.shape
-    code_dtype = class_dtype(num_classes)
-    top = torch.iinfo(code_dtype).max
-    # The lowest class has the largest code, so that ties go to it.
-    codes = torch.arange(top, top - num_classes, -1).to(code_dtype).reshape(-1, 1, 1)
-    if background is not None:
-        codes[background] = 0
     best = probs.new_empty(batch, height, width)
-    code = torch.empty(batch, height, width, dtype=code_dtype)
-    spans = list(_spans(num_classes, background))
-    step = max(1, _TILE // (num_classes * width))
-    for image in range(batch):
-        for row in range(0, height, step):
-            rows = slice(row, row + step)
-            limit = threshold if threshold is None else threshold[:, rows]
-            tile = _masked(probs[image, :, rows], limit)
-            found = best[image, rows]
-            torch.amax(tile[spans[0]], 0, out=found)
-            for span in spans[1:]:
-                torch.maximum(found, tile[span].amax(0), out=found)
-            equal = torch.eq(tile, found)
-            # A bool is one byte, 0 or 1.
-            equal = equal.view(torch.uint8) if top == 255 else equal.to(code_dtype)
-            torch.amax(equal.mul_(codes), 0, out=code[image, rows])
-    return best, (top - code).clamp_(max=num_classes - 1)
+    best_class = probs.new_empty(batch, height, width, dtype=class_dtype(num_classes))
+
+    def take(tile: Tile) -> None:
+        best[tile.image, tile.rows] = tile.best
+        best_class[tile.image, tile.rows] = tile.best_class
+
+    for_each_tile(probs, background, threshold, take)
+    return best, best_class
 
 
 def _by_index(

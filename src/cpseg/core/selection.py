@@ -15,11 +15,12 @@ from cpseg._internal.checks import (
     check_same_device,
     check_same_shape,
     check_threshold,
+    is_compiling,
     message,
     shape,
     short,
 )
-from cpseg.core.argmax import best_of_classes, class_dtype
+from cpseg.core.argmax import Tile, best_of_classes, class_dtype, for_each_tile
 from cpseg.core.nonconformity import check_drawing, check_score, nonconformity_map_unchecked
 
 _INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -82,11 +83,14 @@ class Evidence:
             >>> evidence(probs, background=0).pseudo_labels(0.75)
             tensor([[1]])
         """
-        parts = (self.best, self.best_class, self.background_score)
         where = "Evidence.pseudo_labels"
-        return _select(
-            where, parts, self.background, self.num_classes, threshold, ignore_index, dtype
-        )
+        if isinstance(threshold, Tensor) and threshold.ndim == 3:
+            expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
+            raise ValueError(message(where, expected, shape(threshold), fix))
+        threshold = check_threshold(where, threshold, self.best.unsqueeze(-3))
+        _check_output(where, ignore_index, dtype, self.num_classes)
+        parts = (self.best, self.best_class, self.background_score)
+        return _select(parts, self.background, threshold, ignore_index).to(dtype)
 
     def score_of(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
         """LAC score ``1 - p`` of labels that were selected from this evidence.
@@ -222,19 +226,26 @@ def pseudo_labels(
     check_probs(where, probs)
     threshold = check_threshold(where, threshold, probs)
     check_background(where, background, probs.shape[-3])
-    if threshold.ndim < 3:
-        parts = _find(probs, background, None)
-        return _select(where, parts, background, probs.shape[-3], threshold, ignore_index, dtype)
     _check_output(where, ignore_index, dtype, probs.shape[-3])
-    # The best of the classes inside their own threshold: scores outside it lie below all others.
-    best, best_class, back = _find(probs, background, threshold)
-    rest: int | Tensor = ignore_index
-    unknown = best.isnan()
-    if back is not None and background is not None:
-        unknown = unknown | back.isnan()
-        rest = torch.where(_inside(back, threshold[background]), background, ignore_index)
-    label = torch.where(best > -torch.inf, best_class.to(torch.int64), rest)
-    return label.masked_fill(unknown, ignore_index).to(dtype)
+    per_class = threshold if threshold.ndim == 3 else None
+    batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
+    size = batch[:, 0].shape
+    if is_compiling() or batch.device.type != "cpu":
+        found = best_of_classes(batch, background, per_class)
+        back = None if background is None else batch[:, background]
+        labels = _select((*found, back), background, threshold, ignore_index).to(dtype)
+    else:
+        labels = torch.empty(size, dtype=dtype, device=batch.device)
+        limits = threshold.expand(*threshold.shape[:-2], *size[1:])
+
+        def take(tile: Tile) -> None:
+            back = None if background is None else batch[tile.image, background, tile.rows]
+            parts = (tile.best, tile.best_class, back)
+            limit = limits[..., tile.rows, :]
+            labels[tile.image, tile.rows] = _select(parts, background, limit, ignore_index)
+
+        for_each_tile(batch, background, per_class, take)
+    return labels.reshape(*probs.shape[:-3], *size[1:])
 
 
 def threshold_of(labels: Tensor, threshold: Tensor, *, ignore_index: int) -> Tensor:
@@ -282,7 +293,7 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
     """
     check_probs("evidence", probs)
     check_background("evidence", background, probs.shape[-3])
-    best, best_class, back = _find(probs, background, None)
+    best, best_class, back = _find(probs, background)
     # A copy: evidence that held a view would hold all scores.
     back = None if back is None else back.clone()
     best_class = best_class.to(class_dtype(probs.shape[-3]))
@@ -294,48 +305,40 @@ def evidence(probs: Tensor, *, background: int | None) -> Evidence:
 _Parts = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _select(
-    where: str,
-    parts: _Parts,
-    background: int | None,
-    num_classes: int,
-    threshold: Tensor | float,
-    ignore_index: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Eq. 4 by one threshold per pixel."""
-    best, best_class, back = parts
-    if isinstance(threshold, Tensor) and threshold.ndim == 3:
-        expected, fix = "threshold [] or [H, W]", "thresholds per class need the class scores"
-        raise ValueError(message(where, expected, shape(threshold), fix))
-    threshold = check_threshold(where, threshold, best.unsqueeze(-3))
-    _check_output(where, ignore_index, dtype, num_classes)
-    # In the dtype that the class came in, as long as the ignored value fits (bytes, or floats in
-    # a compiled kernel): the labels are written once, at the end.
-    kind = best_class.dtype
-    largest = 2**24 if kind.is_floating_point else torch.iinfo(kind).max
-    label = best_class if 0 <= ignore_index <= largest else best_class.to(torch.int64)
-    rest = torch.full_like(label, ignore_index)
-    if back is None or background is None:
-        return torch.where(_inside(best, threshold), label, rest).to(dtype)
-    # Some class is inside just if the largest score is. NaN spreads into that: ignored.
-    some = _inside(torch.maximum(best, back), threshold)
-    rest = rest.masked_fill(some, background)
-    return torch.where(some & _inside(best, threshold), label, rest).to(dtype)
+def _select(parts: _Parts, background: int | None, threshold: Tensor, ignore_index: int) -> Tensor:
+    """Labels by eq. 4, as float32 where that holds ``ignore_index`` and as int64 elsewhere.
 
-
-def _inside(p: Tensor, threshold: Tensor) -> Tensor:
-    """Membership: the score that calibration ranked, in float32, against the threshold."""
-    return 1 - p.to(torch.float32) <= threshold
-
-
-def _find(probs: Tensor, background: int | None, threshold: Tensor | None) -> _Parts:
-    """Best non-background class, among those in the set where thresholds are per class.
-
-    Its probability is -inf where no such class is in the set.
+    Comparisons that write floats keep vector instructions, and products choose. With thresholds per
+    class the best must be that of :func:`best_of_classes` with them: -inf where none is inside.
     """
+    best, best_class, back = parts
+    per_class = threshold.ndim == 3
+    limit = torch.finfo(torch.float32).max if per_class else threshold
+    fits = abs(ignore_index) < 2**24
+    ignored = ignore_index if fits else -1
+    label = best_class.to(torch.float32)
+    some = inside = _inside(best, limit)
+    if back is None or background is None:
+        label = label - ignored
+    else:
+        label = (label - background).mul_(inside).add_(background - ignored)
+        # Some class is inside just if the largest score is. NaN spreads into that: ignored.
+        some = _inside(torch.maximum(best, back), limit)
+        if per_class:
+            some = some * torch.maximum(inside, _inside(back, threshold[background]))
+    label = label.mul_(some).add_(ignored)
+    return label if fits else torch.where(label < 0, ignore_index, label.to(torch.int64))
+
+
+def _inside(p: Tensor, threshold: Tensor | float) -> Tensor:
+    """Membership as 1 or 0: the score that calibration ranked, in float32, within the threshold."""
+    return (1 - p.to(torch.float32)).le_(threshold)
+
+
+def _find(probs: Tensor, background: int | None) -> _Parts:
+    """Best non-background class, among those in the set where thresholds are per class."""
     batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
-    best, best_class = best_of_classes(batch, background, threshold)
+    best, best_class = best_of_classes(batch, background, None)
     if probs.ndim == 3:
         best, best_class = best[0], best_class[0]
     back = None if background is None else probs.detach().select(-3, background)
