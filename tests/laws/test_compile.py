@@ -160,6 +160,27 @@ def test_evidence_traces(backend: str, background: int | None) -> None:
             assert same(got[some], want[some])
 
 
+@modern
+def test_the_number_of_classes_is_a_constant_of_the_kernel() -> None:
+    """As a symbol it made kernels forty times as slow; sizes may be symbols."""
+    counts = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        counts.extend(node.args[0] for node in graph.graph.nodes if node.target is torch.arange)
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda p, t: pseudo_labels(p, t, background=0), fullgraph=True, backend=backend
+    )
+    for num_classes, height, width in ((21, 5, 6), (9, 5, 6), (21, 7, 6), (21, 8, 9), (9, 4, 5)):
+        probs = torch.rand(2, num_classes, height, width, generator=seeded(height))
+        threshold = torch.rand(height, width, generator=seeded(width))
+        want = pseudo_labels(probs, threshold, background=0)
+        assert torch.equal(compiled(probs, threshold), want)
+    assert set(counts) == {9, 21}
+    assert all(type(count) is int for count in counts)
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_inductor_gives_the_same_labels() -> None:

@@ -14,6 +14,7 @@ from cpseg._internal.threads import shared
 
 _CACHED = 2**18  # probabilities that a step on the CPU reads, and then finds in the cache
 _BAND = 2**15  # pixels at least whose labels are made at once
+_FEW = 8  # classes that a compiled kernel reads at once, without groups
 _LEAST_FOR_A_THREAD = 2**20  # probabilities; a thread for fewer is not worth waking
 
 
@@ -192,12 +193,15 @@ def _compiled(
     """
     if probs.device.type != "cpu":
         return _by_index(probs, background, threshold)
-    batch, num_classes, height, width = probs.shape
+    batch, _, height, width = probs.shape
+    num_classes = len([None for _ in range(probs.shape[1])])  # a number to the compiler, no symbol
     index = torch.arange(num_classes, dtype=torch.float32).reshape(1, -1, 1, 1)
     values = _masked(probs, threshold)
     if background is not None:
         values = torch.where(index == background, -torch.inf, values)
     last = float(num_classes - 1)
+    if num_classes <= _FEW:
+        return _first_max(values, index, last)
     side = round(num_classes**0.5)
     whole = num_classes // side * side
     parted = values[:, :whole].reshape(batch, -1, side, height, width)
