@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from cpseg._internal.checks import (
 )
 from cpseg._internal.fields import Valid, among, list_of, or_none, read_fields, text, truth, whole
 from cpseg._internal.safe_files import read_tensors, write_tensors
+from cpseg._internal.threads import shared
 from cpseg.core.argmax import best_of_classes, class_dtype
 from cpseg.core.feature_projection import FeatureProjection
 from cpseg.core.selection import Evidence
@@ -51,7 +52,7 @@ SCORES = words.SCORE_KINDS
 
 _FORMATS = (1, 2)  # 2: several sources
 _TENSORS = ("weight", "bias", "prior")
-_TILE = 2**20  # probabilities that a step on the CPU holds: fewer steps beat a smaller cache
+_TILE = 2**18  # probabilities that a step on the CPU holds in cache
 _TILE_ELSEWHERE = 2**25
 _FOREST_PIXELS = 2**14  # of an image that the trees look at
 
@@ -234,8 +235,11 @@ class Recalibration:
             out = self._tile(batch, rows, self._offset(batch), self._forest(batch))
         else:
             out = torch.empty(size, device=batch.device)
-            for image, rows, tile in self._tiles(batch):
+
+            def take(image: int, rows: slice, tile: Tensor) -> None:
                 out[image, :, rows] = tile
+
+            self._for_each_tile(batch, take)
         return out[0] if single else out
 
     def evidence(self, probs: Probs, *, background: int | None = None) -> Evidence:
@@ -260,11 +264,14 @@ class Recalibration:
         kind = class_dtype(self.num_classes)
         best_class = torch.empty(size, dtype=kind, device=device)
         back = None if background is None else torch.empty(size, device=device)
-        for image, rows, tile in self._tiles(batch):
+
+        def take(image: int, rows: slice, tile: Tensor) -> None:
             found, found_class = best_of_classes(tile.unsqueeze(0), background, None)
             best[image, rows], best_class[image, rows] = found[0], found_class[0].to(kind)
             if back is not None and background is not None:
                 back[image, rows] = tile[background]
+
+        self._for_each_tile(batch, take)
         if single:
             best, best_class = best[0], best_class[0]
             back = None if back is None else back[0]
@@ -501,19 +508,34 @@ class Recalibration:
         check_same_device(where, self.weight, joined, name="the recalibration", reference="probs")
         return (joined, False) if joined.ndim == 4 else (joined.unsqueeze(0), True)
 
-    def _tiles(self, batch: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-        """Image, rows and class probabilities ``[K, rows, W]``."""
+    def _for_each_tile(self, batch: Tensor, take: Callable[[int, slice, Tensor], None]) -> None:
+        """Call ``take(image, rows, probabilities [K, rows, W])`` for tiles in any order.
+
+        On the CPU several threads do at a time, each a tile that stays in its cache.
+        """
         height, across = batch.shape[-2:]
-        tile = _TILE if batch.device.type == "cpu" else _TILE_ELSEWHERE
+        on_cpu = batch.device.type == "cpu"
+        tile = _TILE if on_cpu else _TILE_ELSEWHERE
         step = max(1, tile // (max(self.num_classes, batch.shape[1]) * across))
         if "neighbourhood" in self.context:  # a tile sums over rows above and below it
             step = max(step, 2 * max(radii(height, across)))
+        threads = torch.get_num_threads() if on_cpu else 1
         for index in range(len(batch)):
             image = batch[index : index + 1]
             offset, forest = self._offset(image), self._forest(image)
-            for start in range(0, height, step):
-                rows = slice(start, min(start + step, height))
-                yield index, rows, self._tile(image, rows, offset, forest)[0]
+
+            def work(
+                starts: Iterator[int],
+                index: int = index,
+                image: Tensor = image,
+                offset: Tensor = offset,
+                forest: Tensor | None = forest,
+            ) -> None:
+                for start in starts:
+                    rows = slice(start, min(start + step, height))
+                    take(index, rows, self._tile(image, rows, offset, forest)[0])
+
+            shared(work, range(0, height, step), threads)
 
     @property
     def _layout(self) -> Layout:
