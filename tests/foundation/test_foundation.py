@@ -5,6 +5,7 @@ No statistical test here: everything is exact or a bound on rounding.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import shutil
@@ -51,6 +52,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             pytest.skip("transformers before 5")
         if kind in ("eomt", "eomt_dinov3") and not hasattr(transformers, "EomtDinov3Config"):
             pytest.skip("transformers without EoMT on DINOv3")
+        if kind == "upernet_dinov3" and not hasattr(transformers, "DINOv3ConvNextConfig"):
+            pytest.skip("transformers without DINOv3")
         if (kind, count) not in made:
             labels = NAMES if count == 4 else [f"class {number}" for number in range(count)]
             path = tmp_path_factory.mktemp(kind)
@@ -144,7 +147,7 @@ def plain(kind: str, path: Path):
         "oneformer": "OneFormerForUniversalSegmentation",
         "eomt": "EomtForUniversalSegmentation",
         "eomt_dinov3": "EomtDinov3ForUniversalSegmentation",
-    }[kind]
+    }.get(kind, "AutoModelForSemanticSegmentation")
     return getattr(transformers, name).from_pretrained(path).eval()
 
 
@@ -401,6 +404,30 @@ def test_other_semantic_models(kind: str, folders: Folders) -> None:
     assert probs.shape == (2, 4, 50, 83)
     assert float((probs.sum(1) - 1).abs().amax()) < 1e-5
     assert float((probs[0] - probs[1]).abs().amax()) > 1e-4
+
+
+# Not Mask2Former: transformers enlarges its masks to 384x384 before the sigmoid.
+@pytest.mark.parametrize("kind", [*tiny_models.OTHERS, "segformer", "maskformer", "oneformer"])
+def test_scores_are_those_of_transformers_own_postprocessing(kind: str, folders: Folders) -> None:
+    """Where the image processor can return scores: logits of pixels, or sums over queries."""
+    path, images, size = folders(kind), picture(2, 90, 131), (90, 131)
+    processor = transformers.AutoImageProcessor.from_pretrained(path)
+    post_process = processor.post_process_semantic_segmentation
+    if "return_segmentation_scores" not in inspect.signature(post_process).parameters:
+        pytest.skip("transformers whose image processors return no scores")
+    model, more = open_model(path, kind), {}
+    if kind == "oneformer":
+        text = tokens(path, ["the task is semantic"] * 2, padding="max_length", max_length=32)
+        more["task_inputs"] = text["input_ids"] * text["attention_mask"]
+    with torch.no_grad():
+        output = plain(kind, path)(pixel_values=exact_input(model, images), **more)
+    found = post_process(output, target_sizes=[size] * 2, return_segmentation_scores=True)
+    scores = torch.stack([each["segmentation_scores"] for each in found]).numpy()
+    by_queries = hasattr(output, "class_queries_logits")
+    wanted = (
+        scores / np.maximum(1, scores.sum(1, keepdims=True)) if by_queries else softmax(scores, 1)
+    )
+    close(model(images), wanted)
 
 
 @pytest.mark.parametrize("kind", ["clipseg", "sam3"])

@@ -275,10 +275,23 @@ def _dpt(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _upernet(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
-    from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
+    from transformers import SwinConfig
+
+    return _upernet_on(SwinConfig(**_SWIN, out_features=_STAGES), labels)
+
+
+def _upernet_dinov3(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import DINOv3ConvNextConfig
+
+    sizes = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
+    return _upernet_on(DINOv3ConvNextConfig(**sizes, out_features=_STAGES), labels)
+
+
+def _upernet_on(backbone: Any, labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
     config = UperNetConfig(
-        backbone_config=SwinConfig(**_SWIN, out_features=_STAGES),
+        backbone_config=backbone,
         hidden_size=16,
         auxiliary_in_channels=32,
         auxiliary_channels=8,
@@ -297,7 +310,7 @@ def _mobilevit(labels: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
     return MobileViTForSemanticSegmentation(config), _recorded({"shortest_edge": 72}, **crop)
 
 
-OTHERS = ("beit", "dpt", "mobilevit", "upernet")  # by the same path as SegFormer
+OTHERS = ("beit", "dpt", "mobilevit", "upernet", "upernet_dinov3")  # by the same path as SegFormer
 _MAKERS = {
     "clipseg": _clipseg,
     "groupvit": _groupvit,
@@ -312,5 +325,6 @@ _MAKERS = {
     "dpt": _dpt,
     "mobilevit": _mobilevit,
     "upernet": _upernet,
+    "upernet_dinov3": _upernet_dinov3,
 }
 KINDS = tuple(kind for kind in _MAKERS if kind not in OTHERS)
