@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from cpseg import Calibration, PseudoLabelled, WeakAugmentation, certainty
 from cpseg.core.class_map import ClassMap
-from cpseg.files.dataset import Source
+from cpseg.files.dataset import ScoreFolder, Source
 from cpseg.jobs.calibrate import calibrate
 from cpseg.jobs.compact import compact
 from cpseg.jobs.label import label
+from cpseg.jobs.recalibrate import RecalibrationOptions
 
 
 @pytest.fixture
@@ -79,6 +80,49 @@ def test_labels_are_the_masks_of_the_command(data: DataSet, tmp_path: Path) -> N
         rows(data, tmp_path / "c.safetensors", labelled=None), data.images[2:], strict=True
     ):
         assert np.array_equal(labels, np.array(Image.open(tmp_path / "out" / "masks" / image)))
+
+
+def test_several_sources_and_features_are_those_of_the_command(tmp_path: Path) -> None:
+    data = folders.make(tmp_path / "data", count=12, sizes=((12, 16), (16, 12)))
+    data.list_ids("labelled.txt", data.images[:10])
+    data.list_ids("unlabelled.txt", data.images[10:], masks=False)
+    other, features = tmp_path / "student", tmp_path / "features"
+    draws = np.random.default_rng(5)
+    for image in data.images:
+        height, width = data.labels[image].shape
+        scores = draws.dirichlet(np.ones(3), (height, width)).transpose(2, 0, 1)  # other classes
+        hot = (data.labels[image] == np.arange(4)[:, None, None]).astype(float)
+        coarse = hot.reshape(4, height // 4, 4, width // 4, 4).mean((2, 4))  # worth its use
+        for folder, values in ((other, scores), (features, coarse)):
+            place = (folder / image).with_suffix(".npy")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            np.save(place, values.astype(np.float32))
+    models = [data.probs, other]
+    source = Source(
+        data.root,
+        models[0],
+        others=(ScoreFolder(other),),
+        features=features,
+        unlabelled=data.root / "unlabelled.txt",
+        components=3,
+    )
+    options = RecalibrationOptions("dirichlet", share=0.5, context=(), num_classes=4)
+    calibration = calibrate(
+        source,
+        data.root / "labelled.txt",
+        alpha=0.3,
+        background=None,
+        grid=(4, 4),
+        recalibration=options,
+    )
+    label(source, data.root / "unlabelled.txt", calibration, tmp_path / "out")
+    found = rows(data, calibration, labelled=None, probs=models, features=features)
+    for (_, labels, _), image in zip(found, data.images[10:], strict=True):
+        assert np.array_equal(labels, np.array(Image.open(tmp_path / "out" / "masks" / image)))
+    with pytest.raises(ValueError, match="the encoder's features, as calibrated"):
+        rows(data, calibration, labelled=None, probs=models)
+    with pytest.raises(ValueError, match="2 folders of scores, as calibrated: probs, student"):
+        rows(data, calibration, labelled=None, features=features)
 
 
 def as_uint8(path: Path, probs: np.ndarray) -> None:
