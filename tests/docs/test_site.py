@@ -143,3 +143,15 @@ def test_the_built_site_asks_nobody(tmp_path: Path) -> None:
     loads = re.compile(what + r"[^>]*?\b(?:src|href)=\"?((?:https?:)?//[^\" >]+)")
     for page in tmp_path.rglob("*.html"):
         assert loads.findall(page.read_text(encoding="utf-8")) == [], page.name
+
+
+def test_the_tables_of_speed_are_those_of_the_machines() -> None:
+    """``python benchmarks/page.py`` makes them; nobody types a figure."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import page
+    finally:
+        sys.path.pop(0)
+    text = (DOCS / "speed.md").read_text()
+    assert page.BEGIN in text
+    assert page.with_tables(text) == text
