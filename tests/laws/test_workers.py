@@ -203,6 +203,23 @@ def test_an_error_of_any_thread_is_raised(bad: int) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_after_an_interrupt_nothing_more_is_begun() -> None:
+    begun, both = [], threading.Barrier(2, timeout=60)
+
+    def work(items: Iterator[int]) -> None:
+        for item in items:
+            begun.append(item)
+            if item < 2:
+                both.wait()
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        shared(work, range(1000), 2)
+    assert len(begun) <= 4
+
+
 def test_helpers_share_the_callers_inference_mode() -> None:
     both, seen = threading.Barrier(2, timeout=60), []
 

@@ -88,6 +88,7 @@ def shared(work: Callable[[Iterator[Item]], None], items: Iterable[Item], thread
         try:
             work(remaining)
         finally:
+            deque(remaining, maxlen=0)  # after an error or an interrupt nothing more is begun
             for helper in helping:
                 if not helper.cancel():
                     helper.result()
