@@ -113,6 +113,8 @@ def for_each_tile(
     codes = codes if others else codes[first]
     channels_last = probs.stride(1) == 1 and probs.stride(3) == num_classes > 1
     as_it_is = probs.dtype == kind
+    if threshold is not None:
+        limits = threshold if others else threshold[first]
 
     def largest(values: Tensor, out: Tensor) -> None:
         if not others:
@@ -132,13 +134,13 @@ def for_each_tile(
         for image, row in places:
             rows = slice(row, min(row + band, height))
             values, (best, code) = probs[image, :, rows], found[:, : rows.stop - row]
-            if threshold is not None:
-                limit = threshold[:, rows] if others else threshold[first, rows]
-                values = _masked(values, limit)
             parts = values.split(step, 1), best.split(step), code.split(step)  # type: ignore[no-untyped-call]
-            for part, part_best, part_code in zip(*parts, strict=True):
+            for number, (part, part_best, part_code) in enumerate(zip(*parts, strict=True)):
                 lines = part.shape[1]
                 part_equal = equal if lines == step else equal[:, :lines]
+                if threshold is not None:
+                    start = row + number * step
+                    part = _masked(part, limits[:, start : start + lines])
                 if not as_it_is:
                     part = (scores if lines == step else scores[:, :lines]).copy_(part)
                 largest(part, part_best)
