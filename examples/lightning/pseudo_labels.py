@@ -160,6 +160,7 @@ def segformer(name: str, num_classes: int) -> nn.Module:
 
     if name == "random":
         sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
+        sizes["num_attention_heads"] = [1, 1, 2, 2]
         return SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_classes, **sizes))
     return SegformerForSemanticSegmentation.from_pretrained(name, num_labels=num_classes)
 

@@ -81,6 +81,7 @@ def build(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
         num_labels=num_classes,
         depths=[1, 1, 1, 1],
         hidden_sizes=[16, 32, 48, 64],
+        num_attention_heads=[1, 2, 4, 8],
         decoder_hidden_size=64,
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,

@@ -45,6 +45,11 @@ from stacking import stack
 
 Say = Callable[[str], None]
 
+if hasattr(torch.amp, "GradScaler"):
+    grad_scaler = partial(torch.amp.GradScaler, "cuda")
+else:  # torch before 2.3
+    grad_scaler = torch.cuda.amp.GradScaler
+
 
 class Trainer:
     """The student, its optimiser and the loss of a step."""
@@ -70,7 +75,7 @@ class Trainer:
             model.parameters(), lr=args.lr, weight_decay=args.weight_decay
         )
         self.amp = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}[args.amp]
-        self.scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")
+        self.scaler = grad_scaler(enabled=args.amp == "fp16")
 
     def step(self, passes: list[tuple[Tensor, Tensor]], stage: Stage, weight: float) -> Tensor:
         """Take one optimiser step over the passes of a batch; returns the loss.

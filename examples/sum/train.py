@@ -201,7 +201,9 @@ def coarse(run: Run) -> None:
                 counts["masks"] += len(tensors["logits"])
                 empty += [pair.image] * (len(tensors["logits"]) == 0)
             else:
-                counts["failed"] += int((tensors["logits"] == sam_masks.NOTHING).all((1, 2)).sum())
+                counts["failed"] += int(
+                    (tensors["logits"] == sam_masks.NOTHING).flatten(1).all(1).sum()
+                )
         run.say(f"coarse: {part}, {len(pairs)} images")
     run.say(
         f"coarse: {counts['written']} files written; {counts['masks']} masks of unlabelled images, "

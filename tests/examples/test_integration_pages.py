@@ -79,6 +79,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def random(name: str, **options: Any) -> torch.nn.Module:
         assert name == "nvidia/mit-b0"
         sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "decoder_hidden_size": 16}
+        sizes["num_attention_heads"] = [1, 1, 2, 2]
         return SegformerForSemanticSegmentation(SegformerConfig(**sizes, **options))
 
     monkeypatch.setattr(SegformerForSemanticSegmentation, "from_pretrained", random)

@@ -370,7 +370,7 @@ def test_rounds_of_training(example, finished, tiny, monkeypatch):
     x.masks[:, 100:][x.masks[:, 100:] == 0] = 255
     assert len(u.masks) > 1
     task_prompt = TaskPrompt(3, 64)
-    torch.nn.init.normal_(task_prompt.embedding.weight, generator=seeded(0))
+    task_prompt.embedding.weight.data.normal_(generator=seeded(0))
     calls, answers, real = [], [], example.rounds.predict
 
     def spy(model, embedding, prompts, masks=None, **more):
@@ -511,7 +511,7 @@ def test_evaluation_finds_a_perfect_model(example, finished, tiny, monkeypatch):
 
     monkeypatch.setattr(example.rounds, "predict", oracle)
     task_prompt = TaskPrompt(3, 64)
-    torch.nn.init.normal_(task_prompt.embedding.weight, generator=seeded(0))
+    task_prompt.embedding.weight.data.normal_(generator=seeded(0))
     found = example.rounds.evaluate(tiny, task_prompt, image, 1)
     assert found.iou.tolist() == [1.0] * 6
     assert found.boundary_iou.tolist() == [1.0] * 6

@@ -37,6 +37,7 @@ else:
 
 SECONDS = 5.0  # the longest that a call may take
 ALLOWED = (ValueError, TypeError)
+NO_DRIVER = "Found no NVIDIA driver"  # what a CUDA build of torch says of a CUDA device
 FLOATS = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int64, torch.uint8, torch.int16, torch.int32)
 ODD_DTYPES = (
@@ -997,7 +998,8 @@ def curves(draw: Draw) -> Call:
 def learned(name: str) -> Callable[[Draw], Call]:
     def make(draw: Draw) -> Call:
         size = draw.size()
-        values = draw.values(3, *size).cumsum(0)
+        values = draw.values(3, *size)
+        values = values.to(torch.float32).cumsum(0).to(values.dtype)  # half: not in every torch
         number = draw.whole(1, 3)
         options = {"generator": draw.generator()}
 
@@ -1200,7 +1202,8 @@ def run(seed: int, number: int) -> Outcome:
         one_line = len(str(error).splitlines()) == 1
         return outcome("refused" if one_line else "failed", f"{type(error).__name__}: {error}")
     except Exception as error:
-        return outcome("failed", f"{type(error).__name__}: {error}\n{last_lines()}")
+        kind = "refused" if NO_DRIVER in str(error) else "failed"
+        return outcome(kind, f"{type(error).__name__}: {error}\n{last_lines()}")
     try:
         if oracle is not None and not spoilt:
             oracle(found)
