@@ -336,7 +336,7 @@ def _inside(p: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def _find(probs: Tensor, background: int | None) -> _Parts:
-    """Best non-background class, among those in the set where thresholds are per class."""
+    """The best class besides the background, and the background's score."""
     batch = probs.detach() if probs.ndim == 4 else probs.detach().unsqueeze(0)
     best, best_class = best_of_classes(batch, background, None)
     if probs.ndim == 3:
