@@ -24,9 +24,8 @@ test-all: $(VENV)/.dev
 	CI=true NIGHTLY=true $(BIN)/python -m pytest -n 2 -q
 
 # The tests with the lowest versions that pyproject.toml allows, and without what only developers have.
-# A figure of one page rounds otherwise there.
 test-lowest: $(LOWEST)/.done
-	$(LOWEST)/bin/python -m pytest -n 2 --ignore=docs/guide/sam3.md
+	$(LOWEST)/bin/python -m pytest -n 2
 
 # Random calls of every public function; the tests make 3,000 of them.
 FUZZ_CALLS ?= 100000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import multiprocessing
 import os
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from tests.support.folders import DataSet, command, files, make, options, refuse
 
 from cpseg import pseudo_labels
 from cpseg._internal.threads import in_order, shared
+from cpseg.files.score_arrays import from_numpy, shape_from_numpy
 
 Capture = pytest.CaptureFixture[str]
 
@@ -260,3 +264,26 @@ def test_a_forked_process_has_helpers_of_its_own() -> None:
         assert answers.get()
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_parser_that_threads_disturb_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Python 3.11 counts the depth of its parser for all threads together."""
+    path, probs = tmp_path / f"x{suffix}", np.zeros((2, 3, 4), np.float32)
+    np.save(path, probs) if suffix == ".npy" else np.savez(path, probs=probs)
+    parse, calls = ast.literal_eval, itertools.count()
+
+    def disturbed(text: str) -> object:
+        if next(calls) % 3 < 2:
+            raise SystemError("AST constructor recursion depth mismatch (before=51, after=47)")
+        return parse(text)
+
+    monkeypatch.setattr(ast, "literal_eval", disturbed)
+    assert from_numpy(path, "probs").shape == (2, 3, 4)
+    assert tuple(shape_from_numpy(path)) == (2, 3, 4)
+    assert next(calls) > 4
+    monkeypatch.setattr(ast, "literal_eval", lambda text: 1 // 0)
+    with pytest.raises(ValueError, match="unreadable"):
+        from_numpy(path, "probs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,12 +18,14 @@ from cpseg.files.image_folders import places_of
 
 T = TypeVar("T")
 TORCH = (".pt", ".pth")
+_PARSER_TRIES = 50
 OF_ALL_IMAGES = (".npz", ".safetensors", *TORCH)  # forms of a file with the scores of all images
 
 
 def from_numpy(path: Path, name: str, entry: str | None = None) -> Tensor:
     """An array of a ``.npy`` or ``.npz`` file: ``entry``, or ``name``, or the only one."""
-    try:
+
+    def read() -> Tensor:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return torch.from_numpy(loaded)
@@ -32,6 +34,9 @@ def from_numpy(path: Path, name: str, entry: str | None = None) -> Tensor:
                 return torch.from_numpy(loaded[entry])
             arrays = {each: torch.from_numpy(loaded[each]) for each in loaded.files}
             return only(path, arrays, name)
+
+    try:
+        return _parsed(read)
     except FileNotFoundError:
         raise
     except Exception as error:  # from zip, zlib, NumPy's header parser: anything may come
@@ -39,10 +44,26 @@ def from_numpy(path: Path, name: str, entry: str | None = None) -> Tensor:
         raise damaged(path, f"a {path.suffix} file of {kind}", error) from error
 
 
+def _parsed(read: Callable[[], T]) -> T:
+    """``read()``, again where a header could not be parsed because another thread parsed one.
+
+    NumPy's headers are Python literals. Before Python 3.12 the parser counts its depth for all
+    threads together, and raises SystemError where two of them meet.
+    """
+    for _ in range(_PARSER_TRIES):
+        try:
+            return read()
+        except SystemError as error:
+            if "recursion depth" not in str(error):
+                raise
+    return read()
+
+
 def shape_from_numpy(path: Path, entry: str | None = None) -> Sequence[int]:
     """The shape of an array of a ``.npy`` or ``.npz`` file, from its header."""
     header = np.lib.format
-    try:
+
+    def read() -> Sequence[int]:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
         if isinstance(loaded, np.ndarray):
             return tuple(loaded.shape)
@@ -50,9 +71,12 @@ def shape_from_numpy(path: Path, entry: str | None = None) -> Sequence[int]:
             name = entry or only(path, {name: name for name in loaded.files})
             with loaded.zip.open(f"{name}.npy") as file:
                 old = header.read_magic(file) == (1, 0)
-                read = header.read_array_header_1_0 if old else header.read_array_header_2_0
-                size: tuple[int, ...] = read(file)[0]
+                parse = header.read_array_header_1_0 if old else header.read_array_header_2_0
+                size: tuple[int, ...] = parse(file)[0]
                 return size
+
+    try:
+        return _parsed(read)
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(f"{path}:"):
             raise
