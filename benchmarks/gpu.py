@@ -36,13 +36,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import cpseg
-from run import HERE, Row, facts_of_this_run, keep
+from run import HERE, Row, facts_of_this_run, keep, write_data
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 SHARE = 0.8  # of the bandwidth of a copy
@@ -396,25 +394,7 @@ def label_command(bench: Bench) -> Iterator[Case]:
     images, classes, side = (16 if bench.cuda else 3), 21, bench.side
 
     def write(root: Path) -> None:
-        (root / "images").mkdir()
-        (root / "probs").mkdir()
-        for number in range(images):
-            coarse = 3 * torch.randn(1, classes, side // 16, side // 16)
-            smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
-            noisy = (smooth + 0.3 * torch.randn(1, classes, side, side))[0].softmax(0)
-            stored = (255 * noisy).round().to(torch.uint8).numpy()
-            np.savez_compressed(root / f"probs/{number:02d}.npz", probs=stored)
-            Image.new("RGB", (side, side)).save(root / f"images/{number:02d}.png")
-        names = [f"images/{number:02d}.png\n" for number in range(images)]
-        (root / "ids.txt").write_text("".join(names))
-        cpseg.Calibration(
-            torch.full((side, side), 0.9),
-            torch.full((side, side), 1000),
-            alpha=0.05,
-            num_images=1000,
-            background=0,
-            num_classes=classes,
-        ).save(root / "rule.safetensors")
+        write_data(root, images, classes, side).save(root / "rule.safetensors")
 
     def run(root: Path, device: str, out: str) -> None:
         shutil.rmtree(root / out, ignore_errors=True)

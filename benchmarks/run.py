@@ -552,6 +552,32 @@ print(seconds, peak * 1024 / 1e9)
 """
 
 
+def write_data(root: Path, images: int, classes: int, side: int) -> cpseg.Calibration:
+    """Images, smooth scores in uint8, ``ids.txt``, and a calibration that keeps most pixels."""
+    import numpy as np
+    from PIL import Image
+
+    (root / "images").mkdir()
+    (root / "probs").mkdir()
+    for number in range(images):
+        coarse = 3 * torch.randn(1, classes, side // 16, side // 16)
+        smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+        noisy = (smooth + 0.3 * torch.randn(1, classes, side, side))[0].softmax(0)
+        stored = (255 * noisy).round().to(torch.uint8).numpy()
+        np.savez_compressed(root / f"probs/{number:02d}.npz", probs=stored)
+        Image.new("RGB", (side, side)).save(root / f"images/{number:02d}.png")
+    lines = [f"images/{number:02d}.png\n" for number in range(images)]
+    (root / "ids.txt").write_text("".join(lines))
+    return cpseg.Calibration(
+        torch.full((side, side), 0.9),
+        torch.full((side, side), 1000),
+        alpha=0.05,
+        num_images=1000,
+        background=0,
+        num_classes=classes,
+    )
+
+
 def label_command() -> Iterator[Row]:
     """``cpseg label`` from files to files, beside reading and writing them without it."""
     import shutil
@@ -567,26 +593,8 @@ def label_command() -> Iterator[Row]:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "images").mkdir()
-        (root / "probs").mkdir()
-        for number in range(images):
-            coarse = 3 * torch.randn(1, classes, side // 16, side // 16)
-            smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
-            noisy = (smooth + 0.3 * torch.randn(1, classes, side, side))[0].softmax(0)
-            stored = (255 * noisy).round().to(torch.uint8).numpy()
-            np.savez_compressed(root / f"probs/{number:02d}.npz", probs=stored)
-            Image.new("RGB", (side, side)).save(root / f"images/{number:02d}.png")
-        names = [f"images/{number:02d}.png" for number in range(images)]
-        (root / "ids.txt").write_text("".join(f"{name}\n" for name in names))
-        calibration = cpseg.Calibration(
-            torch.full((side, side), 0.9),
-            torch.full((side, side), 1000),
-            alpha=0.05,
-            num_images=1000,
-            background=0,
-            num_classes=classes,
-        )
-
+        calibration = write_data(root, images, classes, side)
+        names = (root / "ids.txt").read_text().split()
         label(Source(root, root / "probs"), root / "ids.txt", calibration, root / "made")
         masks = [Image.open(root / "made" / "masks" / name).copy() for name in names]
 

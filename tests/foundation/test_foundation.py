@@ -309,15 +309,21 @@ def test_groupvit_equals_the_softmax_over_prompts(folders: Folders) -> None:
     assert float((probs.sum(1) - 1).abs().amax()) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["mask2former", "maskformer", "oneformer"])
-def test_queries_are_summed_and_bounded(kind: str, folders: Folders) -> None:
-    path, images = folders(kind), picture(2, 90, 131)
-    model, task = open_model(path, kind), {}
+def plain_output(kind: str, path: Path, model: Foundation, images: Tensor):
+    """What the model of a vocabulary gives for the input that it gets here."""
+    task = {}
     if kind == "oneformer":
         text = tokens(path, ["the task is semantic"] * 2, padding="max_length", max_length=32)
         task["task_inputs"] = text["input_ids"] * text["attention_mask"]
     with torch.no_grad():
-        found = plain(kind, path)(pixel_values=exact_input(model, images), **task)
+        return plain(kind, path)(pixel_values=exact_input(model, images), **task)
+
+
+@pytest.mark.parametrize("kind", ["mask2former", "maskformer", "oneformer"])
+def test_queries_are_summed_and_bounded(kind: str, folders: Folders) -> None:
+    path, images = folders(kind), picture(2, 90, 131)
+    model = open_model(path, kind)
+    found = plain_output(kind, path, model, images)
     classes = softmax(found.class_queries_logits.numpy(), -1)[..., :-1]
     masks = sigmoid(found.masks_queries_logits.numpy())
     claims = np.zeros((2, 4, *masks.shape[-2:]))
@@ -417,12 +423,8 @@ def test_scores_are_those_of_transformers_own_postprocessing(kind: str, folders:
     post_process = transformers.AutoImageProcessor.from_pretrained(
         path
     ).post_process_semantic_segmentation
-    model, more = open_model(path, kind), {}
-    if kind == "oneformer":
-        text = tokens(path, ["the task is semantic"] * 2, padding="max_length", max_length=32)
-        more["task_inputs"] = text["input_ids"] * text["attention_mask"]
-    with torch.no_grad():
-        output = plain(kind, path)(pixel_values=exact_input(model, images), **more)
+    model = open_model(path, kind)
+    output = plain_output(kind, path, model, images)
     found = post_process(output, target_sizes=[size] * 2, return_segmentation_scores=True)
     scores = torch.stack([each["segmentation_scores"] for each in found]).numpy()
     by_queries = hasattr(output, "class_queries_logits")
