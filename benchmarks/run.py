@@ -204,7 +204,7 @@ def update() -> Iterator[Row]:
             301,
             "absorbing waiting images is not in the median: next row"
             if title == "random labels"
-            else "gather reads along cache lines here; the check of all values costs more",
+            else "gather reads along cache lines here",
         )
     labels = cases["random labels"]
 

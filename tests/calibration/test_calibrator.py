@@ -641,6 +641,48 @@ def test_a_batch_that_is_none_leaves_nothing_behind(variant: str, number: int) -
     assert equal(before, after)
 
 
+def one_large_batch() -> tuple[Tensor, Tensor]:
+    """More probabilities than those whose every value is checked, and void pixels."""
+    generator = seeded(0)
+    probs = torch.rand(1, 8, 256, 256, generator=generator)
+    labels = torch.randint(8, (1, 256, 256), generator=generator)
+    return probs, labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.1, 255)
+
+
+@pytest.mark.parametrize("value", [NAN, -0.01, 1.01])
+@pytest.mark.parametrize("score", ["lac", "aps", "margin"])
+def test_a_value_that_a_score_uses_is_seen_wherever_it_is(score: str, value: float) -> None:
+    probs, labels = one_large_batch()
+    calibrator = Calibrator(groups.image((256, 256)), score=score)
+    for row, column in ((0, 0), (101, 57), (255, 255)):
+        labels[0, row, column] = 3
+        bad = probs.clone()
+        bad[0, 3, row, column] = value
+        with raises(ValueError, "Calibrator.update", r"probs in \[0, 1\], got"):
+            calibrator.update(bad, labels)
+    assert calibrator.num_images == 0
+
+
+def test_of_a_large_batch_lac_looks_at_rows_of_the_other_classes() -> None:
+    """A model that is not bounded is found. What no label asks for is no score."""
+    probs, labels = one_large_batch()
+    labels = labels.clamp(max=3).masked_fill(labels == 255, 255)
+    want = Calibrator(groups.image((256, 256)))
+    want.update(probs, labels)
+    for scale in (1.5, 100.0):  # the labels' own probabilities stay
+        wrong = probs.clone()
+        wrong[:, 4:] *= scale
+        with raises(ValueError, "Calibrator.update", r"probs in \[0, 1\], got values from"):
+            Calibrator(groups.image((256, 256))).update(wrong, labels)
+    stray = probs.clone()
+    stray[0, 7, 1, 5] = NAN
+    got = Calibrator(groups.image((256, 256)))
+    got.update(stray, labels)
+    assert equal(got.compute(), want.compute())
+    with raises(ValueError, "Calibrator.update", "got NaN"):
+        Calibrator(groups.image((256, 256)), score="aps").update(stray, labels)
+
+
 def test_values_at_the_very_ends_are_fine() -> None:
     for dtype in FLOATS:
         probs = torch.tensor([0.0, 1.0, -0.0], dtype=dtype).reshape(1, 3, 1, 1).expand(1, 3, *GRID)

@@ -149,8 +149,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The kernel of Triton, run by its interpreter."""
     if not KERNEL.exists():
         pytest.skip("benchmarks are not part of this copy")
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
+    triton = pytest.importorskip("triton")
+    if int(triton.__version__.split(".")[0]) < 3:
+        pytest.skip("triton before 3 has another interpreter")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     return load(KERNEL, "triton_selection_interpreted")
 
@@ -327,7 +328,7 @@ def test_steps_off_the_cpu_look_at_no_value(per_class: bool) -> None:
     uncertainty = meta(2, 1, 8, 16) if per_class else None
     cpseg.sum_loss(logits, meta(2, 1, 8, 16), uncertainty=uncertainty).backward()
     assert logits.grad is not None
-    with pytest.raises(RuntimeError, match="meta"):
+    with pytest.raises(RuntimeError, match=r"[Mm]eta"):
         bool(probs.isnan().any())
 
 

@@ -35,6 +35,7 @@ from cpseg._internal.checks import (
     message,
     shape,
     short,
+    surely_in_unit_interval,
 )
 from cpseg._internal.streaming import begin_sync, gather_alike, refuse_after_sync
 from cpseg.calibration.calibration import UNITS, Calibration
@@ -43,8 +44,8 @@ from cpseg.calibration.score_stores import BinnedScores, ClassScores, TopScores
 from cpseg.core.nonconformity import (
     check_drawing,
     check_score,
-    nonconformity_unchecked,
     score_range,
+    scores_and_void,
 )
 from cpseg.core.quantiles import from_top
 from cpseg.groups.fixed import check_groups, is_pixelwise
@@ -53,6 +54,7 @@ from cpseg.recalibration.recalibration import Recalibration, join_for
 from cpseg.recalibration.sources import Probs
 
 _MOST_SCORES = 2**36  # 256 GiB
+_LOOKED_AT = 2**17  # of the probabilities that the score does not use, about so many are checked
 
 
 class Calibrator:
@@ -245,6 +247,8 @@ class Calibrator:
                 than before, scores outside [0, 1] or NaN, labels that are neither class nor void,
                 more than ``max_images`` images, an id that came before. Nothing of the batch is
                 counted. On an accelerator the two checks on values are reported by ``compute``.
+                LAC uses the probability of the true class alone: of the others in a large batch
+                some rows are checked, about 100,000 values.
             TypeError: wrong dtypes.
         """
         where = "Calibrator.update"
@@ -264,17 +268,18 @@ class Calibrator:
         check_drawing(where, self.score, probs, self.generator)
         self._check_room(where, len(probs), probs.device)
         if probs.device.type == "cpu":
-            own = probs if self._num_source is None else probs[:, : self._num_source]
-            check_unit_interval(where, own, name="probs", fix=SCORES_FIX)
-            scores = self._score(where, probs, labels)
+            scores, void = self._score(where, probs, labels)
+            if not all(map(surely_in_unit_interval, self._used(probs, scores))):
+                check_unit_interval(where, self._source(probs), name="probs", fix=SCORES_FIX)
         else:
             labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
-            own = probs if self._num_source is None else probs[:, : self._num_source]
-            inside = in_unit_interval(own)
-            scores = self._score(where, probs, labels)
-            scores = self._without_bad(scores, bad.any() | ~inside)
+            scores, void = self._score(where, probs, labels)
+            outside = [~in_unit_interval(values) for values in self._used(probs, scores)]
+            scores = self._without_bad(scores, torch.stack([bad.any(), *outside]).any())
+        if void is not None:
+            scores.masked_fill_(void, torch.nan)
         self.num_classes = num_classes
         self._largest_image = max(self._largest_image, scores[0].numel())
         scores = to_grid(scores, self._grid)
@@ -484,7 +489,9 @@ class Calibrator:
             expected = "a calibrator that keeps every score"
             got, fix = f"max_images={self.max_images}", "build it without max_images"
             raise ValueError(message(where, expected, got, fix))
-        scores = self._score(where, probs, labels)
+        scores, void = self._score(where, probs, labels)
+        if void is not None:
+            scores.masked_fill_(void, torch.nan)
         rows = scores.reshape(-1, *scores.shape[-2:])
         classes = None
         if self.per_class:
@@ -541,16 +548,22 @@ class Calibrator:
             raise ValueError(message(where, "the number of classes for raps", "none", fix))
         return score_range(self.score, self.num_classes or 1)
 
-    @property
-    def _num_source(self) -> int | None:
-        return self.num_classes if self.recalibration is None else self.recalibration.num_source
+    def _source(self, probs: Tensor) -> Tensor:
+        """The probabilities of a model, without the image features that may follow them."""
+        return probs if self.recalibration is None else probs[:, : self.recalibration.num_source]
 
-    def _score(self, where: str, probs: Tensor, labels: Tensor) -> Tensor:
+    def _used(self, probs: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        """The values that must lie in [0, 1]: all that scores are made of, and rows of the rest."""
+        probs = self._source(probs)
+        if self.score != "lac" or self.recalibration is not None:
+            return (probs,)
+        step = max(1, probs.numel() // _LOOKED_AT)
+        return probs[..., ::step, :], scores
+
+    def _score(self, where: str, probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.recalibration is not None:
             probs = self.recalibration(probs)
-        return nonconformity_unchecked(
-            where, probs, labels, self.ignore_index, self.score, self.generator
-        )
+        return scores_and_void(where, probs, labels, self.ignore_index, self.score, self.generator)
 
     def _take(self, scores: Tensor, classes: Tensor | None) -> None:
         """Let every store take scores on the grid."""

@@ -13,7 +13,7 @@ from cpseg._internal.checks import is_compiling
 from cpseg._internal.threads import shared
 
 _CACHED = 2**18  # probabilities that a step on the CPU reads, and then finds in the cache
-_BAND = 2**15  # pixels at least whose labels are made at once
+_BAND = 2**16  # pixels whose labels are made at once
 _FEW = 8  # classes that a compiled kernel reads at once, without groups
 _LEAST_FOR_A_THREAD = 2**20  # probabilities; a thread for fewer is not worth waking
 
@@ -74,7 +74,8 @@ class Tile(NamedTuple):
         image: number of the image in the batch.
         rows: of the image.
         best: the largest score ``[h, W]``, float32 (float64 of float64); its memory is used again.
-        best_class: the lowest class that has it, as a float of the same kind; likewise.
+        best_class: the lowest class that has it, K where the score is NaN, as a float of the same
+            kind; likewise.
     """
 
     image: int
@@ -93,7 +94,7 @@ def for_each_tile(
 
     ``max`` with indices reads class after class without vector instructions, and so does a
     comparison that writes bytes. One that writes floats does not: 1 where a score is the largest,
-    times a code that is larger the lower the class, has the lowest such class as its maximum.
+    times a negative code, the class less K, has the lowest such class as its minimum.
 
     Args:
         probs: float ``[B, K, H, W]`` on the CPU.
@@ -103,14 +104,17 @@ def for_each_tile(
     """
     batch, num_classes, height, width = probs.shape
     kind = torch.promote_types(probs.dtype, torch.float32)
+    threads = max(1, min(torch.get_num_threads(), probs.numel() // _LEAST_FOR_A_THREAD))
     step = max(1, _CACHED // (num_classes * width))
-    band = step * max(1, _BAND // (step * width))
+    band = step * max(1, min(_BAND, batch * height * width // threads) // (step * width))
     step, band = min(step, height), min(band, height)
     first, *others = _spans(num_classes, background)
     if not others:  # the background is at an end, or there is none
         probs = probs[:, first]
-    codes = torch.arange(num_classes, 0, -1, dtype=kind, device=probs.device).reshape(-1, 1, 1)
+    codes = torch.arange(-num_classes, 0, dtype=kind, device=probs.device).reshape(-1, 1, 1)
     codes = codes if others else codes[first]
+    if others and background is not None:
+        codes[background] = 0
     channels_last = probs.stride(1) == 1 and probs.stride(3) == num_classes > 1
     as_it_is = probs.dtype == kind
     if threshold is not None:
@@ -145,11 +149,10 @@ def for_each_tile(
                     part = (scores if lines == step else scores[:, :lines]).copy_(part)
                 largest(part, part_best)
                 torch.eq(part, part_best, out=part_equal)
-                largest(part_equal.mul_(codes), part_code)
+                torch.amin(part_equal.mul_(codes), 0, out=part_code)
             # A NaN equals nothing, itself included: it has code 0.
-            take(Tile(image, rows, best, code.clamp_(min=1).neg_().add_(num_classes)))
+            take(Tile(image, rows, best, code.add_(num_classes)))
 
-    threads = min(torch.get_num_threads(), probs.numel() // _LEAST_FOR_A_THREAD)
     shared(work, itertools.product(range(batch), range(0, height, band)), threads)
 
 
@@ -162,7 +165,7 @@ def _tiled(
 
     def take(tile: Tile) -> None:
         best[tile.image, tile.rows] = tile.best
-        best_class[tile.image, tile.rows] = tile.best_class
+        best_class[tile.image, tile.rows] = tile.best_class.clamp_(max=num_classes - 1)
 
     for_each_tile(probs, background, threshold, take)
     return best, best_class

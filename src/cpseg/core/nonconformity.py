@@ -107,8 +107,21 @@ def nonconformity_unchecked(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """:func:`nonconformity` without the checks on shapes; ``where`` names the caller."""
+    found, void = scores_and_void(where, probs, labels, ignore_index, score, generator)
+    return found if void is None else found.masked_fill_(void, torch.nan)
+
+
+def scores_and_void(
+    where: str,
+    probs: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    score: str,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Scores before they are NaN where the pixel is void, and where it is; None if nowhere."""
     if _all_classes(labels, probs):
-        return _of_class(probs, labels.to(torch.int64), score, generator)
+        return _of_class(probs, labels.to(torch.int64), score, generator), None
     labels = labels.to(torch.int64)
     void = labels == ignore_index
     index = torch.where(void, 0, labels)
@@ -117,7 +130,7 @@ def nonconformity_unchecked(
     except RuntimeError:  # an index out of range: say which label it was
         check_label_values(where, labels, probs.shape[-3], ignore_index)
         raise
-    return found.masked_fill_(void, torch.nan)
+    return found, void
 
 
 def _all_classes(labels: Tensor, probs: Tensor) -> bool:
