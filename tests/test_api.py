@@ -247,7 +247,7 @@ SIGNATURES: dict[Any, tuple[list[str], list[str]]] = {
     Calibration.from_parts: (["tensors", "metadata"], ["where="]),
     Evidence.pseudo_labels: (["self", "threshold"], ["ignore_index=", "dtype="]),
     Evidence.score_of: (["self", "labels"], ["ignore_index="]),
-    Evidence.argmax: (["self"], []),
+    Evidence.argmax: (["self"], ["dtype="]),
     Recalibrator: (
         ["num_classes"],
         [

@@ -373,8 +373,21 @@ def test_evidence_argmax_is_the_first_largest(seed: int, num_classes: int) -> No
     probs, _ = adversarial(seed, num_classes, torch.float32, rank=0)
     want = np.argmax(probs.numpy(), 1)  # the first of the largest
     for background in backgrounds(num_classes):
-        got = evidence(probs, background=background).argmax()
-        assert same(got, want)
+        found = evidence(probs, background=background)
+        assert same(found.argmax(), want)
+        assert found.argmax(dtype=torch.uint8).dtype == torch.uint8
+        assert same(found.argmax(dtype=torch.uint8).to(torch.int64), want)
+
+
+def test_an_argmax_of_a_dtype_that_does_not_hold_it() -> None:
+    found = evidence(torch.rand(300, 2, 2), background=None)
+    assert found.argmax(dtype=torch.int16).dtype == torch.int16
+    with raises(
+        ValueError, "Evidence.argmax", r"labels 0\.\.299, got torch\.uint8; pass torch\.int"
+    ):
+        found.argmax(dtype=torch.uint8)
+    with raises(TypeError, "Evidence.argmax", r"integer dtype, got torch\.float32"):
+        found.argmax(dtype=torch.float32)
 
 
 # --- laws 4 and 8 ------------------------------------------------------------------------------

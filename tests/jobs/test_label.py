@@ -313,6 +313,19 @@ def test_summary_counts_the_pixels_of_the_masks(data: DataSet, tmp_path: Path) -
     assert kept == labelled / pixels
 
 
+def test_masks_of_an_older_version_are_counted_too(data: DataSet, tmp_path: Path) -> None:
+    calibration, out = thresholds(data), tmp_path / "out"
+    label(source(data), data.ids, calibration, out)
+    before = files(out)
+    entries = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    for entry in entries[::2]:  # as version 0.1 recorded them, or an earlier state of this one
+        entry["facts"] = {name: entry["facts"][name] for name in ("kept", "largest", "same")}
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries))
+    (out / "summary.csv").unlink()
+    label(source(data), data.ids, calibration, out)
+    assert files(out)["summary.csv"] == before["summary.csv"]
+
+
 @pytest.mark.parametrize("background", [0, None])
 def test_evidence_gives_the_same_bytes_as_the_maps(
     data: DataSet, tmp_path: Path, background: int | None

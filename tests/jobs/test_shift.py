@@ -512,7 +512,7 @@ def test_masks_of_which_nothing_was_recorded_are_left_out(data: DataSet, tmp_pat
     label(source(other), other.ids, made, out, tell=said.append)
     assert [notice.is_warning for notice in said] == [True]
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert set(lines[0]["facts"]) == {"kept", "largest", "same"}
+    assert set(lines[0]["facts"]) >= {"kept", "largest", "same"}
     for line in lines:
         del line["facts"]
     (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

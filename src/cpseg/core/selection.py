@@ -122,18 +122,26 @@ class Evidence:
             p = torch.where(labels == self.background, self.background_score, p)
         return (1 - p.to(torch.float32)).masked_fill(labels == ignore_index, torch.nan)
 
-    def argmax(self) -> Tensor:
-        """The most probable class of every pixel, int64; the lowest index among ties.
+    def argmax(self, *, dtype: torch.dtype = torch.int64) -> Tensor:
+        """The most probable class of every pixel, the lowest index among ties.
+
+        Args:
+            dtype: integer dtype of the result.
+
+        Raises:
+            ValueError: ``dtype`` does not hold every class.
+            TypeError: ``dtype`` is not integer.
 
         Example:
             >>> evidence(torch.tensor([0.6, 0.3, 0.1]).reshape(3, 1, 1), background=0).argmax()
             tensor([[0]])
         """
-        label = self.best_class.to(torch.int64)
-        if self.background_score is None or self.background is None:
-            return label
-        tied = (self.background_score == self.best) & (label > self.background)
-        return torch.where((self.background_score > self.best) | tied, self.background, label)
+        _check_dtype("Evidence.argmax", dtype, 0, self.num_classes - 1)
+        label, back = self.best_class, self.background_score
+        if back is not None and self.background is not None:
+            behind = (back > self.best) | ((back == self.best) & (label > self.background))
+            label = label.masked_fill(behind, self.background)
+        return label.to(dtype)
 
 
 def prediction_set(
@@ -347,11 +355,15 @@ def _find(probs: Tensor, background: int | None) -> _Parts:
 
 def _check_output(where: str, ignore_index: int, dtype: torch.dtype, num_classes: int) -> None:
     check_ignore_index(where, ignore_index, num_classes)
+    _check_dtype(where, dtype, min(ignore_index, 0), max(ignore_index, num_classes - 1))
+
+
+def _check_dtype(where: str, dtype: torch.dtype, low: int, high: int) -> None:
+    """An integer dtype that holds labels from ``low`` to ``high``."""
     if dtype not in _LABEL_DTYPES:
         fix = "pass torch.int64 or torch.uint8"
         raise TypeError(message(where, "an integer dtype", short(dtype), fix))
     info = torch.iinfo(dtype)
-    low, high = min(ignore_index, 0), max(ignore_index, num_classes - 1)
     if low < info.min or high > info.max:
         expected = f"a dtype that holds labels {low}..{high}"
         raise ValueError(message(where, expected, str(dtype), "pass torch.int64"))

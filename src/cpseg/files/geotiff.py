@@ -25,6 +25,7 @@ from cpseg._internal.checks import (
 from cpseg._internal.safe_files import damaged
 from cpseg.core.mask_format import VOID
 from cpseg.files.annotations import Annotated, check_class_names
+from cpseg.files.score_arrays import from_bytes
 
 RASTERS = (".tif", ".tiff")
 _NEAR = 0.01  # of a pixel: what positions of tiles may be off by rounding
@@ -233,7 +234,7 @@ def _labels(path: Path, source: Any, part: Any, select: Callable[[Tensor], Tenso
     probs = _tensor(path, _read(path, source, window=part))
     empty = torch.from_numpy(source.dataset_mask(window=part)) == 0
     if probs.dtype == torch.uint8:
-        probs = probs.to(torch.float32) / 255
+        probs = from_bytes(probs)
     if not probs.is_floating_point():
         expected, fix = "uint8 or floating-point bands", "convert and write it anew"
         raise ValueError(message(str(path), expected, str(probs.dtype), fix))

@@ -59,6 +59,15 @@ def _parsed(read: Callable[[], T]) -> T:
     return read()
 
 
+def from_bytes(stored: Tensor) -> Tensor:
+    """Probabilities that are stored as uint8, p = u/255, as float32.
+
+    By NumPy, which asks Linux for large pages: 22 MB in pages of 4 kB take longer to get than to
+    compute, above all in several threads.
+    """
+    return torch.from_numpy(np.true_divide(stored.numpy(), np.float32(255), dtype=np.float32))
+
+
 def shape_from_numpy(path: Path, entry: str | None = None) -> Sequence[int]:
     """The shape of an array of a ``.npy`` or ``.npz`` file, from its header."""
     header = np.lib.format

@@ -29,6 +29,7 @@ from cpseg.files.geotiff import RASTERS, scores_shape, stored_scores
 from cpseg.files.image_folders import places_of
 from cpseg.files.score_arrays import (
     TORCH,
+    from_bytes,
     from_numpy,
     from_safetensors,
     from_torch,
@@ -108,7 +109,7 @@ def read_scores(
         _check_logits(path, probs)
         probs = probs.to(device)
     elif probs.dtype == torch.uint8:
-        probs = probs.to(device).to(torch.float32) / 255
+        probs = from_bytes(probs).to(device)
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         probs = probs.to(device)
         fix = f"pass --logits, or {SCORES_FIX}, and write the file anew"

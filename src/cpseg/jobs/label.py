@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cpseg._internal.checks import check_count, message, name_file_in_errors
 from cpseg._internal.distributed import barrier, rank, shard
@@ -114,8 +115,9 @@ def label(
         barrier()
         if rank() > 0:
             return float("nan")
-        kept, pixels = _summarise(out, masks, chosen)
-        notices = _notices(folder, masks, chosen, pixels)
+        facts_of_masks = folder.facts(list(masks.values()))
+        kept, pixels = _summarise(out, masks, chosen, facts_of_masks)
+        notices = _notices(masks, chosen, pixels, facts_of_masks)
         calibration.save(out / "calibration.safetensors")
         if labelled is not None:
             lines = _true_masks(folder, source, known, calibration, relative)
@@ -149,7 +151,14 @@ def _label_image(
     with name_file_in_errors(path):
         labels, seen = look(calibration, scores)
     write_mask(mask, labels)
-    folder.record(mask, inputs, stamps, seen._asdict())
+    folder.record(mask, inputs, stamps, {**seen._asdict(), **_pixels(labels)})
+
+
+def _pixels(labels: Tensor) -> dict[str, float]:
+    """Pixels of a mask that are ignored, and of each of its classes, named as in the summary."""
+    *counts, ignored = torch.bincount(labels.flatten(), minlength=VOID + 1).tolist()
+    present = {f"class_{index}": count for index, count in enumerate(counts) if count > 0}
+    return {"ignored": ignored, **present}
 
 
 def _fits(mask: Path, image: Path, calibration: Calibration) -> bool:
@@ -224,11 +233,14 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
 
 
 def _summarise(
-    out: Path, masks: dict[Pair, Path], calibration: Calibration
+    out: Path,
+    masks: dict[Pair, Path],
+    calibration: Calibration,
+    facts: Sequence[Mapping[str, float] | None],
 ) -> tuple[float, list[int]]:
     """Write ``summary.csv``; the kept share over all pixels, and how many every image has.
 
-    The masks are read again from disk, so that a resumed run sums up all of them.
+    Masks that an older version wrote, without a record of their classes, are read again.
     """
     num_classes = calibration.num_classes or VOID
     text = io.StringIO()
@@ -236,11 +248,12 @@ def _summarise(
     names = [f"class_{index}" for index in range(num_classes)]
     writer.writerow(["image", "kept_share", "ignored", *names])
     kept, pixels = 0, []
-    for pair, path in masks.items():
-        labels = read_mask(path, num_classes=num_classes, size=None)
-        counts = torch.bincount(labels.flatten(), minlength=256).tolist()
-        total, ignored = sum(counts), counts[VOID]
-        writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *counts[:num_classes]])
+    for (pair, path), recorded in zip(masks.items(), facts, strict=True):
+        if recorded is None or "ignored" not in recorded:
+            recorded = _pixels(read_mask(path, num_classes=num_classes, size=None))
+        ignored, *row = (int(recorded.get(name, 0)) for name in ("ignored", *names))
+        total = ignored + sum(row)
+        writer.writerow([pair.image, f"{1 - ignored / total:.6f}", ignored, *row])
         kept += total - ignored
         pixels.append(total)
     write_text(out / "summary.csv", text.getvalue())
@@ -248,15 +261,21 @@ def _summarise(
 
 
 def _notices(
-    folder: RunFolder, masks: dict[Pair, Path], calibration: Calibration, pixels: Sequence[int]
+    masks: dict[Pair, Path],
+    calibration: Calibration,
+    pixels: Sequence[int],
+    facts: Sequence[Mapping[str, float] | None],
 ) -> list[Notice]:
     """What is to be said of the images, by what was recorded when their masks were written.
 
     Nothing where masks of an older version, of which nothing was recorded, are among them. Images
     that made the calibration are not compared with themselves.
     """
-    facts = folder.facts(list(masks.values()))
-    looks = [Look(**each) for each in facts if each is not None and set(each) == set(Look._fields)]
+    looks = [
+        Look(*(each[name] for name in Look._fields))
+        for each in facts
+        if each is not None and set(Look._fields) <= set(each)
+    ]
     if len(looks) < len(masks):
         return []
     provenance = calibration.provenance

@@ -96,7 +96,7 @@ def look(calibration: Calibration, scores: Tensor | Evidence) -> tuple[Tensor, L
         [
             (labels != VOID).double().mean(),
             largest.double().mean(),
-            (labels == found.argmax()).double().mean(),
+            (labels == found.argmax(dtype=torch.uint8)).double().mean(),
         ]
     )
     kept, mean, same = facts.tolist()
