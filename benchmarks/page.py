@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "speed.md"
+_SHAPES = "shapes: "
 BEGIN, END = "<!-- made by benchmarks/page.py -->", "<!-- end -->"
 
 
@@ -27,12 +29,33 @@ def table(machine: dict[str, Any]) -> str:
         "|---|---|---|---:|---:|---|",
     ]
     for row in machine["rows"]:
+        if row["name"].startswith(_SHAPES):
+            continue
         median = f"{row['median']:.3g}"
         median = median if row["reached"] else f"**{median}**"
         quartiles = f"{row['low']:.3g} to {row['high']:.3g}"
         cells = (row["name"], row["reference"], row["target"], median, quartiles, row["commit"])
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([facts, "", *lines])
+    return "\n".join([facts, "", *lines, *shapes(machine["rows"])])
+
+
+def shapes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of selection for other numbers of classes: a column for each number of threads."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if row["name"].startswith(_SHAPES):
+            *kind, threads = row["name"].removeprefix(_SHAPES).split(", ")
+            found.setdefault(tuple(kind), {})[threads] = f"{row['median']:.3g}"
+    if not found:
+        return []
+    columns = list(next(iter(found.values())))
+    head = " | ".join(("classes", "dtype", "layout", *columns))
+    lines = [
+        f"| {' | '.join((*kind, *(cells.get(each, '-') for each in columns)))} |"
+        for kind, cells in found.items()
+    ]
+    title = "`pseudo_labels` of two images, as a multiple of `probs.amax(1)` with as many threads:"
+    return ["", title, "", f"| {head} |", "|---|---|---|---:|---:|---:|", *lines]
 
 
 def tables() -> str:
