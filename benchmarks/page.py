@@ -44,8 +44,10 @@ def shapes(rows: Sequence[dict[str, Any]]) -> list[str]:
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if row["name"].startswith(_SHAPES):
-            *kind, threads = row["name"].removeprefix(_SHAPES).split(", ")
-            found.setdefault(tuple(kind), {})[threads] = f"{row['median']:.3g}"
+            classes, dtype, layout, threads = row["name"].removeprefix(_SHAPES).split(", ")
+            kind = (classes.removeprefix("K="), dtype, layout.removesuffix("_format"))
+            threads = threads.removesuffix("s") if threads.startswith("1 ") else threads
+            found.setdefault(kind, {})[threads] = f"{row['median']:.3g}"
     if not found:
         return []
     columns = list(next(iter(found.values())))
