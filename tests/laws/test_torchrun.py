@@ -86,3 +86,37 @@ def test_a_rank_without_an_image_changes_nothing(
     assert [code for code, _, _ in ranks] == [0, 0, 0], ranks
     assert [said for _, said, _ in ranks] == [wanted, "", ""]
     assert files(out) == left
+
+
+@pytest.mark.nightly
+def test_ranks_write_the_layouts_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folders.make(tmp_path / "data", count=7, sizes=((12, 16), (10, 20)))
+    labelled = data.list_ids("labelled.txt", data.images[:2])
+    unlabelled = data.list_ids("unlabelled.txt", data.images[2:], masks=False)
+    thresholds, out = tmp_path / "c.safetensors", tmp_path / "out"
+    (tmp_path / "names.txt").write_text("".join(f"class {index}\n" for index in range(4)))
+    settings = data.options(ids=labelled, background=0, grid="4x4", alpha=0.5)
+    assert command(capsys, "calibrate", *settings, "-o", thresholds).code == 0
+    words = data.options(
+        ids=unlabelled,
+        calibration=thresholds,
+        labelled=labelled,
+        names=tmp_path / "names.txt",
+        copy_images=True,
+    )
+    runs = [
+        ["label", *words, "--output-layout", layout, "-o", str(out / layout)]
+        for layout in ("yolo", "mmseg", "voc", "ade")
+    ]
+    results = [command(capsys, *words) for words in runs]
+    assert [result.code for result in results] == [0] * 4, results
+    left = files(out)
+    shutil.rmtree(out)
+    ranks = ranks_of(3, runs)
+    assert [code for code, _, _ in ranks] == [0, 0, 0], ranks
+    now = files(out)
+    assert set(now) == set(left)
+    different = {name for name in now if now[name] != left[name]}
+    assert different <= {"ade/manifest.jsonl"}  # times of the masks that its own are made from

@@ -257,11 +257,13 @@ def test_bad_input_is_named(data: DataSet, tmp_path: Path) -> None:
     refused(where, "a list of labelled images", labelled=None, repeat_labelled=2)
     refused(where, "a folder as probs", "nowhere", probs=tmp_path / "nowhere")
     refused(where, "folders of scores", "got none", probs=[])
-    refused(where, "as calibrated", probs=[data.probs, data.probs])
+    refused(where, "as calibrated", "pass one probs= and no", probs=[data.probs, data.probs])
+    refused(where, "as calibrated", "and no features=", features=data.probs)
     refused("PseudoLabelled", "mean and std", "one of them", mean=(0.5,))
     refused("PseudoLabelled", "std as positive numbers", mean=(0.5,), std=(0,))
     images = data.list_ids("images.txt", data.images[:2], masks=False)
     refused(f"{images}, line 1", "'image mask'", labelled=images)
+    refused("masks=", "a folder", "nowhere", labelled=images, masks=tmp_path / "nowhere")
     short = rows(data, calibration, mean=(0.1, 0.2), std=(1, 1))
     with pytest.raises(ValueError, match="mean and std of 3 channels, got 2"):
         short[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,19 @@ from cpseg.files.model_scores import ScoreFolder
 from cpseg.jobs.sources import as_calibrated, scores_of_image
 
 _WHERE = "PseudoLabelled.from_folders"
+_OPTION = re.compile(r"--(root|ids|probs|labelled|masks|features)\b")
+
+
+@contextlib.contextmanager
+def _by_keyword() -> Iterator[None]:
+    """Errors name the keywords of ``from_folders`` where they name options of the command."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        said = _OPTION.sub(r"\1=", str(error))
+        if said == str(error):
+            raise
+        raise type(error)(said) from error
 
 
 class Images(Dataset[Tensor]):
@@ -124,6 +139,17 @@ def open_folders(
         features=None if features is None else Path(features),
         masks=None if masks is None else Path(masks),
     )
+    with _by_keyword():
+        return _opened(source, ids, calibration, labelled, repeat_labelled)
+
+
+def _opened(
+    source: Source,
+    ids: str | Path | None,
+    calibration: Calibration,
+    labelled: str | Path | None,
+    repeat_labelled: int,
+) -> Folders:
     source = as_calibrated(_WHERE, source, calibration)
     known = [] if labelled is None else source.read_ids(labelled)
     source.check_masks(known, str(labelled))
@@ -133,7 +159,7 @@ def open_folders(
     located = source.locate(pairs)
     for image in (pair.image for pair in (*known, *pairs)):
         if not (source.root / image).is_file():
-            expected, got = f"an image {image} in {root}", "no such file"
+            expected, got = f"an image {image} in {source.root}", "no such file"
             raise FileNotFoundError(message(_WHERE, expected, got, "check root and lists"))
     paths = [source.root / pair.image for pair in pairs]
     classes = calibration.num_classes or VOID
