@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,49 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, length: float)
 def test_any_damaged_byte_is_a_plain_error_or_reads(tmp_path: Path, suffix: str, flip: int) -> None:
     path = write(tmp_path / f"a{suffix}", probs=scores())
     damage_every_byte(path, flip, lambda: read_scores(path))
+
+
+@pytest.mark.parametrize("flip", [0xFF, 0x01, 0x20])
+def test_any_damaged_byte_of_a_mapped_file_is_a_plain_error_or_reads(
+    tmp_path: Path, flip: int
+) -> None:
+    path = write(tmp_path / "a.npy", probs=scores())
+    damage_every_byte(path, flip, lambda: read_scores(path, mapped=True))
+
+
+def test_a_mapped_file_reads_or_complains_like_a_whole_one(tmp_path: Path) -> None:
+    arrays = [scores().astype(kind) for kind in (np.float16, np.float32, np.float64)]
+    arrays += [np.arange(60, dtype=np.uint8).reshape(3, 4, 5), np.asfortranarray(scores())]
+    arrays += [scores()[:, 0], np.zeros((3, 0, 5), np.float32), np.ones((3, 4, 5), np.int64)]
+    arrays += [7 * scores(), np.array([{}], dtype=object)]
+    paths = [tmp_path / f"{number}.npy" for number in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        np.save(path, array, allow_pickle=True)
+    (tmp_path / "short.npy").write_bytes(paths[1].read_bytes()[:-1])
+
+    def outcome(path: Path, *, mapped: bool) -> object:
+        try:
+            found = read_scores(path, mapped=mapped)
+        except ValueError as error:
+            return str(error)
+        assert isinstance(found, Tensor)
+        return found.dtype, found.tolist()
+
+    for path in (*paths, tmp_path / "short.npy"):
+        assert outcome(path, mapped=True) == outcome(path, mapped=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not replace a mapped file")
+def test_scores_stay_where_their_file_is_written_anew(tmp_path: Path) -> None:
+    """Not mapped, they are in memory; mapped, a replaced file leaves them as they were."""
+    path = write(tmp_path / "a.npy", probs=scores())
+    whole, mapped = read_scores(path), read_scores(path, mapped=True)
+    write(tmp_path / "new.npy", probs=1 - scores()).replace(path)
+    assert isinstance(whole, Tensor)
+    assert isinstance(mapped, Tensor)
+    assert np.array_equal(mapped.numpy(), scores())
+    path.write_bytes(b"")
+    assert np.array_equal(whole.numpy(), scores())
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ class Source:
             reading=model.reading,
             size=image_size(image) if image is not None and model.reading.upsample else None,
             entry=self._entry_of(model, path, image),
+            mapped=True,
         )
         class_map = model.class_map
         if isinstance(scores, Evidence):

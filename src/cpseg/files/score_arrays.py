@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -22,11 +23,21 @@ _PARSER_TRIES = 50
 OF_ALL_IMAGES = (".npz", ".safetensors", *TORCH)  # forms of a file with the scores of all images
 
 
-def from_numpy(path: Path, name: str, entry: str | None = None) -> Tensor:
-    """An array of a ``.npy`` or ``.npz`` file: ``entry``, or ``name``, or the only one."""
+def from_numpy(path: Path, name: str, entry: str | None = None, *, mapped: bool = False) -> Tensor:
+    """An array of a ``.npy`` or ``.npz`` file: ``entry``, or ``name``, or the only one.
+
+    With ``mapped`` the values of a ``.npy`` file stay on the disk until they are used. Nothing may
+    write into the file then while the tensor lives; to replace the file is safe.
+    """
+
+    def load() -> Any:
+        if mapped and path.suffix == ".npy":
+            with contextlib.suppress(ValueError, OverflowError):  # empty or damaged: said below
+                return np.load(path, mmap_mode="c", allow_pickle=False)
+        return np.load(path, allow_pickle=False)
 
     def read() -> Tensor:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = load()
         if isinstance(loaded, np.ndarray):
             return torch.from_numpy(loaded)
         with loaded:

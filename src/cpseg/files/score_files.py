@@ -79,6 +79,7 @@ def read_scores(
     reading: ScoreReading = PLAIN,
     size: tuple[int, int] | None = None,
     entry: str | None = None,
+    mapped: bool = False,
 ) -> Tensor | Evidence:
     """The probabilities ``[K, H, W]`` of one image, or :class:`Evidence`, as the file holds.
 
@@ -91,6 +92,8 @@ def read_scores(
         reading: layout, logits and resolution of the scores in the file.
         size: the image's height and width, which ``reading.upsample`` needs.
         entry: the key of the image's scores in a file with those of all images.
+        mapped: leave values of a ``.npy`` file on the disk until they are used, which is faster;
+            then nothing may write into the file while the result lives.
 
     Returns:
         float ``[K, H, W]`` (uint8 becomes float32) or an :class:`Evidence` of ``[H, W]`` tensors.
@@ -101,7 +104,7 @@ def read_scores(
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    probs = read_stored(path, entry)
+    probs = read_stored(path, entry, mapped=mapped)
     if not isinstance(probs, Tensor):
         return _as_evidence(path, *probs, device)
     _three(path, probs.shape, reading)
@@ -124,13 +127,14 @@ def read_scores(
 
 
 def read_stored(
-    path: Path, entry: str | None = None
+    path: Path, entry: str | None = None, *, mapped: bool = False
 ) -> Tensor | tuple[dict[str, Tensor], dict[str, Any]]:
     """The array in a score file as it is stored, or the tensors and facts of an evidence file.
 
     Args:
         path: the file.
         entry: the key of the image's scores in a file with those of all images.
+        mapped: see :func:`read_scores`.
 
     Raises:
         ValueError: a damaged file, or several arrays of which none is ``probs``.
@@ -141,7 +145,7 @@ def read_stored(
     if path.suffix in RASTERS:
         return stored_scores(path)
     if path.suffix != ".safetensors":
-        return from_numpy(path, "probs", entry)
+        return from_numpy(path, "probs", entry, mapped=mapped)
     if entry is not None:
         stored: Tensor = from_safetensors(path, entry)
         return stored
