@@ -292,3 +292,26 @@ def test_facts_of_a_file_are_there_for_the_next_run_and_other_ranks(
     )
     with open_run_folder(out, "x") as folder:
         assert folder.facts([made, plain, other]) == [{"kept": 0.5}, None, {"a": 1.0}]
+
+
+def test_a_line_in_which_a_digit_changed_records_nothing(
+    tmp_path: Path, sources: list[Path]
+) -> None:
+    out = tmp_path / "out"
+    with open_run_folder(out, "x") as folder:
+        made = out / "made.bin"
+        made.write_bytes(b"made")
+        folder.record(made, sources, folder.stamps(*sources), {"class_3": 41, "kept": 0.5})
+    path = out / "manifest.jsonl"
+    for before, after in (("41", "47"), ("class_3", "class_2"), ("0.5", "0.6")):
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with open_run_folder(out, "x") as folder:
+            assert folder.facts([made]) == [None]
+        path.write_text(text)
+    entry = json.loads(text)
+    del entry["crc32"]  # as older versions wrote it
+    path.write_text(json.dumps(entry) + "\n")
+    with open_run_folder(out, "x") as folder:
+        assert folder.facts([made]) == [{"class_3": 41.0, "kept": 0.5}]

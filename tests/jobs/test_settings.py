@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_a_job_takes_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [CalibrationSettings, CertificationSettings, SweepSettings])
 def test_every_setting_is_documented(kind: type) -> None:
     for field in fields(kind):
-        assert f"\n        {field.name}: " in str(kind.__doc__), field.name
+        assert f"\n    {field.name}: " in str(inspect.getdoc(kind)), field.name
 
 
 def test_a_variant_without_a_function_of_its_name_is_no_other_variant(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,24 +126,38 @@ def _line(key: str, entry: Entry) -> str:
     content = {"file": key, **entry._asdict()}
     if entry.facts is None:
         del content["facts"]
-    return json.dumps(content, separators=(",", ":")) + "\n"
+    return _json({**content, "crc32": _checksum(content)}) + "\n"
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(_json(content).encode())
 
 
 def _read(path: Path) -> dict[str, Entry]:
-    """The entries of a manifest or a log. A line that is torn or damaged records nothing."""
+    """The entries of a manifest or a log. A line that is torn or damaged records nothing.
+
+    Lines of older versions have no checksum.
+    """
     if not path.exists():
         return {}
     entries = {}
     for line in path.read_bytes().splitlines():
         try:
             key, entry = _parse(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
         entries[key] = entry
     return entries
 
 
-def _parse(content: Any) -> tuple[str, Entry]:
+def _parse(content: dict[str, Any]) -> tuple[str, Entry]:
+    checksum = content.pop("crc32", None)
+    if checksum is not None and checksum != _checksum(content):
+        raise ValueError("damaged")
     sources: Sequence[Any] = content["sources"]
     stamps = tuple(Stamp(*values) for values in sources)
     facts = content.get("facts")

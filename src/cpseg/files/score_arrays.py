@@ -32,7 +32,8 @@ def from_numpy(path: Path, name: str, entry: str | None = None, *, mapped: bool 
 
     def load() -> Any:
         if mapped and path.suffix == ".npy":
-            with contextlib.suppress(ValueError, OverflowError):  # empty or damaged: said below
+            # An empty or damaged file: what is wrong with it is said below.
+            with contextlib.suppress(ValueError, OverflowError), np.errstate(over="ignore"):
                 return np.load(path, mmap_mode="c", allow_pickle=False)
         return np.load(path, allow_pickle=False)
 
