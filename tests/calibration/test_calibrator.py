@@ -663,6 +663,16 @@ def test_a_value_that_a_score_uses_is_seen_wherever_it_is(score: str, value: flo
     assert calibrator.num_images == 0
 
 
+def test_a_batch_that_is_none_takes_no_draws() -> None:
+    probs, labels = one_large_batch()
+    generator = seeded(3)
+    before = generator.get_state()
+    calibrator = Calibrator(groups.image((256, 256)), score="aps", generator=generator)
+    with raises(ValueError, "Calibrator.update", "got NaN"):
+        calibrator.update(probs.index_fill(1, torch.tensor([2]), NAN), labels)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_of_a_large_batch_lac_looks_at_rows_of_the_other_classes() -> None:
     """A model that is not bounded is found. What no label asks for is no score."""
     probs, labels = one_large_batch()

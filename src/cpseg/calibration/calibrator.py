@@ -268,16 +268,23 @@ class Calibrator:
         check_drawing(where, self.score, probs, self.generator)
         self._check_room(where, len(probs), probs.device)
         if probs.device.type == "cpu":
-            scores, void = self._score(where, probs, labels)
-            if not all(map(surely_in_unit_interval, self._used(probs, scores))):
+            if not self._uses_one_class:
                 check_unit_interval(where, self._source(probs), name="probs", fix=SCORES_FIX)
+            scores, void = self._score(where, probs, labels)
+            if self._uses_one_class and not (
+                surely_in_unit_interval(scores) and surely_in_unit_interval(_some_rows(probs))
+            ):
+                check_unit_interval(where, probs, name="probs", fix=SCORES_FIX)
         else:
             labels = labels.to(torch.int64)
             bad = labels_outside(labels, num_classes, self.ignore_index)
             labels = labels.masked_fill(bad, self.ignore_index)
             scores, void = self._score(where, probs, labels)
-            outside = [~in_unit_interval(values) for values in self._used(probs, scores)]
-            scores = self._without_bad(scores, torch.stack([bad.any(), *outside]).any())
+            if self._uses_one_class:
+                inside = in_unit_interval(scores) & in_unit_interval(_some_rows(probs))
+            else:
+                inside = in_unit_interval(self._source(probs))
+            scores = self._without_bad(scores, bad.any() | ~inside)
         if void is not None:
             scores.masked_fill_(void, torch.nan)
         self.num_classes = num_classes
@@ -552,13 +559,10 @@ class Calibrator:
         """The probabilities of a model, without the image features that may follow them."""
         return probs if self.recalibration is None else probs[:, : self.recalibration.num_source]
 
-    def _used(self, probs: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        """The values that must lie in [0, 1]: all that scores are made of, and rows of the rest."""
-        probs = self._source(probs)
-        if self.score != "lac" or self.recalibration is not None:
-            return (probs,)
-        step = max(1, probs.numel() // _LOOKED_AT)
-        return probs[..., ::step, :], scores
+    @property
+    def _uses_one_class(self) -> bool:
+        """Whether a score is made of the probability of the true class alone."""
+        return self.score == "lac" and self.recalibration is None
 
     def _score(self, where: str, probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.recalibration is not None:
@@ -616,6 +620,11 @@ class Calibrator:
         self.num_classes = known.pop() if known else None
         self._largest_image = max(largest)
         return any(images)
+
+
+def _some_rows(probs: Tensor) -> Tensor:
+    """All rows of a small batch, evenly chosen ones of a large batch."""
+    return probs[..., :: max(1, probs.numel() // _LOOKED_AT), :]
 
 
 def _check_classes(

@@ -71,12 +71,14 @@ def _parsed(read: Callable[[], T]) -> T:
     return read()
 
 
-def from_bytes(stored: Tensor) -> Tensor:
+def from_bytes(stored: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Probabilities that are stored as uint8, p = u/255, as float32.
 
-    By NumPy, which asks Linux for large pages: 22 MB in pages of 4 kB take longer to get than to
-    compute, above all in several threads.
+    On the CPU by NumPy, which asks Linux for large pages: 22 MB in pages of 4 kB take longer to get
+    than to compute, above all in several threads.
     """
+    if torch.device(device).type != "cpu":
+        return stored.to(device).to(torch.float32).div_(255)
     return torch.from_numpy(np.true_divide(stored.numpy(), np.float32(255), dtype=np.float32))
 
 

@@ -112,7 +112,7 @@ def read_scores(
         _check_logits(path, probs)
         probs = probs.to(device)
     elif probs.dtype == torch.uint8:
-        probs = from_bytes(probs).to(device)
+        probs = from_bytes(probs, device)
     elif probs.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         probs = probs.to(device)
         fix = f"pass --logits, or {SCORES_FIX}, and write the file anew"

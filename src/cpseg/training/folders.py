@@ -32,7 +32,7 @@ def _by_keyword() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         said = _OPTION.sub(r"\1=", str(error))
-        if said == str(error):
+        if said == str(error) or type(error) not in (ValueError, FileNotFoundError):
             raise
         raise type(error)(said) from error
 
