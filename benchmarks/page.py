@@ -34,7 +34,8 @@ def table(machine: dict[str, Any]) -> str:
         median = f"{row['median']:.3g}"
         median = median if row["reached"] else f"**{median}**"
         quartiles = f"{row['low']:.3g} to {row['high']:.3g}"
-        cells = (row["name"], row["reference"], row["target"], median, quartiles, row["commit"])
+        target = row["target"].replace(" ", "&nbsp;")
+        cells = (row["name"], row["reference"], target, median, quartiles, row["commit"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([facts, "", *lines, *shapes(machine["rows"])])
 
