@@ -148,10 +148,13 @@ def unlike(recorded: ImageProfile | None, looks: Sequence[Look]) -> Notice | Non
     """A warning where images are not like those that calibrated.
 
     The distributions of the kept share and of the mean largest probability are compared by a
-    Kolmogorov-Smirnov test each, at half of ``FALSE_ALARM``. Images on which thresholds were made
-    keep more than new ones: among n images a pixel that keeps its label with a threshold of the
-    others keeps it with its own score among them too. Against them only a larger kept share tells
-    something; that images keep less because the model is less sure shows in the other test.
+    Kolmogorov-Smirnov test each, at half of ``FALSE_ALARM``; that of the kept share is one-sided.
+    Images on which thresholds were made keep more than new ones: among n images a pixel that keeps
+    its label with a threshold of the others keeps it with its own score among them too. Against
+    them only a larger kept share tells something. Images that were left out of their thresholds
+    keep less than new ones, whose thresholds have one score more: the r-th largest of n scores is
+    no lower than that of n - 1 of them. Against them only a smaller kept share tells something.
+    A change the other way, because the model is more or less sure, shows in the other test.
 
     Args:
         recorded: of the calibration, None where a file has none.
@@ -162,11 +165,11 @@ def unlike(recorded: ImageProfile | None, looks: Sequence[Look]) -> Notice | Non
     from scipy.stats import ks_2samp
 
     kept, largest = ([getattr(each, name) for each in looks] for name in ("kept", "largest"))
-    more = "less" if recorded.in_sample else "two-sided"  # "less" is said of the distribution
+    side = "less" if recorded.in_sample else "greater"  # said of the distribution function
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of ties: the approximation will do
         p = min(
-            ks_2samp(kept, recorded.kept, alternative=more).pvalue,
+            ks_2samp(kept, recorded.kept, alternative=side).pvalue,
             ks_2samp(largest, recorded.largest).pvalue,
         )
     if p > FALSE_ALARM / 2:
