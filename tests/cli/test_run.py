@@ -117,6 +117,10 @@ def test_a_certified_rule_or_a_line_that_says_why_not(
         command(capsys, *words(data, tmp_path / "other", keep="certified")),
         "--keep certified or --fast",
     )
+    given = words(data, tmp_path / "other", recalibrate="none", context="none")
+    ran = command(capsys, *given)
+    refused(ran, "--context", "a recalibration, got --recalibrate none")
+    assert ran.out == ""  # before any work
 
 
 def test_where_pseudo_labels_would_cost_the_list_is_of_labelled_images_alone(

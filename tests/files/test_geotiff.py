@@ -361,3 +361,20 @@ def test_a_raster_larger_than_the_memory_it_may_take(tmp_path: Path) -> None:
     assert most < 30e6
     with rasterio.open(tmp_path / "l.tif") as made:
         assert made.shape == (6000, 6000)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("float32", -9999.0), ("uint8", 0.0)])
+def test_no_data_does_not_count_as_scores(tmp_path: Path, dtype: str, nodata: float) -> None:
+    bands = np.full((3, 4, 5), 1, dtype)
+    bands[:, 1, 2:4] = nodata
+    bands[0, 0, 0] = nodata  # in one band alone: a score, and refused where it is none
+    path = raster(tmp_path / "s.tif", bands, nodata=nodata)
+    with pytest.raises(ValueError, match="scores at every pixel, got no-data at 2 pixels; cpseg"):
+        read_scores(path)
+    bands[:, 1, 2:4] = 1
+    whole = raster(tmp_path / "w.tif", bands, nodata=nodata)
+    if dtype == "uint8":
+        assert isinstance(read_scores(whole), Tensor)
+    else:
+        with pytest.raises(ValueError, match=r"probabilities in \[0, 1\], got values from -9999"):
+            read_scores(whole)

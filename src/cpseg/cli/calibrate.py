@@ -127,10 +127,9 @@ def _too_few(arguments: argparse.Namespace, images: int) -> str:
 
     expected = f"{images_needed(arguments.alpha)} scores or more in some cell of the grid"
     got = f"fewer in every one, from {images} images: no label would be left out"
-    fix = (
-        "label more images, raise --alpha, pool cells with --variant image or --fallback, or pass "
-        "--allow-infinite"
-    )
+    pooled = arguments.variant == "image" or arguments.fallback
+    pool = "" if pooled else "pool cells with --variant image or --fallback, "
+    fix = f"label more images, raise --alpha, {pool}or pass --allow-infinite"
     return message(f"calibrate at alpha {arguments.alpha}", expected, got, fix)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cpseg._internal.words import RECALIBRATIONS
 from cpseg.cli import options
 from cpseg.cli.options import Commands, background, shares, whole, words
-from cpseg.cli.shared import data_words, say, say_paragraph, source_of
+from cpseg.cli.shared import data_words, refuse_unused, say, say_paragraph, source_of
 
 if TYPE_CHECKING:
     from cpseg.files.dataset import Source
@@ -131,6 +131,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     if arguments.keep == "certified" and arguments.fast:
         fix = "leave one of them out"
         raise ValueError(message("run", "--keep certified or --fast", "both", fix))
+    refuse_unused(arguments, set(arguments.recalibrate) != {"none"})
     _source(arguments)  # folders and maps are looked at before any work
 
 

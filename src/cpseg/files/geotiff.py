@@ -152,9 +152,20 @@ def scores_shape(path: Path) -> tuple[int, int, int]:
 
 
 def stored_scores(path: Path) -> Tensor:
-    """All bands of a raster as they are stored, ``[K, H, W]``."""
+    """All bands of a raster as they are stored, ``[K, H, W]``.
+
+    Raises:
+        ValueError: a file that is no raster, or no-data pixels, which would count as scores.
+    """
     with _opened(path) as raster:
-        return _tensor(path, _read(path, raster))
+        stored = _tensor(path, _read(path, raster))
+        if any(value is not None for value in raster.nodatavals):
+            missing = int((raster.dataset_mask() == 0).sum())
+            if missing:
+                expected, got = "scores at every pixel", f"no-data at {missing} pixels"
+                fix = "cpseg.files.label_raster leaves them void; or cut the images to the scores"
+                raise ValueError(message(str(path), expected, got, fix))
+        return stored
 
 
 def _read(path: Path, raster: Any, **options: Any) -> Any:
