@@ -16,16 +16,16 @@ demo: $(VENV)/.demo
 	$(BIN)/cpseg demo -o $(CPSEG_DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 # With the slowest tests too: processes of torchrun, simulations, training runs of the examples.
 # Continuous integration sets CI and leaves out those marked nightly.
 test-all: $(VENV)/.dev
-	CI=true NIGHTLY=true $(BIN)/python -m pytest -n 2 -q
+	CI=true NIGHTLY=true $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 # The tests with the lowest versions that pyproject.toml allows, and without what only developers have.
 test-lowest: $(LOWEST)/.done
-	$(LOWEST)/bin/python -m pytest -n 2
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 # Random calls of every public function; the tests make 3,000 of them.
 FUZZ_CALLS ?= 100000

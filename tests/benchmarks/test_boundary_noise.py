@@ -23,6 +23,7 @@ def bench() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
+@pytest.mark.nightly
 def test_the_command_runs(bench, tmp_path, capsys):
     path = tmp_path / "noise.csv"
     bench.main(["--quick", "--seeds", "1", "-o", str(path)])

@@ -126,7 +126,7 @@ def test_refusals_of_a_join_are_one_line(
     assert not (tmp_path / "J").exists()
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_ranks_join_the_same_folder(
     data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def expected_rows() -> Iterator[str]:
 
 @there
 @modern
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_the_dry_run_has_all_rows(tmp_path: Path) -> None:
     done = run("--dry-run", "-o", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

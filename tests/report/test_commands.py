@@ -39,6 +39,7 @@ def report(data: DataSet, capsys: pytest.CaptureFixture[str], *more: object) -> 
     return found
 
 
+@pytest.mark.nightly
 def test_every_kind_of_rule_can_be_made(
     data: DataSet,
     tmp_path: Path,

@@ -84,7 +84,7 @@ def test_ours_pass_in_every_world(per: str) -> None:
     assert_certificate(ours(per), per=per, draws=20, reuse=20, images=60)
 
 
-@SLOW
+@pytest.mark.nightly
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("per", ["labels", "image"])
 def test_ours_pass_in_many_draws(per: str, per_class: bool) -> None:
