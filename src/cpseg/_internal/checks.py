@@ -314,8 +314,7 @@ _ONE_AS_BITS = {
 
 def in_unit_interval(values: Tensor) -> Tensor:
     """Bool ``[]``: every value lies in [0, 1]; NaN does not. No synchronisation."""
-    least, most = values.aminmax()
-    return (least >= 0) & (most <= 1)
+    return (values.amin() >= 0) & (values.amax() <= 1)
 
 
 def surely_in_unit_interval(values: Tensor) -> bool:
