@@ -180,6 +180,78 @@ def compiled_sequence() -> Iterator[Row]:
             lambda p=probs: p.amax(1),
             31 if num_classes < 100 else 11,
         )
+    yield from compiled_for_the_command()
+
+
+_COMPILED = """
+import json, time
+import torch, cpseg
+from run import ratios
+
+def select(probs, threshold):
+    return cpseg.pseudo_labels(probs, threshold, background=0)
+
+torch.set_num_threads(1)
+compiled = torch.compile(select, fullgraph=True)
+sizes = (512, 512), (375, 500)
+images = [(torch.rand(1, 21, *size), torch.rand(size)) for size in sizes]
+start = time.perf_counter()
+for image in images:
+    compiled(*image)
+seconds = time.perf_counter() - start
+found = [ratios(lambda: compiled(*image), lambda: select(*image)) for image in images]
+print(json.dumps([seconds, found]))
+"""
+
+
+def compiled_for_the_command() -> Iterator[Row]:
+    """What the command would gain by a compiled function: an image at a time, on one thread."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as cache:  # kernels that are kept know a number of threads
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
+        command = [sys.executable, "-c", _COMPILED]
+        text = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment, cwd=HERE
+        ).stdout
+    seconds, found = json.loads(text)
+    for size, (median, low, high, base) in zip(("512x512", "375x500"), found, strict=True):
+        name = f"pseudo_labels K=21, one image of {size}, one thread, torch.compile"
+        note = f"reference {base:.3g} ms; {seconds:.0f} s of compilation for both sizes"
+        yield Row(name, "eager", "-", median, low, high, True, note)
+
+
+def lists() -> Iterator[Row]:
+    """What `label` does for every line of a list besides the images."""
+    import tempfile
+
+    from cpseg.files.dataset import Source
+    from cpseg.files.id_lists import Pair
+    from cpseg.jobs.label import summarise
+
+    count = 10_000
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "probs" / "train").mkdir(parents=True)
+        pairs = [Pair(f"train/{number:06d}.jpg", None) for number in range(count)]
+        for pair in pairs:
+            (root / "probs" / pair.image).with_suffix(".npz").touch()
+        facts = [{"ignored": 9.0, **{f"class_{index}": 9.0 for index in range(5)}}] * count
+        masks = {pair: root / pair.image for pair in pairs}
+        source = Source(root, root / "probs")
+        cases: dict[str, Callable[[], object]] = {
+            "finding the score files": lambda: source.locate(pairs),
+            "summary.csv of 21 classes": lambda: summarise(root, masks, 21, facts),
+        }
+        for name, do in cases.items():
+            times = []
+            for _ in range(7):
+                start = time.perf_counter()
+                do()
+                times.append(1e6 * (time.perf_counter() - start) / count)
+            low, median, high = statistics.quantiles(times, n=4)
+            title = f"{name}, {count:,} lines, microseconds a line"
+            yield Row(title, "-", "-", median, low, high, reached=True)
 
 
 def busy_cores() -> Iterator[Row]:
@@ -716,6 +788,7 @@ def main() -> None:
         "sum": sum_training,
         "online": online_threshold,
         "label": label_command,
+        "lists": lists,
         "memory": lambda: memory(10582 if arguments.full else 700),
         "import": importing,
         "starting": starting,

@@ -116,7 +116,8 @@ def label(
         if rank() > 0:
             return float("nan")
         facts_of_masks = folder.facts(list(masks.values()))
-        kept, pixels = _summarise(out, masks, chosen, facts_of_masks)
+        num_classes = chosen.num_classes or VOID
+        kept, pixels = summarise(out, masks, num_classes, facts_of_masks)
         notices = _notices(masks, chosen, pixels, facts_of_masks)
         calibration.save(out / "calibration.safetensors")
         if labelled is not None:
@@ -232,17 +233,16 @@ def _fingerprint(source: Source, calibration: Calibration, pairs: Sequence[Pair]
     )
 
 
-def _summarise(
+def summarise(
     out: Path,
     masks: dict[Pair, Path],
-    calibration: Calibration,
+    num_classes: int,
     facts: Sequence[Mapping[str, float] | None],
 ) -> tuple[float, list[int]]:
     """Write ``summary.csv``; the kept share over all pixels, and how many every image has.
 
     Masks that an older version wrote, without a record of their classes, are read again.
     """
-    num_classes = calibration.num_classes or VOID
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"class_{index}" for index in range(num_classes)]
